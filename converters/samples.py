@@ -1,0 +1,276 @@
+"""One small checkpoint of every layout that is read, with random weights: for the round trip and the tests.
+
+Where PyPI has the package, its own model makes the file; elsewhere the layout is written out here as its authors'
+code saves it, apart from the reader's rules in formats.py.
+"""
+
+import argparse
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from converters import arch as archs
+from converters.backbone import STAGES
+
+State = dict[str, Tensor]
+Stages = dict[str, nn.Module]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A layout to make.
+
+    Attributes:
+        layout: the entry of formats.FORMATS that reads it.
+        made_with: the package whose model it is, or "key rules".
+        make: builds the model of an architecture; returns what is saved, the module to run, and its stages.
+        suffix: kind of file.
+        package: framework that must not meet its rival in one process, or "".
+        branch: the encoder that the stages belong to, when it is not the default.
+        stem: what is added to the architecture's name.
+    """
+
+    layout: str
+    made_with: str
+    make: Callable[[str], tuple[Any, nn.Module, Stages]]
+    suffix: str = ".pth"
+    package: str = ""
+    branch: str | None = None
+    stem: str = ""
+
+
+def randomise(network: nn.Module) -> nn.Module:
+    """Give BN layers statistics and scales of their own, as training does: at 0 and 1 a lost one is not seen."""
+    for module in network.modules():
+        mean = getattr(module, "running_mean", None)
+        if isinstance(mean, Tensor):
+            for tensor, low, high in ((mean, -0.2, 0.2), (module.running_var, 0.7, 1.4)):
+                tensor.data.uniform_(low, high)
+            module.weight.data.uniform_(0.3, 0.9)
+            module.bias.data.uniform_(-0.2, 0.2)
+            if isinstance(counter := getattr(module, "num_batches_tracked", None), Tensor):
+                counter.fill_(1234)
+    return network.eval()
+
+
+def write(sample: Sample, arch: str, path: Path, seed: int = 0) -> tuple[nn.Module, Stages]:
+    """Write a checkpoint of `arch` and return the model in it, and its stages by torchvision's name."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        content, model, stages = sample.make(arch + sample.stem)
+    if path.suffix == ".safetensors":
+        from safetensors.torch import save_file
+
+        save_file(content, path)
+    elif path.suffix == ".pkl":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path)
+    return model, stages
+
+
+def stages_of(network: nn.Module) -> Stages:
+    """Return layer1 … layer4 of a network that names them so."""
+    return {stage: network.get_submodule(stage) for stage in STAGES}
+
+
+def prefixed(prefix: str, state: Mapping[str, Tensor]) -> State:
+    """Put `prefix` before every key."""
+    return {prefix + key: value for key, value in state.items()}
+
+
+def _mlp(prefix: str, width: int) -> State:
+    return {f"{prefix}.0.weight": torch.randn(8, width), f"{prefix}.0.bias": torch.randn(8)}
+
+
+def _by_rules(layout: Callable[[State, State, int], Any]) -> Callable[[str], tuple[Any, nn.Module, Stages]]:
+    """Make a sample of the state of a network and of a second one: its momentum encoder, where there is one."""
+
+    def make(arch: str) -> tuple[Any, nn.Module, Stages]:
+        network, other = randomise(archs.build(arch)), randomise(archs.build(arch))
+        content = layout(dict(network.state_dict()), dict(other.state_dict()), archs.feature_dim(arch))
+        return content, network, stages_of(network)
+
+    return make
+
+
+def _suite(q: State, k: State, width: int) -> Any:
+    state = prefixed("encoder_q.", q | _mlp("fc", width)) | prefixed("encoder_k.", k | _mlp("fc", width))
+    state |= {"queue": torch.randn(8, 16), "label_queue": torch.zeros(16), "index_queue": torch.zeros(16)}
+    meta = {"method": "unimoco", "arch": {512: "resnet18", 2048: "resnet50"}[width], "stem": "imagenet"}
+    state["queue_ptr"] = torch.zeros(1)
+    more = {"optimizer": {"state": {}}, "rng": torch.zeros(4, dtype=torch.uint8), "config": {"seed": 0}}
+    told = meta | {"label_ratio": 0.1, "epochs": 20.0, "step": 1234}
+    return {"format": "unimoco-suite", "version": 1, "state_dict": state, "meta": told, **more}
+
+
+def _moco(wrapper: str, mlp: bool, labels: bool) -> Callable[[State, State, int], Any]:
+    def layout(q: State, k: State, width: int) -> Any:
+        head = _mlp("fc", width) if mlp else {"fc.weight": torch.randn(8, width), "fc.bias": torch.randn(8)}
+        state = prefixed("encoder_q.", q | head) | prefixed("encoder_k.", k | head)
+        state |= {"queue": torch.randn(8, 16), "queue_ptr": torch.zeros(1)}
+        state |= {"label_queue": torch.zeros(16)} if labels else {}
+        return {"epoch": 200, "arch": "resnet50", "state_dict": prefixed(wrapper, state), "optimizer": {}}
+
+    return layout
+
+
+def _mocov3(q: State, k: State, width: int) -> Any:
+    state = prefixed("base_encoder.", q | _mlp("fc", width)) | prefixed("momentum_encoder.", k | _mlp("fc", width))
+    return {"epoch": 100, "state_dict": prefixed("module.", state | _mlp("predictor", 8))}
+
+
+def _simsiam(q: State, k: State, width: int) -> Any:
+    state = prefixed("module.encoder.", q | _mlp("fc", width)) | _mlp("module.predictor", 8)
+    return {"epoch": 100, "state_dict": state}
+
+
+def _pixpro(q: State, k: State, width: int) -> Any:
+    state = prefixed("encoder.", q) | prefixed("encoder_k.", k) | _mlp("projector", 8) | _mlp("projector_k", 8)
+    options = argparse.Namespace(arch="resnet50", lr=0.1)
+    return {"opt": options, "model": prefixed("module.", state | _mlp("value_transform", 8))}
+
+
+def _pycontrast(q: State, k: State, width: int) -> Any:
+    online = prefixed("module.encoder.", q) | _mlp("module.head", width)
+    return {"model": online, "model_ema": prefixed("encoder.", k) | _mlp("head", width), "epoch": 3}
+
+
+def _swav(q: State, k: State, width: int) -> Any:
+    return prefixed("module.", q | _mlp("projection_head", width) | {"prototypes.weight": torch.randn(4, 8)})
+
+
+def _barlow_twins(q: State, k: State, width: int) -> Any:
+    state = prefixed("backbone.", q) | _mlp("projector", width) | {"bn.running_mean": torch.zeros(8)}
+    return {"epoch": 3, "model": prefixed("module.", state)}
+
+
+def _vicreg(q: State, k: State, width: int) -> Any:
+    return {"epoch": 3, "model": prefixed("module.", prefixed("backbone.", q) | _mlp("projector", width))}
+
+
+def _dino(q: State, k: State, width: int) -> Any:
+    teacher, student = (prefixed("module.backbone.", s) | _mlp("module.head.mlp", width) for s in (q, k))
+    return {"teacher": teacher, "student": student, "epoch": 3}
+
+
+def _vissl(q: State, k: State, width: int) -> Any:
+    trunk = prefixed("_feature_blocks.", {key: v for key, v in q.items()})
+    model = {"trunk": trunk, "heads": _mlp("0.clf", width)}
+    return {"classy_state_dict": {"base_model": {"model": model, "meta": {}}}, "phase_idx": 3}
+
+
+def _openselfsup(q: State, k: State, width: int) -> Any:
+    state = prefixed("backbone.", q) | prefixed("encoder_q.0.", q) | prefixed("encoder_k.0.", k)
+    state |= _mlp("encoder_q.1.mlp", width) | _mlp("encoder_k.1.mlp", width) | {"queue": torch.zeros(8, 4)}
+    return {"meta": {"epoch": 200}, "state_dict": state}
+
+
+def _mmpretrain(q: State, k: State, width: int) -> Any:
+    state = prefixed("backbone.", q) | _mlp("neck", width) | _mlp("head.predictor", 8)
+    state |= prefixed("target_net.module.0.", k) | _mlp("target_net.module.1", width)
+    return {"meta": {}, "state_dict": state | {"target_net.steps": torch.tensor(5)}}
+
+
+def _solo_learn(q: State, k: State, width: int) -> Any:
+    state = prefixed("backbone.", q) | prefixed("momentum_backbone.", k) | _mlp("projector", width)
+    state |= _mlp("momentum_projector", width) | _mlp("predictor", 8) | _mlp("classifier", width)
+    return {"epoch": 3, "state_dict": state, "pytorch-lightning_version": "2.1.2"}
+
+
+def _supcontrast(q: State, k: State, width: int) -> Any:
+    state = {key.replace("downsample", "shortcut"): value for key, value in q.items()}
+    return {"opt": argparse.Namespace(epochs=1), "model": prefixed("encoder.module.", state) | _mlp("head", width)}
+
+
+def _torchvision(arch: str) -> tuple[Any, nn.Module, Stages]:
+    from torchvision import models
+
+    network = randomise(models.get_model(arch, weights=None))
+    return network.state_dict(), network, stages_of(network)
+
+
+def _timm(arch: str) -> tuple[Any, nn.Module, Stages]:
+    import timm
+
+    network = randomise(timm.create_model(arch, pretrained=False))
+    return network.state_dict(), network, stages_of(network)
+
+
+def _lightly(sequential: bool) -> Callable[[str], tuple[Any, nn.Module, Stages]]:
+    def make(arch: str) -> tuple[Any, nn.Module, Stages]:
+        from lightly.models.modules.heads import MoCoProjectionHead
+        from torchvision import models
+
+        network, other = (randomise(models.get_model(arch, weights=None)) for _ in range(2))
+        model = nn.Module()
+        for name, resnet in (("backbone", network), ("backbone_momentum", other)):
+            resnet.fc = nn.Identity()
+            model.add_module(name, nn.Sequential(*list(resnet.children())[:-1]) if sequential else resnet)
+        width = archs.feature_dim(arch)
+        model.projection_head = MoCoProjectionHead(width, 16, 8)
+        model.projection_head_momentum = MoCoProjectionHead(width, 16, 8)
+        return {"epoch": 3, "state_dict": model.state_dict()}, network, stages_of(network)
+
+    return make
+
+
+def _detectron2(head: str) -> Callable[[str], tuple[Any, nn.Module, Stages]]:
+    def make(arch: str) -> tuple[Any, nn.Module, Stages]:
+        from converters.frameworks import mask_rcnn
+
+        # stock detectron2 has no C4 head of BasicBlocks
+        model, stages, trunk = mask_rcnn(arch, "FPN" if arch == "resnet18" else head)
+        randomise(model)
+        return {"model": model.state_dict(), "iteration": 9}, trunk, stages
+
+    return make
+
+
+def _openmmlab(stem: str) -> Callable[[str], tuple[Any, nn.Module, Stages]]:
+    def make(arch: str) -> tuple[Any, nn.Module, Stages]:
+        from converters.frameworks import fcn
+
+        model = randomise(fcn(int(arch.removesuffix(stem).removeprefix("resnet")), stem))
+        return {"meta": {"epoch": 3}, "state_dict": model.state_dict()}, model.backbone, stages_of(model.backbone)
+
+    return make
+
+
+RULES = "key rules"
+SAMPLES = {
+    "this suite": Sample("unimoco-suite", RULES, _by_rules(_suite)),
+    "UniMoCo": Sample("unimoco", RULES, _by_rules(_moco("module.", True, True))),
+    "MoCo v1": Sample("moco", RULES, _by_rules(_moco("module.", False, False)), ".pth.tar"),
+    "MoCo v2, one GPU": Sample("moco", RULES, _by_rules(_moco("", True, False))),
+    "MoCo v3": Sample("mocov3", RULES, _by_rules(_mocov3)),
+    "SimSiam": Sample("simsiam", RULES, _by_rules(_simsiam)),
+    "BYOL, solo-learn": Sample("solo-learn", RULES, _by_rules(_solo_learn), ".ckpt"),
+    "solo-learn, CIFAR stem": Sample("solo-learn", RULES, _by_rules(_solo_learn), ".ckpt", stem="_cifar_pad2"),
+    "lightly": Sample("lightly", "lightly", _lightly(False), ".ckpt"),
+    "lightly, nn.Sequential": Sample("lightly-sequential", "lightly", _lightly(True), ".ckpt"),
+    "DINO": Sample("dino", RULES, _by_rules(_dino)),
+    "DINO student": Sample("dino", RULES, _by_rules(lambda q, k, w: _dino(k, q, w)), branch="student"),
+    "SwAV": Sample("swav", RULES, _by_rules(_swav)),
+    "Barlow Twins": Sample("barlowtwins", RULES, _by_rules(_barlow_twins)),
+    "VICReg": Sample("vicreg", RULES, _by_rules(_vicreg)),
+    "PixPro, SoCo": Sample("pixpro", RULES, _by_rules(_pixpro)),
+    "PyContrast": Sample("pycontrast", RULES, _by_rules(_pycontrast)),
+    "VISSL": Sample("vissl", RULES, _by_rules(_vissl), ".torch"),
+    "OpenSelfSup, DenseCL": Sample("openselfsup", RULES, _by_rules(_openselfsup)),
+    "mmselfsup, mmpretrain": Sample("openselfsup", RULES, _by_rules(_mmpretrain)),
+    "SupContrast": Sample("supcontrast", RULES, _by_rules(_supcontrast), stem="_cifar"),
+    "torchvision": Sample("torchvision", "torchvision", _torchvision),
+    "torchvision .safetensors": Sample("torchvision", "torchvision", _torchvision, ".safetensors"),
+    "timm": Sample("torchvision", "timm", _timm, ".safetensors"),
+    "timm, deep stem": Sample("timm", "timm", _timm, ".safetensors", stem="d"),
+    "detectron2 FPN": Sample("detectron2", "detectron2", _detectron2("FPN"), package="detectron2"),
+    "detectron2 C4": Sample("detectron2", "detectron2", _detectron2("C4"), package="detectron2"),
+    "mmseg": Sample("openmmlab", "mmseg", _openmmlab(""), package="mmseg"),
+    "mmseg V1c": Sample("openmmlab", "mmseg", _openmmlab("c"), package="mmseg", stem="c"),
+}

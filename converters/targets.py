@@ -1,0 +1,244 @@
+"""Writes a Backbone the way each framework reads it, with the settings that belong to it beside the file."""
+
+import pickle
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from converters import arch as archs
+from converters.backbone import MEAN255, STD255, Backbone, is_counter
+from converters.formats import Rules
+
+_AUTHOR = "unimoco-suite"  # any name but Caffe2, which would make detectron2 rename the keys
+_PLAIN = {"resnet18", "resnet34", "resnet50", "resnet101", "resnet152"}
+_WIDE = {"wide_resnet50_2", "wide_resnet101_2"}
+_RESNEXTS = {"resnext50_32x4d", "resnext101_32x4d", "resnext101_32x8d", "resnext101_64x4d"}
+
+_TO_DETECTRON2: Rules = (
+    (r"^conv1\.", "stem.conv1."),
+    (r"^bn1\.", "stem.conv1.norm."),
+    (r"\.bn(\d)\.", r".conv\1.norm."),
+    (r"\.downsample\.0\.", ".shortcut."),
+    (r"\.downsample\.1\.", ".shortcut.norm."),
+    (r"^layer1\.", "res2."),
+    (r"^layer2\.", "res3."),
+    (r"^layer3\.", "res4."),
+    (r"^layer4\.", "res5."),
+)
+_TO_OPENMMLAB_DEEP: Rules = ((r"^conv1\.", "stem."), (r"^bn1\.", "stem.7."))
+
+
+@dataclass(frozen=True)
+class Target:
+    """A framework to write for.
+
+    Attributes:
+        name: what --to takes.
+        suffixes: kinds of file it reads, the default first.
+        write: writes the tensors to a path; `prefix` stands before every key.
+        builds: whether its own code builds the network of that name (see converters/arch.py).
+        package: what must be installed to verify the file.
+        loading: the line that loads it, with {arch}, {file} and {stem} (the file without its suffix).
+        settings: suffix and text of the file that goes beside it, or None.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    write: Callable[[Backbone, Path, str], int]
+    builds: Callable[[str], bool]
+    package: str
+    loading: str
+    settings: tuple[str, Callable[[Backbone, Path, str], str]] | None = None
+
+    def usage(self, arch: str, path: Path) -> str:
+        """Return the line of Python or configuration that loads the file."""
+        plain = re.sub("_cifar(_pad2)?$", "", arch)
+        return self.loading.format(arch=plain, file=path, stem=path.with_suffix(""))
+
+    def check(self, backbone: Backbone) -> None:
+        """Raise a ValueError that names the layer which the framework's own networks do not have."""
+        if self.builds(backbone.arch):
+            return
+        trunk, _ = archs.names(backbone.arch)
+        stem = archs.parts(backbone.arch)[1]
+        hint = ""
+        if self.builds(trunk):  # then it is the stem
+            layers = [n for n, t in backbone.tensors.items() if n.startswith("conv1.") and t.ndim == 4]
+            layers += ["layer1.0.downsample.1.weight"] if stem.avg_down else []
+            if not stem.pool:
+                hint = "; --to torchvision keeps it"
+        else:
+            layers = [name for name in backbone.tensors if re.fullmatch(r"layer3\.\d+\.conv2\.weight", name)][-1:]
+        told = ", ".join(f"{name} {tuple(backbone.tensors[name].shape)}" for name in layers)
+        raise ValueError(f"{self.name} builds no {backbone.arch}: it has no place for {told}{hint}")
+
+
+def renamed(backbone: Backbone, rules: Rules, prefix: str = "", counters: bool = True) -> dict[str, Tensor]:
+    """Return the tensors under another framework's names, with or without BN's step counters."""
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in backbone.tensors.items():
+        if is_counter(name) and not counters:
+            continue
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        tensors[prefix + name] = tensor
+    return tensors
+
+
+def _told(backbone: Backbone) -> dict[str, Any]:
+    """What a file of ours says of its origin: no path and no time, so that the same input gives the same bytes."""
+    source = {"format": backbone.source.format, "sha256": backbone.source.sha256}
+    return {**backbone.meta, "arch": backbone.arch, **{f"source_{key}": value for key, value in source.items()}}
+
+
+def _write_tensors(backbone: Backbone, path: Path, prefix: str) -> int:
+    tensors = renamed(backbone, (), prefix)
+    if path.suffix == ".safetensors":
+        from safetensors.torch import save_file
+
+        # One entry of metadata: safetensors keeps no order among more, and the bytes would change from run to run.
+        save_file(tensors, path, metadata={"format": "pt"})
+    else:
+        _torch_save(tensors, path)
+    return len(tensors)
+
+
+def _torch_save(content: dict[str, Any], path: Path) -> None:
+    with path.open("wb") as file:  # given a path, torch.save would write its name into every record
+        torch.save(content, file)
+
+
+def _write_detectron2(backbone: Backbone, path: Path, prefix: str) -> int:
+    arrays = {key: t.numpy() for key, t in renamed(backbone, _TO_DETECTRON2, prefix, counters=False).items()}
+    content = {"model": arrays, "__author__": _AUTHOR, "matching_heuristics": True, "meta": _told(backbone)}
+    # Protocol 3 names modules in plain text; numpy < 1.26 knows its core by the older name alone.
+    data = pickle.dumps(content, protocol=3).replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
+    path.write_bytes(data)
+    return len(arrays)
+
+
+def _depth(arch: str) -> int:
+    return int(re.findall(r"\d+", arch)[0])
+
+
+def _detectron2_settings(backbone: Backbone, path: Path, prefix: str) -> str:
+    trunk, _ = archs.parts(backbone.arch)
+    return f"""\
+# The input and the network that {path.name} was trained for. Merge it over any detectron2 config:
+#   cfg.merge_from_file("{path.stem}.yaml"); cfg.MODEL.WEIGHTS = "{path.name}"
+INPUT:
+  FORMAT: "RGB"
+MODEL:
+  PIXEL_MEAN: {list(MEAN255)}
+  PIXEL_STD: {list(STD255)}
+  BACKBONE:
+    FREEZE_AT: 0
+  RESNETS:
+    DEPTH: {_depth(backbone.arch)}
+    STRIDE_IN_1X1: False
+    NUM_GROUPS: {trunk.groups}
+    WIDTH_PER_GROUP: {trunk.width}
+    RES2_OUT_CHANNELS: {256 if trunk.bottleneck else 64}
+"""
+
+
+def _write_openmmlab(backbone: Backbone, path: Path, prefix: str) -> int:
+    deep = "conv1.0.weight" in backbone.tensors
+    tensors = renamed(backbone, _TO_OPENMMLAB_DEEP if deep else (), prefix)
+    _torch_save({"meta": _told(backbone), "state_dict": tensors}, path)
+    return len(tensors)
+
+
+_C4_HEAD = """\
+# mmdet's C4 networks keep layer4 in the RoI head, which is random unless told otherwise:
+#   model = dict(roi_head=dict(shared_head=shared_head))
+shared_head = dict(type='ResLayer', depth={depth}, stage=3, style='pytorch', norm_eval=False, init_cfg=init_cfg)
+"""
+
+
+def _openmmlab_settings(backbone: Backbone, path: Path, prefix: str) -> str:
+    trunk, stem = archs.parts(backbone.arch)
+    depth = _depth(backbone.arch)
+    network = f"depth={depth}, style='pytorch'"
+    if trunk.groups > 1:
+        network += f", groups={trunk.groups}, base_width={trunk.width}"
+    if len(stem.widths) > 1:
+        network += f", deep_stem=True, avg_down={stem.avg_down}, stem_channels={stem.widths[-1]}"
+    kind = "ResNeXt" if trunk.groups > 1 else "ResNet"
+    head = _C4_HEAD.format(depth=depth) if trunk.groups == 1 else ""
+    wanted = f", prefix={prefix!r}" if prefix else ""
+    return f"""\
+# The input and the network that {path.name} was trained for; the last of an OpenMMLab config's bases:
+#   _base_ = [..., '{path.stem}.py']
+init_cfg = dict(type='Pretrained', checkpoint='{{{{ fileDirname }}}}/{path.name}'{wanted})
+model = dict(
+    data_preprocessor=dict(mean={list(MEAN255)}, std={list(STD255)}, bgr_to_rgb=True),
+    pretrained=None,  # for mmseg, whose bases name weights of their own; mmdet has no such option: leave it out there
+    backbone=dict(type='{kind}', {network}, frozen_stages=-1, norm_eval=False, init_cfg=init_cfg),
+)
+{head}"""
+
+
+def _torchvision_builds(arch: str) -> bool:
+    from torchvision import models
+
+    # A small stem is two lines on top of torchvision's network, which Backbone.build() writes out.
+    return re.sub("_cifar(_pad2)?$", "", arch) in models.list_models(models)
+
+
+def _timm_builds(arch: str) -> bool:
+    import timm
+
+    return timm.is_model(arch)
+
+
+def _openmmlab_builds(arch: str) -> bool:
+    trunk, stem = archs.names(arch)
+    # its ResNeXt ignores the width when there is one group: no wide networks
+    return trunk in _PLAIN | _RESNEXTS and stem in ("", "c", "d", "s")
+
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target(
+            "detectron2",
+            (".pkl",),
+            _write_detectron2,
+            lambda arch: arch in _PLAIN | _WIDE | _RESNEXTS,
+            "detectron2",
+            'cfg.merge_from_file("{stem}.yaml"); cfg.MODEL.WEIGHTS = "{file}"',
+            (".yaml", _detectron2_settings),
+        ),
+        Target(
+            "openmmlab",
+            (".pth",),
+            _write_openmmlab,
+            _openmmlab_builds,
+            "mmseg",
+            "_base_ = [..., '{stem}.py']",
+            (".py", _openmmlab_settings),
+        ),
+        Target(
+            "torchvision",
+            (".pth", ".safetensors"),
+            _write_tensors,
+            _torchvision_builds,
+            "torchvision",
+            'm = torchvision.models.{arch}(); m.fc = torch.nn.Identity(); m.load_state_dict(torch.load("{file}"))',
+        ),
+        Target(
+            "timm",
+            (".safetensors", ".pth"),
+            _write_tensors,
+            _timm_builds,
+            "timm",
+            'timm.create_model("{arch}", num_classes=0, checkpoint_path="{file}")',
+        ),
+    )
+}

@@ -1,0 +1,253 @@
+"""Proof of a converted file: the framework builds its own network, loads the file its own way, and is compared.
+
+Every tensor of the trunk must be equal, and the four stages must give the same features on a photograph that the
+framework itself brings into its input format, as the settings beside the file say.
+"""
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from converters import arch as archs
+from converters.backbone import MEAN255, STAGES, STD255, Backbone, VerificationError, is_counter
+from converters.sources import trunk_of
+from converters.targets import TARGETS
+
+TOLERANCE = 1e-4  # float32: another order of the same additions
+_Outputs = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was compared: `convs` convolutions and `norms` batch norms among `tensors`, all equal."""
+
+    model: str
+    tensors: int
+    convs: int
+    norms: int
+    deltas: dict[str, float]  # stage → max |difference| of its output
+
+    def __str__(self) -> str:
+        deltas = ", ".join(f"{stage} {delta:.1e}" for stage, delta in self.deltas.items())
+        counts = f"{self.tensors} tensors equal ({self.convs} convolutions, {self.norms} batch norms)"
+        return f"{self.model}: {counts}; max |Δ| {deltas}"
+
+
+@dataclass(frozen=True)
+class _Built:
+    """A target's network with the file in it; `run` takes an (H, W, 3) uint8 RGB photograph."""
+
+    model: str
+    layout: str
+    state: Mapping[str, Tensor]
+    stages: Mapping[str, nn.Module]
+    run: Callable[[np.ndarray], Any]
+
+
+def photograph(size: int = 224) -> np.ndarray:
+    """Return a real photograph, (size, size, 3) uint8 RGB: the middle of one that scikit-learn ships."""
+    spec = find_spec("sklearn")
+    if spec is None or spec.origin is None:
+        raise ValueError("the photograph to compare on comes with scikit-learn: bash setup.sh installs it")
+    with Image.open(Path(spec.origin).parent / "datasets/images/china.jpg") as image:
+        left, top = (image.width - size) // 2, (image.height - size) // 2
+        return np.asarray(image.convert("RGB").crop((left, top, left + size, top + size)))
+
+
+def normalised(image: np.ndarray) -> Tensor:
+    """Turn (H, W, 3) uint8 RGB into the (1, 3, H, W) float32 that the backbone was trained on."""
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN255, STD255))
+    return (torch.tensor(image).permute(2, 0, 1)[None].float() - mean) / std
+
+
+@torch.no_grad()
+def stage_outputs(stages: Mapping[str, nn.Module], run: Callable[[], Any]) -> _Outputs:
+    """Return the output (N, C, H, W) of each of `stages` while `run` runs."""
+    outputs: _Outputs = {}
+    hooks = [
+        module.register_forward_hook(lambda _m, _i, out, name=name: outputs.update({name: out.detach()}))
+        for name, module in stages.items()
+    ]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return outputs
+
+
+def installed(target: str) -> bool:
+    """Say whether the framework that reads `target` files is here."""
+    return find_spec(TARGETS[target].package) is not None
+
+
+def verify(backbone: Backbone, target: str, path: Path, image: np.ndarray | None = None) -> list[Check]:
+    """Load `path` into the real models of `target` and compare them with `backbone`.
+
+    detectron2 and OpenMMLab do not share a process: each is verified in one that has not loaded the other.
+
+    Args:
+        backbone: what was converted.
+        target: a name in targets.TARGETS.
+        path: the converted file; its settings are read from beside it.
+        image: (H, W, 3) uint8 RGB, H and W multiples of 32; a photograph by default.
+
+    Raises:
+        VerificationError: a tensor or a feature differs; the message names it.
+        ValueError: the framework is not installed, or its rival is loaded in this process.
+    """
+    if not installed(target):
+        raise ValueError(f"{TARGETS[target].package} is not installed: bash setup.sh installs it")
+    image = photograph() if image is None else image
+    network = backbone.build()
+    stages = {stage: network.get_submodule(stage) for stage in STAGES}
+    reference = stage_outputs(stages, lambda: network(normalised(image)))
+    return [_compare(backbone, built, reference, image) for built in _BUILDERS[target](backbone, path)]
+
+
+def _compare(backbone: Backbone, built: _Built, reference: _Outputs, image: np.ndarray) -> Check:
+    trunk = trunk_of(built.state, built.layout)
+    whole = len(built.stages) == len(STAGES)
+    tensors = backbone.compare(trunk, ignore=lambda n: is_counter(n) or (not whole and n.startswith("layer4.")))
+    outputs = stage_outputs(built.stages, lambda: built.run(image))
+    deltas = {stage: float((outputs[stage] - reference[stage]).abs().max()) for stage in built.stages}
+    if not all(delta <= TOLERANCE for delta in deltas.values()):  # so that NaN fails as well
+        told = ", ".join(f"{stage} by {delta:.2g}" for stage, delta in deltas.items())
+        raise VerificationError(
+            f"{built.model} holds the same tensors and gives other features: {told} (more than {TOLERANCE}); "
+            "look at the input (RGB, mean, std), at which convolution has the stride, and at the stem"
+        )
+    convs = sum(tensor.ndim == 4 for tensor in trunk.values())
+    norms = sum(name.endswith("running_var") for name in trunk)
+    return Check(built.model, tensors, convs, norms, deltas)
+
+
+def _stages(network: nn.Module) -> dict[str, nn.Module]:
+    return {stage: network.get_submodule(stage) for stage in STAGES}
+
+
+def _torchvision(backbone: Backbone, path: Path) -> Iterator[_Built]:
+    from torchvision import models
+
+    trunk, stem = archs.names(backbone.arch)
+    network = archs.build(backbone.arch) if stem else models.get_model(trunk, weights=None)
+    network.fc = nn.Identity()
+    network.load_state_dict(_load_tensors(path), strict=True)
+    network.eval()
+    title = f"torchvision {trunk}" + (" with a 3×3 stem" if stem else "")
+    yield _Built(title, "torchvision", network.state_dict(), _stages(network), lambda i: network(normalised(i)))
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    return torch.load(path, weights_only=True, mmap=True)
+
+
+def _timm(backbone: Backbone, path: Path) -> Iterator[_Built]:
+    import timm
+
+    network = timm.create_model(backbone.arch, num_classes=0, checkpoint_path=str(path)).eval()
+    title = f"timm {backbone.arch}"
+    yield _Built(title, "timm", network.state_dict(), _stages(network), lambda i: network(normalised(i)))
+
+
+def _detectron2(backbone: Backbone, path: Path) -> Iterator[_Built]:
+    """FPN has the whole trunk in its backbone; C4 keeps res5 in the RoI head."""
+    _refuse_with("mmengine")
+    with _quiet():  # pkg_resources and torch.jit.script warn of their age
+        import detectron2.model_zoo
+        from detectron2.checkpoint import DetectionCheckpointer
+        from detectron2.data.detection_utils import convert_PIL_to_numpy
+        from detectron2.modeling import build_model
+
+    trunk, _ = archs.parts(backbone.arch)
+    for head in ("FPN", "C4"):
+        with _quiet():
+            cfg = detectron2.model_zoo.get_config(f"COCO-InstanceSegmentation/mask_rcnn_R_50_{head}_1x.yaml")
+            cfg.merge_from_file(str(path.with_suffix(".yaml")))
+            cfg.MODEL.DEVICE = "cpu"
+            model = build_model(cfg).eval()
+            DetectionCheckpointer(model).load(str(path))
+        bottom = model.backbone.bottom_up if head == "FPN" else model.backbone
+        stages = {f"layer{n}": bottom.get_submodule(f"res{n + 1}") for n in (1, 2, 3)}
+        # detectron2's C4 head is made of three Bottlenecks whatever the depth: a BasicBlock network has none for it.
+        head5 = bottom.res5 if head == "FPN" else model.roi_heads.res5 if trunk.bottleneck else None
+        stages |= {"layer4": head5} if head5 is not None else {}
+
+        def run(
+            image: np.ndarray, model: Any = model, cfg: Any = cfg, head5: Any = head5, c4: bool = head == "C4"
+        ) -> None:
+            pixels = convert_PIL_to_numpy(Image.fromarray(image), cfg.INPUT.FORMAT)
+            chw = torch.as_tensor(np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype("float32"))
+            features = model.backbone(model.preprocess_image([{"image": chw}]).tensor)
+            if c4 and head5 is not None:
+                head5(features["res4"])
+
+        state = model.state_dict()
+        if head5 is None:
+            state = {key: value for key, value in state.items() if not key.startswith("roi_heads.res5.")}
+        title = f"detectron2 Mask R-CNN {backbone.arch} {head}" + ("" if head5 is not None else " without res5")
+        yield _Built(title, "detectron2", state, stages, run)
+
+
+def _openmmlab(backbone: Backbone, path: Path) -> Iterator[_Built]:
+    _refuse_with("detectron2")
+    with _quiet():
+        from mmengine.config import Config
+        from mmseg.models.data_preprocessor import SegDataPreProcessor
+        from mmseg.registry import MODELS
+
+        cfg = Config.fromfile(path.with_suffix(".py"))
+        network = MODELS.build(dict(cfg.model.backbone, _scope_="mmseg"))
+        network.init_weights()
+    network.eval()
+    prepare = SegDataPreProcessor(**cfg.model.data_preprocessor)
+
+    def run(image: np.ndarray) -> None:
+        bgr = torch.tensor(image[:, :, ::-1].copy()).permute(2, 0, 1)  # as mmcv.imread gives it
+        network(prepare({"inputs": [bgr]})["inputs"])
+
+    title = f"mmseg {cfg.model.backbone.type} {backbone.arch}"
+    yield _Built(
+        title, "openmmlab", {f"backbone.{k}": v for k, v in network.state_dict().items()}, _stages(network), run
+    )
+
+
+def _refuse_with(rival: str) -> None:
+    if rival in sys.modules:
+        raise ValueError(f"{rival} is loaded in this process; verify in another: python -m converters.convert")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence loaders that tell of every key: all that matters of it is compared afterwards."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+_BUILDERS: dict[str, Callable[[Backbone, Path], Iterator[_Built]]] = {
+    "detectron2": _detectron2,
+    "openmmlab": _openmmlab,
+    "torchvision": _torchvision,
+    "timm": _timm,
+}
