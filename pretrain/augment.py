@@ -1,0 +1,213 @@
+"""The two views of an image, as MoCo v1 and v2 define them, on OpenCV.
+
+Images are uint8 RGB arrays of shape (H, W, 3). Every operation takes its parameters explicitly and is compared
+with torchvision's by a test; `ViewMaker` draws the parameters. All randomness comes from the generator that is
+passed in, so a view is a function of (image, generator state) alone.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+Image = NDArray[np.uint8]
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+# Weights of R, G, B in a grey value (ITU-R 601), as in PIL and torchvision.
+GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class ViewConfig:
+    """What a view is. Defaults: MoCo v2 (arXiv 2003.04297), which UniMoCo shares.
+
+    Args:
+        size: side of the square view, in pixels.
+        scale: smallest and largest share of the image's area that a crop covers.
+        ratio: smallest and largest width / height of a crop.
+        flip: probability of a horizontal flip.
+        jitter: probability of colour jitter.
+        brightness: factor drawn from 1 - x ... 1 + x.
+        contrast: factor drawn from 1 - x ... 1 + x.
+        saturation: factor drawn from 1 - x ... 1 + x.
+        hue: shift drawn from -x ... x, in turns of the colour circle (at most 0.5).
+        grey: probability of dropping the colours.
+        grey_first: drop colours before the jitter, as MoCo v1 does, not after it.
+        blur: probability of a Gaussian blur.
+        sigma: smallest and largest standard deviation of the blur, in pixels.
+        rotate: largest rotation to either side, in degrees (0 in MoCo).
+        erase: probability of replacing a random rectangle by noise (0 in MoCo).
+    """
+
+    size: int = 224
+    scale: tuple[float, float] = (0.2, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    jitter: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1
+    grey: float = 0.2
+    grey_first: bool = False
+    blur: float = 0.5
+    sigma: tuple[float, float] = (0.1, 2.0)
+    rotate: float = 0.0
+    erase: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"views.size={self.size}: must be a positive number of pixels")
+        for name in ("flip", "jitter", "grey", "blur", "erase"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"views.{name}={getattr(self, name)}: a probability lies between 0 and 1")
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"views.scale={self.scale}: two rising shares of the area, above 0, at most 1")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"views.ratio={self.ratio}: two rising numbers above 0")
+        if not 0 < self.sigma[0] <= self.sigma[1]:
+            raise ValueError(f"views.sigma={self.sigma}: two rising numbers of pixels above 0")
+        if not 0 <= self.hue <= 0.5:
+            raise ValueError(f"views.hue={self.hue}: lies between 0 and 0.5")
+
+
+def crop_box(
+    height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """A random box (top, left, height, width) with area share in `scale` and aspect in `ratio`.
+
+    As RandomResizedCrop (Szegedy et al. 2014): ten tries, then the largest central crop of an allowed aspect.
+    """
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1)), h, w
+    aspect = min(max(width / height, ratio[0]), ratio[1])
+    w, h = min(width, round(height * aspect)), min(height, round(width / aspect))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def resize(image: Image, height: int, width: int) -> Image:
+    """Bilinear resize, anti-aliased where the image shrinks: PIL's filter, value for value but for rounding."""
+    if image.shape[:2] == (height, width):
+        return image
+    if image.shape[0] <= height and image.shape[1] <= width:
+        out: Image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+        return out
+    # OpenCV's own anti-aliased mode (INTER_AREA) is a box filter and slower than torch's.
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+    small = F.interpolate(pixels, size=(height, width), mode="bilinear", antialias=True)
+    return np.ascontiguousarray(small[0].permute(1, 2, 0).numpy())
+
+
+def brightness(image: Image, factor: float) -> Image:
+    """Scales every value: factor 0 is black, 1 leaves the image as it is."""
+    return cv2.convertScaleAbs(image, alpha=factor)
+
+
+def contrast(image: Image, factor: float) -> Image:
+    """Blends with the image's mean grey value: factor 0 is uniform grey."""
+    mean = int(float(np.dot(cv2.mean(image)[:3], GREY)) + 0.5)
+    table = np.clip(np.arange(256, dtype=np.float32) * factor + mean * (1 - factor), 0, 255).astype(np.uint8)
+    return cv2.LUT(image, table)
+
+
+def saturation(image: Image, factor: float) -> Image:
+    """Blends with the grey image: factor 0 has no colours."""
+    return cv2.addWeighted(image, factor, to_grey(image), 1 - factor, 0)
+
+
+def hue(image: Image, shift: float) -> Image:
+    """Turns the colour circle by `shift` turns (-0.5 ... 0.5)."""
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
+    table = np.stack([np.arange(256, dtype=np.uint8)] * 3, axis=-1)[None]
+    table[0, :, 0] += np.uint8(int(shift * 255) % 256)
+    return cv2.cvtColor(cv2.LUT(hsv, table), cv2.COLOR_HSV2RGB_FULL)
+
+
+def to_grey(image: Image) -> Image:
+    """Drops the colours; still three channels."""
+    return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+
+
+def blur(image: Image, sigma: float) -> Image:
+    """Gaussian blur of standard deviation `sigma` pixels."""
+    return cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
+
+
+def rotate(image: Image, degrees: float) -> Image:
+    """Rotates counter-clockwise about the centre; the corners repeat the border."""
+    height, width = image.shape[:2]
+    turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
+    return cv2.warpAffine(image, turn, (width, height), borderMode=cv2.BORDER_REPLICATE)
+
+
+def erase(image: Image, rng: np.random.Generator) -> Image:
+    """Replaces a rectangle of 2 to 25 % of the area by noise (random erasing, arXiv 1708.04896)."""
+    top, left, h, w = crop_box(image.shape[0], image.shape[1], (0.02, 0.25), (0.5, 2.0), rng)
+    out = image.copy()
+    out[top : top + h, left : left + w] = rng.integers(0, 256, (h, w, 3), dtype=np.uint8)
+    return out
+
+
+class ViewMaker:
+    """Draws random views of an image."""
+
+    def __init__(self, config: ViewConfig) -> None:
+        self.config = config
+
+    def __call__(self, image: Image, rng: np.random.Generator) -> Image:
+        """(H, W, 3) uint8 -> (size, size, 3) uint8."""
+        c = self.config
+        top, left, h, w = crop_box(image.shape[0], image.shape[1], c.scale, c.ratio, rng)
+        view = resize(image[top : top + h, left : left + w], c.size, c.size)
+        if c.rotate:
+            view = rotate(view, rng.uniform(-c.rotate, c.rotate))
+        if c.grey_first and rng.random() < c.grey:
+            view = to_grey(view)
+        if rng.random() < c.jitter:
+            view = self._jitter(view, rng)
+        if not c.grey_first and rng.random() < c.grey:
+            view = to_grey(view)
+        if rng.random() < c.blur:
+            view = blur(view, rng.uniform(*c.sigma))
+        if rng.random() < c.flip:
+            view = cv2.flip(view, 1)
+        if rng.random() < c.erase:
+            view = erase(view, rng)
+        return np.ascontiguousarray(view)
+
+    def _jitter(self, view: Image, rng: np.random.Generator) -> Image:
+        """Brightness, contrast, saturation and hue in random order, each where its strength is not 0."""
+        c = self.config
+        strengths = (c.brightness, c.contrast, c.saturation)
+        for i in rng.permutation(4):
+            if i == 3:
+                if c.hue:
+                    view = hue(view, rng.uniform(-c.hue, c.hue))
+            elif strengths[i]:
+                factor = rng.uniform(max(0.0, 1 - strengths[i]), 1 + strengths[i])
+                view = (brightness, contrast, saturation)[i](view, factor)
+        return view
+
+
+def evaluation_view(image: Image, size: int) -> Image:
+    """The view that measures features: short side to size * 256 / 224, centre crop.
+
+    Images whose short side is below `size` (Fashion-MNIST) are resized to the crop itself, so nothing is cut off.
+    """
+    height, width = image.shape[:2]
+    short = size if min(height, width) < size else round(size * 256 / 224)
+    factor = short / min(height, width)
+    image = resize(image, max(short, round(height * factor)), max(short, round(width * factor)))
+    top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
+    return np.ascontiguousarray(image[top : top + size, left : left + size])

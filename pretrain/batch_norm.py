@@ -1,0 +1,133 @@
+"""Batch normalisation that cannot be used to recognise a query's own key.
+
+MoCo (arXiv 1911.05722, section 3.3): where a query and its key are normalised with the statistics of the same
+images, the network cheats by these statistics. MoCo normalises per GPU and shuffles the keys over the GPUs. Here
+the global batch has `groups` normalisation groups, however many devices share the work: a rank holds groups /
+world_size of them (split BN), keys are dealt out so that every key group has equally many images of every query
+group. One process with 8 groups computes what 8 GPUs compute.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pretrain.distributed import rank, world_size
+
+
+class SplitBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm2d that normalises `groups` equal, consecutive parts of a batch each with its own statistics.
+
+    In training, running statistics take the mean of the groups' statistics, so they do not depend on how the
+    groups are spread over devices. In evaluation, and with groups = 1, it is BatchNorm2d. Names of parameters and
+    buffers are BatchNorm2d's.
+    """
+
+    groups: int = 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, c, h, w) -> the same shape; n must be a multiple of `groups` in training."""
+        if not self.training or self.groups == 1:
+            return super().forward(x)
+        if x.shape[0] % self.groups:
+            raise ValueError(f"a batch of {x.shape[0]} images does not divide into {self.groups} groups")
+        parts = [
+            torch.native_batch_norm(part, self.weight, self.bias, None, None, True, 0.0, self.eps)
+            for part in x.chunk(self.groups)
+        ]
+        self._update(torch.stack([p[1] for p in parts]), torch.stack([p[2] for p in parts]), x)
+        return torch.cat([p[0] for p in parts])
+
+    @torch.no_grad()
+    def _update(self, means: Tensor, inverse_stds: Tensor, x: Tensor) -> None:
+        """Running statistics from (groups, c) means and 1 / sqrt(variance + eps)."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        count = x.numel() // x.shape[1] // self.groups
+        variances = (inverse_stds.pow(-2) - self.eps) * (count / max(count - 1, 1))
+        momentum = 0.1 if self.momentum is None else self.momentum
+        self.running_mean.lerp_(means.mean(0).to(self.running_mean.dtype), momentum)
+        self.running_var.lerp_(variances.mean(0).to(self.running_var.dtype), momentum)
+        self.num_batches_tracked.add_(1)
+
+
+def split_batch_norm(model: nn.Module) -> nn.Module:
+    """Turns every BatchNorm2d of the model into a SplitBatchNorm2d of one group, in place."""
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SplitBatchNorm2d
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, SplitBatchNorm2d):
+            raise ValueError(f"{type(module).__name__}: only BatchNorm2d encoders can be pre-trained")
+    return model
+
+
+def set_groups(model: nn.Module, groups: int) -> None:
+    """Sets the number of normalisation groups of the batches to come."""
+    for module in model.modules():
+        if isinstance(module, SplitBatchNorm2d):
+            module.groups = groups
+
+
+def running_statistics(model: nn.Module) -> list[Tensor]:
+    """Running means and variances; being linear in the batches, their mean over ranks is that of all groups."""
+    return [
+        buffer
+        for module in model.modules()
+        if isinstance(module, SplitBatchNorm2d)
+        for buffer in (module.running_mean, module.running_var)
+        if buffer is not None
+    ]
+
+
+def deal(n: int, groups: int, seed: tuple[int, ...]) -> Tensor:
+    """A random order of n images in which every group of n / groups has equally many of every old group.
+
+    Within each old group the images are shuffled, then dealt to the new groups in turn; so a query and its key
+    have n / groups**2 images (rounded) in common in their groups, the least that is possible.
+
+    Args:
+        n: images in the global batch, a multiple of `groups`.
+        groups: normalisation groups in the global batch.
+        seed: of the shuffle; the same on every rank.
+
+    Returns:
+        (n,) int64 on the CPU: order[i] is the image that comes to place i.
+    """
+    generator = torch.Generator().manual_seed(hash(seed) % 2**63)
+    size = n // groups
+    shuffled = torch.stack([torch.randperm(size, generator=generator) + g * size for g in range(groups)])
+    turn = (torch.arange(size)[None] + torch.arange(groups)[:, None]) % groups  # (old group, j) -> new group
+    by_group = torch.argsort(turn.reshape(-1), stable=True)
+    return shuffled.reshape(-1)[by_group]
+
+
+def exchange(x: Tensor, order: Tensor) -> Tensor:
+    """Hands out images over ranks: a rank sends each image to the one rank that needs it, no other.
+
+    Args:
+        x: (n, ...) this rank's part of the global batch.
+        order: (world * n,) int64 on the CPU, the same on every rank (see `deal`).
+
+    Returns:
+        (n, ...): this rank's part of the global batch in the new order.
+    """
+    n, world, me = x.shape[0], world_size(), rank()
+    if world == 1:
+        return x[order.to(x.device)]
+    owner = (order // n).view(world, n)  # [destination, place] -> rank that has the image
+    send = torch.cat([order.view(world, n)[to][owner[to] == me] for to in range(world)]) - me * n
+    send_counts = [int((owner[to] == me).sum()) for to in range(world)]
+    receive_counts = torch.bincount(owner[me], minlength=world).tolist()
+    received = torch.empty_like(x, memory_format=torch.contiguous_format)
+    dist.all_to_all_single(received, x[send.to(x.device)].contiguous(), receive_counts, send_counts)
+    places = torch.argsort(owner[me], stable=True)  # received rows come sorted by sender
+    out = torch.empty_like(received)
+    out[places.to(x.device)] = received
+    return out
+
+
+def inverse(order: Tensor) -> Tensor:
+    """The permutation that undoes `order`, (n,) int64."""
+    return torch.argsort(order)

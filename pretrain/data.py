@@ -1,0 +1,179 @@
+"""From an image set to batches of two views, each a function of (seed, epoch, image) alone.
+
+That makes a run independent of the number of workers and processes, and a resumed run exact: nothing random has
+to be carried from one batch to the next.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from pretrain.augment import Image, ViewConfig, ViewMaker, evaluation_view
+from pretrain.distributed import local_processes, rank, world_size
+from pretrain.images import CorruptImageError, ImageSet
+
+MAX_REPLACEMENTS = 20
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Images and how they are loaded.
+
+    Args:
+        train: sources, mixed: a folder of class folders, a flat folder, a manifest of `path<TAB>label` lines, or
+            fashion:train.
+        root: folder that holds Fashion-MNIST.
+        classes: file with one class name a line that fixes the class map; default: the names found, sorted.
+        workers: loader processes per rank; default: the cores this process may use, less one, shared by its ranks.
+        max_corrupt: share of the images that may be unreadable before the run stops; 0 stops at the first.
+    """
+
+    train: list[str] = field(default_factory=list)
+    root: str = "data"
+    classes: str | None = None
+    workers: int | None = None
+    max_corrupt: float = 0.001
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 0:
+            raise ValueError(f"data.workers={self.workers}: 0 (load in the training process) or more")
+        if not 0 <= self.max_corrupt <= 1:
+            raise ValueError(f"data.max_corrupt={self.max_corrupt}: a share between 0 and 1")
+
+
+@dataclass
+class Batch:
+    """One rank's part of a batch of n images.
+
+    Args:
+        q: (n, S, S, 3) uint8, the views for the query encoder.
+        k: (n, S, S, 3) uint8, the views for the key encoder.
+        labels: (n,) int64, -1 = unlabelled.
+        index: (n,) int64, numbers of the images in the training set.
+        corrupt: what is wrong with each image that could not be read and was replaced, by its number.
+    """
+
+    q: Tensor
+    k: Tensor
+    labels: Tensor
+    index: Tensor
+    corrupt: dict[int, str]
+
+    def pin_memory(self) -> Batch:
+        """Called by DataLoader, so that copies to the GPU need not wait."""
+        for name in ("q", "k", "labels", "index"):
+            setattr(self, name, getattr(self, name).pin_memory())
+        return self
+
+
+class TwoViews(Dataset[Batch]):
+    """Two views of each image; indexed by (epoch, image number)."""
+
+    def __init__(self, images: ImageSet, labels: np.ndarray, views: ViewConfig, seed: int) -> None:
+        self.images, self.labels, self.make_view, self.seed = images, labels, ViewMaker(views), seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> Batch:
+        """A whole batch; DataLoader calls this in place of one call an image."""
+        size = self.make_view.config.size
+        q = np.empty((len(keys), size, size, 3), np.uint8)
+        k = np.empty_like(q)
+        index = np.empty(len(keys), np.int64)
+        corrupt: dict[int, str] = {}
+        for row, (epoch, number) in enumerate(keys):
+            rng = np.random.default_rng((self.seed, epoch, number))
+            image, index[row] = self._read(number, rng, corrupt)
+            q[row] = self.make_view(image, rng)
+            k[row] = self.make_view(image, rng)
+        labels = torch.from_numpy(self.labels[index])
+        return Batch(torch.from_numpy(q), torch.from_numpy(k), labels, torch.from_numpy(index), corrupt)
+
+    def _read(self, number: int, rng: np.random.Generator, corrupt: dict[int, str]) -> tuple[Image, int]:
+        """The image, or a random other one where it cannot be read."""
+        for _ in range(MAX_REPLACEMENTS):
+            try:
+                return self.images.read(number), number
+            except CorruptImageError as error:
+                corrupt[number] = str(error)
+                number = int(rng.integers(len(self.images)))
+        raise CorruptImageError(f"{MAX_REPLACEMENTS} images in a row cannot be read, the last: {corrupt.popitem()[1]}")
+
+
+class GlobalBatches(Sampler[list[tuple[int, int]]]):
+    """This rank's part of every global batch, from step `start` to step `stop`, over the borders of epochs.
+
+    An epoch is a permutation drawn from (seed, epoch), the same on every rank; what does not fill a batch at its
+    end is left out. Global batch b of an epoch is places b * batch ... (b + 1) * batch, rank r has the r-th part.
+    """
+
+    def __init__(self, images: int, batch: int, seed: int, start: int, stop: int) -> None:
+        if batch % world_size():
+            raise ValueError(f"optim.batch={batch} does not divide by {world_size()} processes")
+        if images < batch:
+            raise ValueError(f"{images} training images do not fill a batch; use --optim.batch {images} or less")
+        self.images, self.batch, self.seed, self.start, self.stop = images, batch, seed, start, stop
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        per_epoch, per_rank = self.images // self.batch, self.batch // world_size()
+        epoch, order = -1, np.empty(0, np.int64)
+        for step in range(self.start, self.stop):
+            if step // per_epoch != epoch:
+                epoch = step // per_epoch
+                order = np.random.default_rng((self.seed, epoch)).permutation(self.images)
+            first = step % per_epoch * self.batch + rank() * per_rank
+            yield [(epoch, int(i)) for i in order[first : first + per_rank]]
+
+
+class EvaluationViews(Dataset[Tensor]):
+    """The evaluation view of each image, (size, size, 3) uint8. An unreadable image is an error."""
+
+    def __init__(self, images: ImageSet, size: int) -> None:
+        self.images, self.size = images, size
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, number: int) -> Tensor:
+        return torch.from_numpy(evaluation_view(self.images.read(number), self.size))
+
+
+def default_workers(device: torch.device) -> int:
+    """Loader processes for one rank: the cores of this process, less one for the training, over its local ranks.
+
+    On a CPU the training wants the cores itself, so one loader is enough.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 if device.type == "cpu" else max(1, (cores - 1) // local_processes())
+
+
+def one_thread(_worker: int = 0) -> None:
+    """Start of a loader process: it uses one core."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+def train_loader(
+    dataset: TwoViews, batches: GlobalBatches, workers: int | None, device: torch.device
+) -> DataLoader[Batch]:
+    """Batches of this rank, in order, loaded ahead of the training."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=lambda batch: batch,
+        num_workers=default_workers(device) if workers is None else workers,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=one_thread,
+    )

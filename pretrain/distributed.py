@@ -1,0 +1,106 @@
+"""Collectives that do nothing without a process group: the same code runs on a CPU, one GPU and many."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+START_TIMEOUT = datetime.timedelta(minutes=10)
+
+
+def world_size() -> int:
+    """Number of processes, 1 without a process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process, 0 without a process group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def local_processes() -> int:
+    """Number of processes on this machine, as torchrun says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def start(device: str) -> torch.device:
+    """Joins torchrun's process group, if there is one, and returns this process's device.
+
+    Args:
+        device: "auto", "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        ValueError: a CUDA device is asked for and there is none.
+    """
+    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if kind.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device={device}: this torch sees no GPU; use --device cpu or auto")
+    if "RANK" not in os.environ:
+        return torch.device(kind)
+    local = int(os.environ["LOCAL_RANK"])
+    target = torch.device("cuda", local) if kind.startswith("cuda") else torch.device("cpu")
+    if target.type == "cuda":
+        torch.cuda.set_device(target)
+    address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    print(
+        f"rank {os.environ['RANK']}/{os.environ['WORLD_SIZE']} on {platform.node()} ({target}) joins {address}; "
+        "if this hangs, the machines do not reach each other there",
+        flush=True,
+    )
+    dist.init_process_group("nccl" if target.type == "cuda" else "gloo", timeout=START_TIMEOUT)
+    return target
+
+
+def stop() -> None:
+    """Leaves the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Waits for every process."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def all_gather(x: Tensor) -> Tensor:
+    """(n, ...) of every rank -> (world * n, ...), in rank order. No gradient."""
+    if world_size() == 1:
+        return x
+    out = x.new_empty((world_size() * x.shape[0], *x.shape[1:]))
+    dist.all_gather_into_tensor(out, x.contiguous())
+    return out
+
+
+def all_mean_(tensors: list[Tensor]) -> None:
+    """Replaces floating tensors by their mean over ranks, in one message."""
+    if world_size() == 1 or not tensors:
+        return
+    flat = torch.cat([t.reshape(-1).float() for t in tensors])
+    dist.all_reduce(flat)
+    flat /= world_size()
+    for t, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        t.copy_(mean.view_as(t))
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """True on every rank as soon as it is true on one."""
+    if world_size() == 1:
+        return flag
+    t = torch.tensor(int(flag), device=device)
+    dist.all_reduce(t, dist.ReduceOp.MAX)
+    return bool(t.item())
+
+
+def gather_objects(value: object) -> list[object]:
+    """The values of all ranks, in rank order, on every rank."""
+    if world_size() == 1:
+        return [value]
+    out: list[object] = [None] * world_size()
+    dist.all_gather_object(out, value)
+    return out

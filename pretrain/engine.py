@@ -1,0 +1,243 @@
+"""The training step and the loop around it. Nothing inside a step waits for the device."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from pretrain.batch_norm import deal, exchange, inverse, running_statistics, set_groups
+from pretrain.config import Config, OptimConfig
+from pretrain.data import Batch
+from pretrain.distributed import all_gather, all_mean_, any_rank, rank, world_size
+from pretrain.knn import network_input
+from pretrain.monitor import Monitor
+from pretrain.unimoco import UniMoCo
+
+
+@dataclass
+class Training:
+    """Everything that a step changes."""
+
+    config: Config
+    model: UniMoCo
+    device: torch.device
+    steps_per_epoch: int
+    step: int = 0
+    dtype: torch.dtype | None = None
+    optimizer: torch.optim.Optimizer = field(init=False)
+    scaler: torch.amp.GradScaler = field(init=False)
+    encode_q: nn.Module = field(init=False)
+    encode_k: nn.Module = field(init=False)
+
+    def __post_init__(self) -> None:
+        c = self.config.optim
+        self.model.to(self.device).to(memory_format=torch.channels_last)
+        groups = local_groups(self.config.model.bn_groups, c)
+        set_groups(self.model, groups)
+        self.dtype = autocast_type(c.precision, self.device)
+        self.optimizer = torch.optim.SGD(
+            self.model.encoder_q.parameters(), c.lr, c.momentum, weight_decay=c.weight_decay, fused=True
+        )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        self.encode_q, self.encode_k = self.model.encoder_q, self.model.encoder_k
+        if c.compile:
+            self.encode_q, self.encode_k = torch.compile(self.encode_q), torch.compile(self.encode_k)  # type: ignore[assignment]
+        if world_size() > 1:
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            # Running statistics are averaged when they are needed, not at every step.
+            self.encode_q = DistributedDataParallel(
+                self.encode_q, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+
+    @property
+    def epoch(self) -> float:
+        """Epochs done so far."""
+        return self.step / self.steps_per_epoch
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run."""
+        return max(1, round(self.config.optim.epochs * self.steps_per_epoch))
+
+    def average_statistics(self) -> None:
+        """Gives every rank the running statistics of all groups."""
+        all_mean_(running_statistics(self.model))
+
+
+def local_groups(groups: int, config: OptimConfig) -> int:
+    """Batch-norm groups in one micro-batch of one rank.
+
+    Raises:
+        ValueError: groups, batch, micro-batches and processes do not divide.
+    """
+    world, micro = world_size(), config.accumulate
+    if groups % (world * micro):
+        raise ValueError(
+            f"model.bn_groups={groups} does not divide over {world} processes x {micro} micro-batches; "
+            f"use a multiple of {world * micro}"
+        )
+    if config.batch % groups or config.batch // groups < 2:
+        raise ValueError(
+            f"optim.batch={config.batch} does not make {groups} batch-norm groups of 2 images or more; "
+            "change --optim.batch or --model.bn_groups"
+        )
+    return groups // (world * micro)
+
+
+def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
+    """Autocast type for a precision option; None = fp32. "auto" is bf16 where the device computes it fast."""
+    if precision == "auto":
+        if device.type == "cuda":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if fast else None
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def learning_rate(config: OptimConfig, epoch: float) -> float:
+    """Learning rate at a (fractional) epoch."""
+    if epoch < config.warmup:
+        return config.lr * epoch / config.warmup
+    moment = math.floor(epoch) if config.every == "epoch" else epoch
+    if config.schedule == "step":
+        return config.lr * 0.1 ** sum(moment >= m for m in config.milestones)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * moment / config.epochs))
+
+
+def training_step(t: Training, batch: Batch, measure: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+    """One step on this rank's part of the global batch.
+
+    Keys of the whole batch come first: dealt out to other normalisation groups (and ranks), encoded, gathered.
+    Then queries, in micro-batches, against their own keys and the queue as it was before this batch.
+
+    Returns:
+        Mean loss of this rank (on the device), and with `measure` the statistics of this step.
+    """
+    c, model, n = t.config, t.model, len(batch.labels)
+    labels, index = (x.to(t.device, non_blocking=True) for x in (batch.labels, batch.index))
+    model.update_key_encoder()
+    all_keys = encode_keys(t, batch.k)
+    k = all_keys[rank() * n : (rank() + 1) * n]
+    loss_sum, queries = torch.zeros((), device=t.device), []
+    micro = n // c.optim.accumulate
+    for start in range(0, n, micro):
+        part = slice(start, start + micro)
+        last = start + micro >= n
+        with nullcontext() if last or world_size() == 1 else t.encode_q.no_sync():  # type: ignore[operator]
+            q = embed(t, t.encode_q, batch.q[part])
+            loss = model.loss(q, k[part], labels[part], index[part]) / c.optim.accumulate
+            t.scaler.scale(loss).backward()
+        loss_sum += loss.detach()
+        queries.append(q.detach())
+    statistics = model.statistics(torch.cat(queries), k, labels, index) if measure else {}
+    t.scaler.unscale_(t.optimizer)
+    if measure:
+        grads = [p.grad for p in model.encoder_q.parameters() if p.grad is not None]
+        statistics["grad_norm"] = torch.nn.utils.get_total_norm(grads)
+    t.scaler.step(t.optimizer)
+    t.scaler.update()
+    t.optimizer.zero_grad(set_to_none=world_size() == 1)
+    who = all_gather(torch.stack([labels, index], dim=1))
+    model.enqueue(all_keys, who[:, 0], who[:, 1])
+    return loss_sum, statistics
+
+
+@torch.no_grad()
+def encode_keys(t: Training, views: Tensor) -> Tensor:
+    """(n, S, S, 3) uint8 key views of this rank -> (world * n, C) keys of the global batch, in its order."""
+    c = t.config
+    total = len(views) * world_size()
+    order = deal(total, c.model.bn_groups, (c.seed, t.step))
+    dealt = exchange(views.to(t.device, non_blocking=True), order)
+    keys = torch.cat([embed(t, t.encode_k, part) for part in dealt.chunk(c.optim.accumulate)])
+    return all_gather(keys)[inverse(order).to(t.device)]
+
+
+def embed(t: Training, encoder: nn.Module, views: Tensor) -> Tensor:
+    """(n, S, S, 3) uint8 -> (n, C) fp32, L2-normalised."""
+    with torch.autocast(t.device.type, t.dtype, enabled=t.dtype is not None):
+        out = encoder(network_input(views, t.device))
+    return F.normalize(out.float(), dim=1)
+
+
+class StopRequest:
+    """Remembers SIGTERM or SIGINT, so that the step at hand is finished and saved; a second SIGINT ends at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __enter__(self) -> StopRequest:
+        self._old = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self.signal == signal.SIGINT and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+def fit(
+    t: Training,
+    batches: Iterable[Batch],
+    monitor: Monitor,
+    stop: StopRequest,
+    save: Callable[[], Any],
+    after_epoch: Callable[[], None],
+    images: int,
+) -> bool:
+    """Trains from t.step to the end.
+
+    Args:
+        t: the training.
+        batches: this rank's batches from t.step on.
+        monitor: takes what is measured.
+        stop: when it holds a signal, the state is saved and the loop left.
+        save: writes the state.
+        after_epoch: called after the last step of each epoch.
+        images: size of the training set.
+
+    Returns:
+        True when all steps are done, False when stopped.
+    """
+    c = t.config
+    last_every = c.checkpoint.last_every or t.steps_per_epoch
+    waiting_since = time.perf_counter()
+    for batch in batches:
+        waited = time.perf_counter() - waiting_since
+        lr = learning_rate(c.optim, t.epoch)
+        for group in t.optimizer.param_groups:
+            group["lr"] = lr
+        due = monitor.due(t.step + 1)
+        loss, statistics = training_step(t, batch, measure=due)
+        t.step += 1
+        monitor.observe(t.step, loss, waited)
+        monitor.add_corrupt(batch.corrupt, images, c.data.max_corrupt)
+        if due:
+            monitor.report(t.step, t.epoch, lr, statistics)
+        if t.step % t.steps_per_epoch == 0:
+            after_epoch()
+        # Ranks may see a signal at different steps; they agree where they meet anyway.
+        asked = any_rank(stop.signal is not None, t.device) if due or world_size() == 1 else False
+        if asked or t.step % last_every == 0 or t.step == t.steps:
+            monitor.check_finite(t.step, lr)
+            save()
+        if asked and t.step < t.steps:
+            return False
+        waiting_since = time.perf_counter()
+    return True

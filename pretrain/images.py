@@ -1,0 +1,237 @@
+"""Where images come from.
+
+A source is a path, alone or after its kind:
+
+    /data/imagenet/train            class folders: one folder a class, images anywhere below it
+    /data/photos                    a flat folder: images without labels (no sub-folder holds images)
+    /data/list.tsv                  a manifest: a line an image, `path<TAB>label`; blank or -1 = unlabelled
+    fashion:train, fashion:test     Fashion-MNIST, in the folder that the option `data.root` names
+    folders:P, flat:P, manifest:P   the same with the kind said; flat: takes images at any depth
+
+Several sources make one data set; classes of the same name are the same class.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torchvision
+
+from pretrain.augment import Image
+from pretrain.losses import UNLABELLED
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+
+
+class CorruptImageError(Exception):
+    """An image file that cannot be read."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image of a source.
+
+    Args:
+        name: path relative to its source, "/"-separated; label lists refer to it.
+        label: class name, or None.
+        path: file, or None where the source keeps its pixels in memory.
+        where: file and line, or folder, that the label comes from: for error messages.
+    """
+
+    name: str
+    label: str | None
+    path: Path | None = None
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images of one or more sources.
+
+    Args:
+        names: of the images, relative to their source, N of them.
+        labels: (N,) int64, -1 = unlabelled.
+        classes: class names; label i is classes[i].
+        read: image number -> (H, W, 3) uint8 RGB; raises CorruptImageError.
+    """
+
+    names: list[str]
+    labels: np.ndarray
+    classes: list[str]
+    read: Callable[[int], Image]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def subset(self, indices: np.ndarray) -> ImageSet:
+        """The images of the given numbers, in that order."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        read = self.read
+        return ImageSet(
+            [self.names[i] for i in chosen], self.labels[chosen], self.classes, lambda i: read(int(chosen[i]))
+        )
+
+
+@dataclass(frozen=True)
+class _Source:
+    entries: list[Entry]
+    pixels: np.ndarray | None = None  # (N, H, W) uint8 where the source lives in memory
+
+
+def load_images(sources: Iterable[str], root: str = "data", classes: str | None = None) -> ImageSet:
+    """Reads the lists of images (not yet the images) of all sources.
+
+    Args:
+        sources: see the head of this file.
+        root: folder of Fashion-MNIST.
+        classes: text file with one class name a line that fixes the class map; None takes the sorted names found.
+
+    Raises:
+        ValueError: a source that does not exist, is empty, ambiguous or malformed; a label that `classes` lacks.
+    """
+    loaded = [_load_source(spec, root) for spec in sources]
+    if not loaded:
+        raise ValueError("no images: name at least one source, e.g. --data.train /path/to/images")
+    entries = [entry for source in loaded for entry in source.entries]
+    names = _class_names(entries, classes)
+    index = {name: i for i, name in enumerate(names)}
+    labels = np.array([UNLABELLED if e.label is None else index[e.label] for e in entries], dtype=np.int64)
+    starts = np.cumsum([0] + [len(source.entries) for source in loaded])
+
+    def read(i: int) -> Image:
+        number = int(np.searchsorted(starts, i, side="right")) - 1
+        pixels = loaded[number].pixels
+        if pixels is not None:
+            return cv2.cvtColor(pixels[i - starts[number]], cv2.COLOR_GRAY2RGB)
+        path = entries[i].path
+        assert path is not None
+        return decode(path)
+
+    return ImageSet([e.name for e in entries], labels, names, read)
+
+
+def decode(path: Path) -> Image:
+    """Image file -> (H, W, 3) uint8 RGB.
+
+    Raises:
+        CorruptImageError: the file is missing, empty, no image, or a JPEG that ends early.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CorruptImageError(f"{path}: {error.strerror}") from error
+    # OpenCV fills the missing part of a truncated JPEG with grey and says nothing in its return value.
+    if data[:2] == _JPEG_START and _JPEG_END not in data[-4096:]:
+        raise CorruptImageError(f"{path}: the JPEG ends early")
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
+    if image is None:
+        raise CorruptImageError(f"{path}: {'not an image that OpenCV reads' if data else 'empty file'}")
+    return image
+
+
+def _class_names(entries: list[Entry], classes: str | None) -> list[str]:
+    found = sorted({e.label for e in entries if e.label is not None})
+    if classes is None:
+        return sorted(found, key=int) if all(name.isdecimal() for name in found) else found
+    path = Path(classes)
+    if not path.is_file():
+        raise ValueError(f"data.classes={classes}: no such file; it holds one class name a line")
+    names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    if len(names) != len(set(names)):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{classes}: class {twice!r} stands there twice")
+    known = set(names)
+    for entry in entries:
+        if entry.label is not None and entry.label not in known:
+            raise ValueError(f"{entry.where}: label {entry.label!r} is not in the class map {classes}")
+    return names
+
+
+def _load_source(spec: str, root: str) -> _Source:
+    kind, _, rest = spec.partition(":")
+    if kind == "fashion":
+        return _fashion(rest, root)
+    if kind in ("folders", "flat", "manifest") and rest:
+        path = Path(rest)
+    else:
+        path = Path(spec)
+        kind = _guess_kind(path)
+    if not path.exists():
+        raise ValueError(f"{path}: no such file or folder (from data source {spec!r})")
+    entries = {"folders": _class_folders, "flat": _flat, "manifest": _manifest}[kind](path)
+    if not entries:
+        raise ValueError(f"{path}: no images here (looked for {', '.join(EXTENSIONS)})")
+    return _Source(entries)
+
+
+def _guess_kind(path: Path) -> str:
+    if not path.is_dir():
+        return "manifest"
+    here = any(_is_image(name) for name in os.listdir(path))
+    below = any(_images_below(entry) for entry in sorted(path.iterdir()) if entry.is_dir())
+    if here and below:
+        raise ValueError(
+            f"{path}: images both here and in sub-folders; say flat:{path} (all without labels) or folders:{path}"
+        )
+    return "folders" if below else "flat"
+
+
+def _class_folders(path: Path) -> list[Entry]:
+    folders = sorted(entry for entry in path.iterdir() if entry.is_dir())
+    return [
+        Entry(f"{folder.name}/{name}", folder.name, folder / name, where=str(folder))
+        for folder in folders
+        for name in _images_below(folder)
+    ]
+
+
+def _flat(path: Path) -> list[Entry]:
+    return [Entry(name, None, path / name) for name in _images_below(path)]
+
+
+def _images_below(folder: Path) -> list[str]:
+    """Image files at any depth, relative to the folder, sorted."""
+    found = []
+    for directory, _, files in os.walk(folder, followlinks=True):
+        relative = Path(directory).relative_to(folder)
+        found += [(relative / name).as_posix() for name in files if _is_image(name)]
+    return sorted(found)
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS)
+
+
+def _manifest(path: Path) -> list[Entry]:
+    entries = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if not line.strip():
+            continue
+        name, _, label = line.partition("\t")
+        where = f"{path}:{number}"
+        if "\t" in label:
+            raise ValueError(f"{where}: more than one tab; a line is `path<TAB>label`")
+        file = path.parent / name.strip()
+        if not file.is_file():
+            raise ValueError(f"{where}: no such image: {file}")
+        label = label.strip()
+        entries.append(Entry(name.strip(), None if label in ("", "-1") else label, file, where))
+    return entries
+
+
+def _fashion(split: str, root: str) -> _Source:
+    """Fashion-MNIST (Xiao et al., arXiv 1708.07747), read by torchvision."""
+    if split not in ("train", "test"):
+        raise ValueError(f"fashion:{split}: use fashion:train or fashion:test")
+    try:
+        data = torchvision.datasets.FashionMNIST(root, train=split == "train", download=False)
+    except RuntimeError as error:
+        raise ValueError(f"no Fashion-MNIST in {root}/FashionMNIST/raw; get it with: bash setup.sh") from error
+    entries = [Entry(f"{split}/{i:05d}", data.classes[y]) for i, y in enumerate(data.targets.tolist())]
+    return _Source(entries, data.data.numpy())

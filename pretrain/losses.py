@@ -1,0 +1,255 @@
+"""Contrastive losses with any number of positives per query.
+
+Shapes, everywhere in this file: N queries, C embedding width, K queue entries.
+A queue entry is a positive of a query when both carry the same label and that label is not -1 (unlabelled);
+the query's own key is always a positive. Entries in `ignore` are neither positive nor negative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Reduction = Literal["mean", "sum", "none"]
+LossFn = Callable[..., Tensor]
+
+UNLABELLED = -1
+# Queue entries handled at a time: at N = 256 the block of similarities (8 MiB) stays in a CPU's cache.
+CHUNK = {"cpu": 4096, "cuda": 32768}
+
+
+def positives(labels: Tensor, queue_labels: Tensor) -> Tensor:
+    """Which queue entries are positives of which query.
+
+    Args:
+        labels: (N,) int64, -1 = unlabelled.
+        queue_labels: (K,) int64, -1 = unlabelled.
+
+    Returns:
+        (N, K) bool.
+    """
+    return (labels[:, None] == queue_labels) & (labels[:, None] != UNLABELLED)
+
+
+def unicon(
+    q: Tensor,
+    k: Tensor,
+    queue: Tensor,
+    labels: Tensor,
+    queue_labels: Tensor,
+    temperature: float,
+    reduction: Reduction = "mean",
+    ignore: Tensor | None = None,
+) -> Tensor:
+    """UniCon (UniMoCo, arXiv 2103.10773): log(1 + sum over negatives n, positives p of exp((s_n - s_p) / T)).
+
+    Computed as softplus(logsumexp(s_n / T) + logsumexp(-s_p / T)) in fp32 (fp64 for fp64 inputs), in one pass over
+    blocks of the queue: no N x K matrix is kept, neither for the value nor for the gradient. With every label -1
+    it equals `info_nce`.
+
+    Args:
+        q: (N, C) query embeddings, L2-normalised.
+        k: (N, C) key embeddings of the same images, L2-normalised.
+        queue: (C, K) earlier keys, L2-normalised. No gradient flows into it.
+        labels: (N,) int64 labels of the queries, -1 = unlabelled.
+        queue_labels: (K,) int64 labels of the queue entries, -1 = unlabelled.
+        temperature: T > 0.
+        reduction: "mean", "sum" or "none".
+        ignore: (N, K) bool, or None: entries that are no negatives (and no positives).
+
+    Returns:
+        Scalar, or (N,) with reduction "none".
+
+    Raises:
+        ValueError: shapes that do not fit, temperature <= 0, unknown reduction.
+    """
+    _check(q, k, queue, labels, queue_labels, temperature, ignore)
+    loss: Tensor = _UniCon.apply(q, k, queue, labels, queue_labels, temperature, ignore)
+    return _reduce(loss, reduction)
+
+
+def info_nce(
+    q: Tensor,
+    k: Tensor,
+    queue: Tensor,
+    labels: Tensor,
+    queue_labels: Tensor,
+    temperature: float,
+    reduction: Reduction = "mean",
+    ignore: Tensor | None = None,
+) -> Tensor:
+    """InfoNCE of MoCo (arXiv 1911.05722, eq. 1): the own key is the only positive, labels are not looked at.
+
+    Arguments, return value and errors as in `unicon`, whose case of one positive this is.
+    """
+    nobody = torch.full_like(labels, UNLABELLED)
+    return unicon(q, k, queue, nobody, queue_labels, temperature, reduction, ignore)
+
+
+def supcon(
+    q: Tensor,
+    k: Tensor,
+    queue: Tensor,
+    labels: Tensor,
+    queue_labels: Tensor,
+    temperature: float,
+    reduction: Reduction = "mean",
+    ignore: Tensor | None = None,
+    form: Literal["out", "in"] = "out",
+) -> Tensor:
+    """Supervised contrastive loss (Khosla et al., arXiv 2004.11362) on a queue, for the ablation.
+
+    form "out" (eq. 2): the mean over positives stands outside the logarithm; "in" (eq. 3): inside it. The
+    denominator holds every positive and negative. Other arguments, return value and errors as in `unicon`.
+    """
+    _check(q, k, queue, labels, queue_labels, temperature, ignore)
+    with torch.autocast(q.device.type, enabled=False):
+        q, k, queue = (_full_precision(t) for t in (q, k, queue))
+        own = (q * k).sum(1, keepdim=True)
+        logits = torch.cat([own, q @ queue.detach()], dim=1) / temperature  # (N, 1 + K)
+        positive = F.pad(positives(labels, queue_labels), (1, 0), value=True)
+        if ignore is not None:
+            left_out = F.pad(ignore, (1, 0), value=False)
+            logits = logits.masked_fill(left_out, -torch.inf)
+            positive = positive & ~left_out
+        count = positive.sum(1)
+        everything = logits.logsumexp(1)
+        if form == "out":
+            loss = everything - logits.masked_fill(~positive, 0).sum(1) / count
+        else:
+            loss = everything - logits.masked_fill(~positive, -torch.inf).logsumexp(1) + count.log()
+    return _reduce(loss, reduction)
+
+
+def supcon_in(*args: Any, **kwargs: Any) -> Tensor:
+    """`supcon` with the mean over positives inside the logarithm (eq. 3 of arXiv 2004.11362)."""
+    return supcon(*args, **{**kwargs, "form": "in"})
+
+
+LOSSES: dict[str, LossFn] = {"unicon": unicon, "supcon": supcon, "supcon_in": supcon_in, "info_nce": info_nce}
+
+
+class _UniCon(torch.autograd.Function):
+    """The value needs two log-sum-exps over the queue, the gradient two weighted means of its columns.
+
+    Both are gathered block by block with running maxima. Per query, with s = similarity / T,
+    A = sum of exp(s) over negatives, B = sum of exp(-s) over positives, L = log(1 + A B):
+        dL/ds_n = sigmoid(log A B) * exp(s_n) / A        dL/ds_p = -sigmoid(log A B) * exp(-s_p) / B
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        queue: Tensor,
+        labels: Tensor,
+        queue_labels: Tensor,
+        temperature: float,
+        ignore: Tensor | None,
+    ) -> Tensor:
+        with torch.autocast(q.device.type, enabled=False):
+            q32, k32, queue32 = (_full_precision(t) for t in (q, k, queue))
+            scaled = q32 / temperature
+            own = (scaled * k32).sum(1, keepdim=True)  # (N, 1)
+            pos = _WeightedSum(-own, torch.ones_like(own), k32.clone())
+            neg = _WeightedSum(torch.full_like(own, -torch.inf), torch.zeros_like(own), torch.zeros_like(k32))
+            step = CHUNK.get(q.device.type, CHUNK["cpu"])
+            for start in range(0, queue.shape[1], step):
+                columns = queue32[:, start : start + step]
+                s = scaled @ columns
+                is_pos = positives(labels, queue_labels[start : start + step])
+                not_neg = is_pos
+                if ignore is not None:
+                    left_out = ignore[:, start : start + step]
+                    is_pos, not_neg = is_pos & ~left_out, is_pos | left_out
+                pos.add_masked(-s, is_pos, columns)
+                neg.add(s.masked_fill_(not_neg, -torch.inf), columns)
+            log_ab = neg.logsumexp() + pos.logsumexp()  # (N,)
+            gate = torch.sigmoid(log_ab)[:, None] / temperature
+            grad_q = gate * (neg.mean() - pos.mean())
+            grad_k = -gate * torch.exp(-own - pos.logsumexp()[:, None]) * q32 if ctx.needs_input_grad[1] else None
+        ctx.save_for_backward(grad_q, grad_k)
+        ctx.dtypes = q.dtype, k.dtype
+        return F.softplus(log_ab)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grad_q, grad_k = ctx.saved_tensors
+        dq = (grad[:, None] * grad_q).to(ctx.dtypes[0])
+        dk = None if grad_k is None else (grad[:, None] * grad_k).to(ctx.dtypes[1])
+        return dq, dk, None, None, None, None, None
+
+
+class _WeightedSum:
+    """Running sums of exp(x) and of exp(x) * column over blocks of x (N, block), scaled by exp(-maximum)."""
+
+    def __init__(self, maximum: Tensor, total: Tensor, vectors: Tensor) -> None:
+        self.maximum, self.total, self.vectors = maximum, total, vectors  # (N, 1), (N, 1), (N, C)
+
+    def add(self, x: Tensor, columns: Tensor) -> None:
+        """Adds a block: x (N, block) is overwritten, -inf where an entry does not count; columns (C, block)."""
+        maximum = torch.maximum(self.maximum, x.amax(1, keepdim=True))
+        shift = maximum.masked_fill(maximum == -torch.inf, 0)  # all -inf so far: exp(-inf - 0) = 0, not nan
+        weights = x.sub_(shift).exp_()
+        keep = torch.exp(self.maximum - shift)
+        self.total = self.total * keep + weights.sum(1, keepdim=True)
+        self.vectors = torch.addmm(self.vectors * keep, weights, columns.T)
+        self.maximum = maximum
+
+    def add_masked(self, x: Tensor, mask: Tensor, columns: Tensor) -> None:
+        """Adds the entries of x (N, block) that mask names; x is left as it is."""
+        # On the CPU a block without a positive is common (no labels) and costs nothing to notice;
+        # on a GPU the question would make the host wait for the device.
+        if x.device.type == "cpu" and not mask.any():
+            return
+        self.add(x.masked_fill(~mask, -torch.inf), columns)
+
+    def logsumexp(self) -> Tensor:
+        """(N,)"""
+        return (self.maximum + self.total.log()).squeeze(1)
+
+    def mean(self) -> Tensor:
+        """(N, C), zero where nothing was added."""
+        return self.vectors / self.total.clamp_min(torch.finfo(self.total.dtype).tiny)
+
+
+def _full_precision(t: Tensor) -> Tensor:
+    return t if t.dtype == torch.float64 else t.float()
+
+
+def _reduce(loss: Tensor, reduction: str) -> Tensor:
+    if reduction == "none":
+        return loss
+    if reduction in ("mean", "sum"):
+        return loss.mean() if reduction == "mean" else loss.sum()
+    raise ValueError(f"reduction={reduction!r}: use 'mean', 'sum' or 'none'")
+
+
+def _check(
+    q: Tensor,
+    k: Tensor,
+    queue: Tensor,
+    labels: Tensor,
+    queue_labels: Tensor,
+    temperature: float,
+    ignore: Tensor | None,
+) -> None:
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature}: must be above 0 (MoCo v2 and UniMoCo use 0.2)")
+    if q.dim() != 2 or q.shape != k.shape:
+        raise ValueError(f"q {tuple(q.shape)} and k {tuple(k.shape)}: both must be (N, C)")
+    if queue.dim() != 2 or queue.shape[0] != q.shape[1]:
+        raise ValueError(f"queue {tuple(queue.shape)}: must be (C, K) with C = {q.shape[1]}")
+    if labels.shape != q.shape[:1] or queue_labels.shape != queue.shape[1:]:
+        raise ValueError(
+            f"labels {tuple(labels.shape)} and queue_labels {tuple(queue_labels.shape)}: "
+            f"must be ({q.shape[0]},) and ({queue.shape[1]},)"
+        )
+    if ignore is not None and ignore.shape != (q.shape[0], queue.shape[1]):
+        raise ValueError(f"ignore {tuple(ignore.shape)}: must be (N, K) = ({q.shape[0]}, {queue.shape[1]})")

@@ -1,0 +1,112 @@
+"""A run's folder: configuration, command line, environment, metrics, TensorBoard events, checkpoints."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch.utils.tensorboard import SummaryWriter
+
+from pretrain.checkpoint import write_atomically
+from pretrain.distributed import rank, world_size
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "opencv-python")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically."""
+    write_atomically(path, lambda part: part.write_text(text))
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, machine and git commit (with a flag for uncommitted changes)."""
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "processes": world_size(),
+        "threads": torch.get_num_threads(),
+        **git_state(),
+    }
+
+
+def git_state() -> dict[str, Any]:
+    """Commit and dirty flag of this checkout; None where it is none."""
+
+    def git(*arguments: str) -> str | None:
+        done = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    try:
+        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    except FileNotFoundError:  # no git on this machine
+        commit, changes = None, None
+    return {"git_commit": commit, "git_dirty": None if changes is None else bool(changes)}
+
+
+class RunFolder:
+    """Writes what rank 0 has to say; on other ranks it keeps silent."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.writes = path, rank() == 0
+        self.metrics_file = path / "metrics.jsonl"
+        self._tensorboard: SummaryWriter | None = None
+
+    def start(self, config: dict[str, Any], device: torch.device, step: int, labels: str) -> None:
+        """Creates or continues the folder at the given step: measurements of later steps are taken back.
+
+        Args:
+            config: resolved configuration.
+            device: where the run computes.
+            step: steps done so far.
+            labels: names of the images that keep their label, one a line.
+        """
+        if not self.writes:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        write_text(self.path / "labels.txt", labels)
+        write_text(self.path / "environment.json", json.dumps(environment(device), indent=2) + "\n")
+        with open(self.path / "command.txt", "a") as file:
+            file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} step {step}: {' '.join(sys.argv)}\n")
+        rows = [json.loads(line) for line in self._metric_lines()]
+        kept = [json.dumps(row) for row in rows if row["step"] <= step]
+        write_text(self.metrics_file, "".join(f"{line}\n" for line in kept))
+        self._tensorboard = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
+
+    def _metric_lines(self) -> list[str]:
+        if not self.metrics_file.exists():
+            return []
+        *lines, rest = self.metrics_file.read_text().split("\n")
+        # A killed run may leave half a line at the end; it belongs to a step that is done again.
+        return lines if not rest else [line for line in lines if line]
+
+    def add_metrics(self, step: int, epoch: float, values: dict[str, float]) -> None:
+        """One flat line of metrics.jsonl, and TensorBoard scalars."""
+        if not self.writes:
+            return
+        row = {"step": step, "epoch": round(epoch, 6)} | {
+            name: value if math.isfinite(value) else repr(value) for name, value in values.items()
+        }
+        with open(self.metrics_file, "a") as file:
+            file.write(json.dumps(row) + "\n")
+        assert self._tensorboard is not None
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes TensorBoard."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()

@@ -1,0 +1,261 @@
+"""Entry of pre-training: `bash pretrain/run.sh [--recipe NAME] [--option value ...]`."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pretrain import checkpoint, distributed
+from pretrain.config import Config, differing_keys, parse
+from pretrain.data import GlobalBatches, TwoViews, train_loader
+from pretrain.engine import StopRequest, Training, fit
+from pretrain.images import CorruptImageError, ImageSet, load_images
+from pretrain.labels import KeptLabels, choose_balanced, keep_labels
+from pretrain.losses import UNLABELLED
+from pretrain.monitor import Knn, Monitor, NonFiniteError, say
+from pretrain.run_folder import RunFolder, git_state, write_text
+from pretrain.unimoco import UniMoCo
+
+USER_ERROR, NON_FINITE = 2, 3
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs pre-training; returns the exit status: 0 done, 2 a mistake in the input, 3 the loss went non-finite,
+    128 + signal number (143, 130) stopped by SIGTERM or SIGINT with the state saved."""
+    config = parse(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return pretrain(config)
+    except (ValueError, CorruptImageError) as error:
+        print(f"pretrain: error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except NonFiniteError as error:
+        print(f"pretrain: stopped: {error}", file=sys.stderr)
+        return NON_FINITE
+    finally:
+        distributed.stop()
+
+
+def pretrain(config: Config) -> int:
+    """One run from start, or from where it stopped, to its end."""
+    device = distributed.start(config.device)
+    began = time.time()
+    folder = RunFolder(Path(config.runs) / str(config.run))
+    saved = resume_from(config, folder.path)
+    images, kept, knn = load_data(config)
+    t = build(config, images, kept, device)
+    if saved:
+        restore(t, saved)
+    folder.start(config.as_dict(), device, t.step, kept.text)
+    describe(t, images, kept, folder)
+    monitor = Monitor(config.monitor, folder, device, config.optim.batch, t.steps, t.step, saved and saved["progress"])
+    meta = describe_checkpoint(t, kept)
+
+    def save(name: str | None = None) -> None:
+        save_checkpoint(t, monitor, meta, folder.path, name)
+
+    def evaluate() -> None:
+        if knn is not None:
+            t.average_statistics()
+            monitor.measure_knn(t.step, t.epoch, lambda: knn(t.model.encoder_q, device))
+
+    def after_epoch() -> None:
+        if is_due(t, config.monitor.knn_every) or t.step == t.steps:
+            evaluate()
+        if is_due(t, config.checkpoint.keep_every):
+            save(f"epoch_{round(t.epoch):04d}.pth")
+
+    batches = GlobalBatches(len(images), config.optim.batch, config.seed, t.step, t.steps)
+    loader = train_loader(
+        TwoViews(images, kept.labels, config.views, config.seed), batches, config.data.workers, device
+    )
+    with StopRequest() as stop:
+        if t.step == 0:
+            evaluate()
+        done = fit(t, loader, monitor, stop, save, after_epoch, len(images))
+    if done and t.steps % t.steps_per_epoch and str(t.step) not in monitor.knn:
+        evaluate()
+        save()
+    monitor.close()
+    folder.close()
+    distributed.barrier()
+    if distributed.rank() == 0:
+        finish(t, monitor, folder, done, time.time() - began, meta)
+    return 0 if done else 128 + (stop.signal or signal.SIGTERM)
+
+
+def load_data(config: Config) -> tuple[ImageSet, KeptLabels, Knn | None]:
+    """Training images, the labels that they keep, and the kNN measurement (None where nothing has labels)."""
+    everything = load_images(config.data.train, config.data.root, config.data.classes)
+    images, held_out, m = everything, None, config.monitor
+    if m.images is not None:
+        held_out = load_images([m.images], config.data.root, config.data.classes)
+    elif m.holdout:
+        share = m.holdout / max(int((everything.labels != UNLABELLED).sum()), 1)
+        if share >= 1:
+            raise ValueError(f"monitor.holdout={m.holdout}: more than the labelled images there are")
+        chosen = choose_balanced(everything.labels, share, seed=0)
+        held_out = everything.subset(chosen)
+        images = everything.subset(np.setdiff1d(np.arange(len(everything)), chosen))
+    kept = keep_labels(images, config.labels)
+    if held_out is None or not len(held_out.classes):
+        return images, kept, None
+    return images, kept, Knn(images, held_out, m, config.views.size, config.data.workers)
+
+
+def build(config: Config, images: ImageSet, kept: KeptLabels, device: torch.device) -> Training:
+    """Model, optimiser and precision, from the seed."""
+    torch.manual_seed(config.seed)
+    mask = config.model.mask_same_image
+    model = UniMoCo(config.model, mask == "always" or (mask == "auto" and config.model.queue >= len(images)))
+    steps_per_epoch = len(images) // config.optim.batch
+    GlobalBatches(len(images), config.optim.batch, config.seed, 0, 1)  # says what does not fit
+    return Training(config, model, device, steps_per_epoch)
+
+
+def resume_from(config: Config, folder: Path) -> dict[str, Any] | None:
+    """The checkpoint to go on from, or None.
+
+    Raises:
+        ValueError: the run exists and must not be touched; its configuration differs; no checkpoint is readable.
+    """
+    if config.resume not in ("auto", "never"):
+        content = checkpoint.load(Path(config.resume))
+    else:
+        found = checkpoint.find_last(folder)
+        if found is None:
+            return None
+        if config.resume == "never":
+            raise ValueError(f"{folder} holds a run already: give another --run, or --resume auto to go on")
+        content, path, complaints = found
+        for complaint in complaints:
+            say(f"warning: {complaint}")
+        if complaints:
+            say(f"warning: going on from {path}")
+    different = differing_keys(content["config"], config.as_dict())
+    if different:
+        raise ValueError(
+            f"{folder} was run with another configuration ({'; '.join(different)}): give another --run, "
+            "or the old options to go on"
+        )
+    return content
+
+
+def restore(t: Training, saved: dict[str, Any]) -> None:
+    """Puts a checkpoint's state into the training."""
+    t.model.load_state_dict(saved["state_dict"])
+    t.optimizer.load_state_dict(saved["optimizer"])
+    t.scaler.load_state_dict(saved["scaler"])
+    t.step = saved["step"]
+    if not checkpoint.restore_random_states(saved["rng"]) or len(saved["rng"]) != distributed.world_size():
+        say(
+            f"warning: saved by {len(saved['rng'])} processes, resumed by {distributed.world_size()}: "
+            "the same experiment, but not to the last bit"
+        )
+
+
+def is_due(t: Training, every: float) -> bool:
+    """Whether a multiple of `every` epochs was passed by the last epoch; 0 = never."""
+    return every > 0 and int(t.epoch / every) > int((t.epoch - 1) / every)
+
+
+def describe_checkpoint(t: Training, kept: KeptLabels) -> dict[str, Any]:
+    """What a reader of the checkpoint wants to know of it; builtins."""
+    c = t.config
+    labelled = int((kept.labels != UNLABELLED).sum())
+    return {
+        "method": c.model.loss if c.model.loss != "unicon" else "unimoco",
+        "arch": c.model.arch,
+        "stem": c.model.stem,
+        "image_size": c.views.size,
+        "label_ratio": labelled / len(kept.labels),
+        "labelled": labelled,
+        "images": len(kept.labels),
+        "labels_sha256": kept.sha256,
+        "planned_epochs": c.optim.epochs,
+        "seed": c.seed,
+        **git_state(),
+    }
+
+
+def save_checkpoint(t: Training, monitor: Monitor, meta: dict[str, Any], folder: Path, name: str | None) -> None:
+    """Writes last.pth (or `name`) on rank 0; called by all ranks."""
+    t.average_statistics()
+    content = {
+        "format": checkpoint.FORMAT,
+        "version": checkpoint.VERSION,
+        "state_dict": t.model.state_dict(),
+        "meta": {**meta, "epochs": t.epoch, "step": t.step},
+        "optimizer": t.optimizer.state_dict(),
+        "scaler": t.scaler.state_dict(),
+        "rng": checkpoint.random_states(),
+        "step": t.step,
+        "config": t.config.as_dict(),
+        "progress": monitor.state(),
+    }
+    if distributed.rank() == 0:
+        if name is None:
+            checkpoint.save_last(folder, content)
+        else:
+            checkpoint.write_atomically(folder / name, lambda path: torch.save(content, path))
+
+
+def describe(t: Training, images: ImageSet, kept: KeptLabels, folder: RunFolder) -> None:
+    """Says what is about to run."""
+    c, labelled = t.config, int((kept.labels != UNLABELLED).sum())
+    parameters = sum(p.numel() for p in t.model.encoder_q.parameters())
+    say(
+        f"{c.model.arch} ({parameters / 1e6:.1f} M parameters with its head), "
+        f"loss {c.model.loss}, T {c.model.temperature:g}"
+    )
+    say(
+        f"{len(images)} training images, {labelled} keep their label ({labelled / len(images):.1%}, "
+        f"{len(images.classes)} classes, list {kept.sha256[:12]})"
+    )
+    say(
+        f"base lr {c.optim.base_lr:g} per 256 images x batch {c.optim.batch} = lr {c.optim.lr:g}; "
+        f"{t.steps} steps, {c.optim.epochs:g} epochs"
+    )
+    say(
+        f"{t.device} x {distributed.world_size()}, {t.dtype or 'fp32'}, {c.model.bn_groups} batch-norm groups of "
+        f"{c.optim.batch // c.model.bn_groups} images, keys shuffled between them"
+    )
+    if c.model.bn_groups == 1:
+        say("warning: one batch-norm group: queries and keys share statistics, which the network can exploit")
+    if c.model.queue >= len(images):
+        masked = "are left out of the loss" if t.model.mask_same_image else "count as negatives of unlabelled queries"
+        say(
+            f"warning: the queue ({c.model.queue}) holds the whole data set ({len(images)} images): old keys of a "
+            f"query's own image {masked}; --model.queue {2 ** int(np.log2(max(len(images) / 4, 1)))} would suit better"
+        )
+    say(f"run folder {folder.path}" + (f", going on at step {t.step}" if t.step else ""))
+
+
+def finish(t: Training, monitor: Monitor, folder: RunFolder, done: bool, seconds: float, meta: dict[str, Any]) -> None:
+    """Says how it ended and what to do next, and leaves summary.json."""
+    last = folder.path / checkpoint.LAST
+    if not done:
+        say(f"stopped at step {t.step} of {t.steps}; saved in {last}. The same command goes on from there.")
+        return
+    values = list(monitor.knn.values())
+    summary = {
+        **meta,
+        "epochs": t.epoch,
+        "step": t.step,
+        "seconds_this_session": round(seconds, 1),
+        "knn": monitor.knn,
+    }
+    write_text(folder.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+    say(f"done: {t.steps} steps, checkpoint {last}")
+    if values:
+        say(f"kNN on held-out images: {values[0]:.2%} before, {values[-1]:.2%} after")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
