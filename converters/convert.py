@@ -102,13 +102,9 @@ def convert(
     if check == "yes" and not installed(to):
         raise ValueError(f"--verify yes: {target.package} is not installed; bash setup.sh installs it")
     reading = sources.read(checkpoint, branch, source, trust, drop)
-    target.check(reading.backbone)
     with staged(path.parent, force) as folder:
         part = folder / path.name
-        written = target.write(reading.backbone, part, prefix)
-        if target.settings:
-            suffix, text = target.settings
-            part.with_suffix(suffix).write_text(text(reading.backbone, path, prefix), encoding="utf-8")
+        written = target.save(reading.backbone, part, prefix)
         wanted = check == "yes" or (check == "auto" and installed(to))
         checks = tuple(verify(reading.backbone, to, part)) if wanted else ()
     return Conversion(reading, target, path, written, checks)

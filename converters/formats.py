@@ -100,6 +100,7 @@ FORMATS = (
         "moco",
         "facebookresearch/moco v1 and v2",
         {"query": Branch(r"^encoder_q\."), "key": Branch(r"^encoder_k\.")},
+        marks=(r"^encoder_q\.",),
         drop=MOCO_HEADS | QUEUES,
         method="moco",
     ),

@@ -15,10 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from converters import arch as archs
-from converters.backbone import STAGES
+from converters import frameworks
+from converters.backbone import is_counter
+from converters.frameworks import stages_of
+from converters.targets import TARGETS
 
 State = dict[str, Tensor]
-Stages = dict[str, nn.Module]
+Stages = Mapping[str, nn.Module]
+Made = tuple[Any, Callable[[Tensor], Any], Stages]  # what is saved; the model to run; its stages
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Sample:
 
     layout: str
     made_with: str
-    make: Callable[[str], tuple[Any, nn.Module, Stages]]
+    make: Callable[[str], Made]
     suffix: str = ".pth"
     package: str = ""
     branch: str | None = None
@@ -46,23 +50,20 @@ class Sample:
 
 def randomise(network: nn.Module) -> nn.Module:
     """Give BN layers statistics and scales of their own, as training does: at 0 and 1 a lost one is not seen."""
+    ranges = {"running_mean": (-0.2, 0.2), "running_var": (0.7, 1.4), "weight": (0.3, 0.9), "bias": (-0.2, 0.2)}
     for module in network.modules():
-        mean = getattr(module, "running_mean", None)
-        if isinstance(mean, Tensor):
-            for tensor, low, high in ((mean, -0.2, 0.2), (module.running_var, 0.7, 1.4)):
-                tensor.data.uniform_(low, high)
-            module.weight.data.uniform_(0.3, 0.9)
-            module.bias.data.uniform_(-0.2, 0.2)
-            if isinstance(counter := getattr(module, "num_batches_tracked", None), Tensor):
-                counter.fill_(1234)
+        if not hasattr(module, "running_var"):
+            continue
+        for name, tensor in module.state_dict().items():  # the module's own storage
+            tensor.fill_(1234) if is_counter(name) else tensor.uniform_(*ranges[name])
     return network.eval()
 
 
-def write(sample: Sample, arch: str, path: Path, seed: int = 0) -> tuple[nn.Module, Stages]:
+def write(sample: Sample, arch: str, path: Path, seed: int = 0) -> tuple[Callable[[Tensor], Any], Stages]:
     """Write a checkpoint of `arch` and return the model in it, and its stages by torchvision's name."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        content, model, stages = sample.make(arch + sample.stem)
+        content, run, stages = sample.make(arch + sample.stem)
     if path.suffix == ".safetensors":
         from safetensors.torch import save_file
 
@@ -71,12 +72,7 @@ def write(sample: Sample, arch: str, path: Path, seed: int = 0) -> tuple[nn.Modu
         path.write_bytes(pickle.dumps(content))
     else:
         torch.save(content, path)
-    return model, stages
-
-
-def stages_of(network: nn.Module) -> Stages:
-    """Return layer1 … layer4 of a network that names them so."""
-    return {stage: network.get_submodule(stage) for stage in STAGES}
+    return run, stages
 
 
 def prefixed(prefix: str, state: Mapping[str, Tensor]) -> State:
@@ -88,10 +84,10 @@ def _mlp(prefix: str, width: int) -> State:
     return {f"{prefix}.0.weight": torch.randn(8, width), f"{prefix}.0.bias": torch.randn(8)}
 
 
-def _by_rules(layout: Callable[[State, State, int], Any]) -> Callable[[str], tuple[Any, nn.Module, Stages]]:
+def _by_rules(layout: Callable[[State, State, int], Any]) -> Callable[[str], Made]:
     """Make a sample of the state of a network and of a second one: its momentum encoder, where there is one."""
 
-    def make(arch: str) -> tuple[Any, nn.Module, Stages]:
+    def make(arch: str) -> Made:
         network, other = randomise(archs.build(arch)), randomise(archs.build(arch))
         content = layout(dict(network.state_dict()), dict(other.state_dict()), archs.feature_dim(arch))
         return content, network, stages_of(network)
@@ -160,7 +156,7 @@ def _dino(q: State, k: State, width: int) -> Any:
 
 
 def _vissl(q: State, k: State, width: int) -> Any:
-    trunk = prefixed("_feature_blocks.", {key: v for key, v in q.items()})
+    trunk = prefixed("_feature_blocks.", q)
     model = {"trunk": trunk, "heads": _mlp("0.clf", width)}
     return {"classy_state_dict": {"base_model": {"model": model, "meta": {}}}, "phase_idx": 3}
 
@@ -188,23 +184,23 @@ def _supcontrast(q: State, k: State, width: int) -> Any:
     return {"opt": argparse.Namespace(epochs=1), "model": prefixed("encoder.module.", state) | _mlp("head", width)}
 
 
-def _torchvision(arch: str) -> tuple[Any, nn.Module, Stages]:
+def _torchvision(arch: str) -> Made:
     from torchvision import models
 
     network = randomise(models.get_model(arch, weights=None))
     return network.state_dict(), network, stages_of(network)
 
 
-def _timm(arch: str) -> tuple[Any, nn.Module, Stages]:
+def _timm(arch: str) -> Made:
     import timm
 
     network = randomise(timm.create_model(arch, pretrained=False))
     return network.state_dict(), network, stages_of(network)
 
 
-def _lightly(sequential: bool) -> Callable[[str], tuple[Any, nn.Module, Stages]]:
-    def make(arch: str) -> tuple[Any, nn.Module, Stages]:
-        from lightly.models.modules.heads import MoCoProjectionHead
+def _lightly(sequential: bool) -> Callable[[str], Made]:
+    def make(arch: str) -> Made:
+        from lightly.models.modules.heads import MoCoProjectionHead  # type: ignore[import-untyped]
         from torchvision import models
 
         network, other = (randomise(models.get_model(arch, weights=None)) for _ in range(2))
@@ -220,26 +216,23 @@ def _lightly(sequential: bool) -> Callable[[str], tuple[Any, nn.Module, Stages]]
     return make
 
 
-def _detectron2(head: str) -> Callable[[str], tuple[Any, nn.Module, Stages]]:
-    def make(arch: str) -> tuple[Any, nn.Module, Stages]:
-        from converters.frameworks import mask_rcnn
-
-        # stock detectron2 has no C4 head of BasicBlocks
-        model, stages, trunk = mask_rcnn(arch, "FPN" if arch == "resnet18" else head)
-        randomise(model)
-        return {"model": model.state_dict(), "iteration": 9}, trunk, stages
-
-    return make
-
-
-def _openmmlab(stem: str) -> Callable[[str], tuple[Any, nn.Module, Stages]]:
-    def make(arch: str) -> tuple[Any, nn.Module, Stages]:
-        from converters.frameworks import fcn
-
-        model = randomise(fcn(int(arch.removesuffix(stem).removeprefix("resnet")), stem))
-        return {"meta": {"epoch": 3}, "state_dict": model.state_dict()}, model.backbone, stages_of(model.backbone)
+def _detectron2(head: str) -> Callable[[str], Made]:
+    def make(arch: str) -> Made:
+        settings = TARGETS["detectron2"].settings
+        assert settings is not None
+        wanted = "FPN" if arch == "resnet18" else head  # detectron2's C4 head has no BasicBlocks
+        trunk = frameworks.mask_rcnn(settings[1](arch, Path("sample.pkl"), ""), wanted)
+        randomise(trunk.model)
+        return {"model": trunk.model.state_dict(), "iteration": 9}, trunk.run, trunk.stages
 
     return make
+
+
+def _openmmlab(arch: str) -> Made:
+    backbone = {"type": "ResNetV1c" if arch.endswith("c") else "ResNet", "depth": int(arch[6:].removesuffix("c"))}
+    trunk = frameworks.fcn({"model": {"backbone": backbone, "data_preprocessor": {}}})
+    randomise(trunk.model)
+    return {"meta": {"epoch": 3}, "state_dict": trunk.model.state_dict()}, trunk.run, trunk.stages
 
 
 RULES = "key rules"
@@ -271,6 +264,6 @@ SAMPLES = {
     "timm, deep stem": Sample("timm", "timm", _timm, ".safetensors", stem="d"),
     "detectron2 FPN": Sample("detectron2", "detectron2", _detectron2("FPN"), package="detectron2"),
     "detectron2 C4": Sample("detectron2", "detectron2", _detectron2("C4"), package="detectron2"),
-    "mmseg": Sample("openmmlab", "mmseg", _openmmlab(""), package="mmseg"),
-    "mmseg V1c": Sample("openmmlab", "mmseg", _openmmlab("c"), package="mmseg", stem="c"),
+    "mmseg": Sample("openmmlab", "mmseg", _openmmlab, package="mmseg"),
+    "mmseg V1c": Sample("openmmlab", "mmseg", _openmmlab, package="mmseg", stem="c"),
 }

@@ -53,7 +53,19 @@ class Target:
     builds: Callable[[str], bool]
     package: str
     loading: str
-    settings: tuple[str, Callable[[Backbone, Path, str], str]] | None = None
+    settings: tuple[str, Callable[[str, Path, str], str]] | None = None
+
+    def save(self, backbone: Backbone, path: Path, prefix: str = "") -> int:
+        """Write `path` and the settings beside it; return the number of tensors in it.
+
+        Raises:
+            ValueError: the framework has no such network; the message names the layer.
+        """
+        self.check(backbone)
+        if self.settings:
+            suffix, text = self.settings
+            path.with_suffix(suffix).write_text(text(backbone.arch, path, prefix), encoding="utf-8")
+        return self.write(backbone, path, prefix)
 
     def usage(self, arch: str, path: Path) -> str:
         """Return the line of Python or configuration that loads the file."""
@@ -126,8 +138,8 @@ def _depth(arch: str) -> int:
     return int(re.findall(r"\d+", arch)[0])
 
 
-def _detectron2_settings(backbone: Backbone, path: Path, prefix: str) -> str:
-    trunk, _ = archs.parts(backbone.arch)
+def _detectron2_settings(arch: str, path: Path, prefix: str) -> str:
+    trunk, _ = archs.parts(arch)
     return f"""\
 # The input and the network that {path.name} was trained for. Merge it over any detectron2 config:
 #   cfg.merge_from_file("{path.stem}.yaml"); cfg.MODEL.WEIGHTS = "{path.name}"
@@ -139,7 +151,7 @@ MODEL:
   BACKBONE:
     FREEZE_AT: 0
   RESNETS:
-    DEPTH: {_depth(backbone.arch)}
+    DEPTH: {_depth(arch)}
     STRIDE_IN_1X1: False
     NUM_GROUPS: {trunk.groups}
     WIDTH_PER_GROUP: {trunk.width}
@@ -161,9 +173,9 @@ shared_head = dict(type='ResLayer', depth={depth}, stage=3, style='pytorch', nor
 """
 
 
-def _openmmlab_settings(backbone: Backbone, path: Path, prefix: str) -> str:
-    trunk, stem = archs.parts(backbone.arch)
-    depth = _depth(backbone.arch)
+def _openmmlab_settings(arch: str, path: Path, prefix: str) -> str:
+    trunk, stem = archs.parts(arch)
+    depth = _depth(arch)
     network = f"depth={depth}, style='pytorch'"
     if trunk.groups > 1:
         network += f", groups={trunk.groups}, base_width={trunk.width}"

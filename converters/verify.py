@@ -4,11 +4,7 @@ Every tensor of the trunk must be equal, and the four stages must give the same 
 framework itself brings into its input format, as the settings beside the file say.
 """
 
-import logging
-import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,12 +16,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from converters import arch as archs
+from converters import frameworks
 from converters.backbone import MEAN255, STAGES, STD255, Backbone, VerificationError, is_counter
+from converters.frameworks import stages_of
 from converters.sources import trunk_of
 from converters.targets import TARGETS
 
 TOLERANCE = 1e-4  # float32: another order of the same additions
-_Outputs = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -72,9 +69,9 @@ def normalised(image: np.ndarray) -> Tensor:
 
 
 @torch.no_grad()
-def stage_outputs(stages: Mapping[str, nn.Module], run: Callable[[], Any]) -> _Outputs:
+def stage_outputs(stages: Mapping[str, nn.Module], run: Callable[[], Any]) -> dict[str, Tensor]:
     """Return the output (N, C, H, W) of each of `stages` while `run` runs."""
-    outputs: _Outputs = {}
+    outputs: dict[str, Tensor] = {}
     hooks = [
         module.register_forward_hook(lambda _m, _i, out, name=name: outputs.update({name: out.detach()}))
         for name, module in stages.items()
@@ -92,7 +89,13 @@ def installed(target: str) -> bool:
     return find_spec(TARGETS[target].package) is not None
 
 
-def verify(backbone: Backbone, target: str, path: Path, image: np.ndarray | None = None) -> list[Check]:
+def verify(
+    backbone: Backbone,
+    target: str,
+    path: Path,
+    image: np.ndarray | None = None,
+    reference: Mapping[str, Tensor] | None = None,
+) -> list[Check]:
     """Load `path` into the real models of `target` and compare them with `backbone`.
 
     detectron2 and OpenMMLab do not share a process: each is verified in one that has not loaded the other.
@@ -102,6 +105,7 @@ def verify(backbone: Backbone, target: str, path: Path, image: np.ndarray | None
         target: a name in targets.TARGETS.
         path: the converted file; its settings are read from beside it.
         image: (H, W, 3) uint8 RGB, H and W multiples of 32; a photograph by default.
+        reference: outputs of layer1 … layer4 on `image`; those of `backbone.build()` by default.
 
     Raises:
         VerificationError: a tensor or a feature differs; the message names it.
@@ -110,13 +114,13 @@ def verify(backbone: Backbone, target: str, path: Path, image: np.ndarray | None
     if not installed(target):
         raise ValueError(f"{TARGETS[target].package} is not installed: bash setup.sh installs it")
     image = photograph() if image is None else image
-    network = backbone.build()
-    stages = {stage: network.get_submodule(stage) for stage in STAGES}
-    reference = stage_outputs(stages, lambda: network(normalised(image)))
+    if reference is None:
+        network = backbone.build()
+        reference = stage_outputs(stages_of(network), lambda: network(normalised(image)))
     return [_compare(backbone, built, reference, image) for built in _BUILDERS[target](backbone, path)]
 
 
-def _compare(backbone: Backbone, built: _Built, reference: _Outputs, image: np.ndarray) -> Check:
+def _compare(backbone: Backbone, built: _Built, reference: Mapping[str, Tensor], image: np.ndarray) -> Check:
     trunk = trunk_of(built.state, built.layout)
     whole = len(built.stages) == len(STAGES)
     tensors = backbone.compare(trunk, ignore=lambda n: is_counter(n) or (not whole and n.startswith("layer4.")))
@@ -133,10 +137,6 @@ def _compare(backbone: Backbone, built: _Built, reference: _Outputs, image: np.n
     return Check(built.model, tensors, convs, norms, deltas)
 
 
-def _stages(network: nn.Module) -> dict[str, nn.Module]:
-    return {stage: network.get_submodule(stage) for stage in STAGES}
-
-
 def _torchvision(backbone: Backbone, path: Path) -> Iterator[_Built]:
     from torchvision import models
 
@@ -146,7 +146,7 @@ def _torchvision(backbone: Backbone, path: Path) -> Iterator[_Built]:
     network.load_state_dict(_load_tensors(path), strict=True)
     network.eval()
     title = f"torchvision {trunk}" + (" with a 3×3 stem" if stem else "")
-    yield _Built(title, "torchvision", network.state_dict(), _stages(network), lambda i: network(normalised(i)))
+    yield _Built(title, "torchvision", network.state_dict(), stages_of(network), lambda i: network(normalised(i)))
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:
@@ -162,87 +162,27 @@ def _timm(backbone: Backbone, path: Path) -> Iterator[_Built]:
 
     network = timm.create_model(backbone.arch, num_classes=0, checkpoint_path=str(path)).eval()
     title = f"timm {backbone.arch}"
-    yield _Built(title, "timm", network.state_dict(), _stages(network), lambda i: network(normalised(i)))
+    yield _Built(title, "timm", network.state_dict(), stages_of(network), lambda i: network(normalised(i)))
 
 
 def _detectron2(backbone: Backbone, path: Path) -> Iterator[_Built]:
     """FPN has the whole trunk in its backbone; C4 keeps res5 in the RoI head."""
-    _refuse_with("mmengine")
-    with _quiet():  # pkg_resources and torch.jit.script warn of their age
-        import detectron2.model_zoo
-        from detectron2.checkpoint import DetectionCheckpointer
-        from detectron2.data.detection_utils import convert_PIL_to_numpy
-        from detectron2.modeling import build_model
-
-    trunk, _ = archs.parts(backbone.arch)
+    settings = path.with_suffix(".yaml").read_text(encoding="utf-8")
     for head in ("FPN", "C4"):
-        with _quiet():
-            cfg = detectron2.model_zoo.get_config(f"COCO-InstanceSegmentation/mask_rcnn_R_50_{head}_1x.yaml")
-            cfg.merge_from_file(str(path.with_suffix(".yaml")))
-            cfg.MODEL.DEVICE = "cpu"
-            model = build_model(cfg).eval()
-            DetectionCheckpointer(model).load(str(path))
-        bottom = model.backbone.bottom_up if head == "FPN" else model.backbone
-        stages = {f"layer{n}": bottom.get_submodule(f"res{n + 1}") for n in (1, 2, 3)}
-        # detectron2's C4 head is made of three Bottlenecks whatever the depth: a BasicBlock network has none for it.
-        head5 = bottom.res5 if head == "FPN" else model.roi_heads.res5 if trunk.bottleneck else None
-        stages |= {"layer4": head5} if head5 is not None else {}
-
-        def run(
-            image: np.ndarray, model: Any = model, cfg: Any = cfg, head5: Any = head5, c4: bool = head == "C4"
-        ) -> None:
-            pixels = convert_PIL_to_numpy(Image.fromarray(image), cfg.INPUT.FORMAT)
-            chw = torch.as_tensor(np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype("float32"))
-            features = model.backbone(model.preprocess_image([{"image": chw}]).tensor)
-            if c4 and head5 is not None:
-                head5(features["res4"])
-
-        state = model.state_dict()
-        if head5 is None:
+        trunk = frameworks.mask_rcnn(settings, head, path)
+        state = trunk.model.state_dict()
+        title = f"detectron2 Mask R-CNN {backbone.arch} {head}"
+        if "layer4" not in trunk.stages:
+            title += ", without res5: its C4 head has no BasicBlocks"
             state = {key: value for key, value in state.items() if not key.startswith("roi_heads.res5.")}
-        title = f"detectron2 Mask R-CNN {backbone.arch} {head}" + ("" if head5 is not None else " without res5")
-        yield _Built(title, "detectron2", state, stages, run)
+        yield _Built(title, "detectron2", state, trunk.stages, trunk.on_photograph)
 
 
 def _openmmlab(backbone: Backbone, path: Path) -> Iterator[_Built]:
-    _refuse_with("detectron2")
-    with _quiet():
-        from mmengine.config import Config
-        from mmseg.models.data_preprocessor import SegDataPreProcessor
-        from mmseg.registry import MODELS
-
-        cfg = Config.fromfile(path.with_suffix(".py"))
-        network = MODELS.build(dict(cfg.model.backbone, _scope_="mmseg"))
-        network.init_weights()
-    network.eval()
-    prepare = SegDataPreProcessor(**cfg.model.data_preprocessor)
-
-    def run(image: np.ndarray) -> None:
-        bgr = torch.tensor(image[:, :, ::-1].copy()).permute(2, 0, 1)  # as mmcv.imread gives it
-        network(prepare({"inputs": [bgr]})["inputs"])
-
-    title = f"mmseg {cfg.model.backbone.type} {backbone.arch}"
-    yield _Built(
-        title, "openmmlab", {f"backbone.{k}": v for k, v in network.state_dict().items()}, _stages(network), run
-    )
-
-
-def _refuse_with(rival: str) -> None:
-    if rival in sys.modules:
-        raise ValueError(f"{rival} is loaded in this process; verify in another: python -m converters.convert")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence loaders that tell of every key: all that matters of it is compared afterwards."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    trunk = frameworks.fcn(path.with_suffix(".py"))
+    title = f"mmseg {type(trunk.model.backbone).__name__} {backbone.arch}"
+    state = trunk.model.state_dict()
+    yield _Built(title, "openmmlab", state, trunk.stages, trunk.on_photograph)
 
 
 _BUILDERS: dict[str, Callable[[Backbone, Path], Iterator[_Built]]] = {
