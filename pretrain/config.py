@@ -20,7 +20,7 @@ from pretrain.unimoco import ModelConfig
 
 RECIPES = Path(__file__).parent / "recipes"
 # What may differ between a run and its continuation, because it does not change what is computed.
-MAY_DIFFER = ("run", "runs", "device", "resume", "data.workers", "monitor.log_every", "checkpoint")
+MAY_DIFFER = ("name", "runs", "device", "resume", "data.workers", "monitor.log_every", "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Config:
     """UniMoCo pre-training.
 
     Args:
-        run: name of the run, a folder below `runs`; default: the recipe's name.
+        name: of the run, its folder below `runs`; default: the recipe's name.
         runs: folder of all runs.
         seed: of initialisation, order of the images, views and shuffling.
         device: "auto", "cpu", "cuda" or "cuda:N".
@@ -142,7 +142,7 @@ class Config:
         checkpoint: when the state is saved.
     """
 
-    run: str | None = None
+    name: str | None = None
     runs: str = "runs"
     seed: int = 0
     device: str = "auto"
@@ -187,9 +187,9 @@ def parse(arguments: list[str]) -> Config:
         config = Config(**vars(parser.instantiate(Namespace(values))))
     except ValueError as error:
         parser.error(str(error))
-    if config.run is None:
+    if config.name is None:
         name = Path(str(recipe[0])).stem if recipe else "unnamed"
-        config = dataclasses.replace(config, run=name)
+        config = dataclasses.replace(config, name=name)
     return config
 
 

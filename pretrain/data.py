@@ -28,15 +28,15 @@ class DataConfig:
     """Images and how they are loaded.
 
     Args:
-        train: sources, mixed: a folder of class folders, a flat folder, a manifest of `path<TAB>label` lines, or
-            fashion:train.
+        train: a source, or a list [A, B] of sources to mix: a folder of class folders, a flat folder, a manifest of
+            `path<TAB>label` lines, or fashion:train.
         root: folder that holds Fashion-MNIST.
         classes: file with one class name a line that fixes the class map; default: the names found, sorted.
         workers: loader processes per rank; default: the cores this process may use, less one, shared by its ranks.
         max_corrupt: share of the images that may be unreadable before the run stops; 0 stops at the first.
     """
 
-    train: list[str] = field(default_factory=list)
+    train: list[str] | str = field(default_factory=list)
     root: str = "data"
     classes: str | None = None
     workers: int | None = None
@@ -47,6 +47,11 @@ class DataConfig:
             raise ValueError(f"data.workers={self.workers}: 0 (load in the training process) or more")
         if not 0 <= self.max_corrupt <= 1:
             raise ValueError(f"data.max_corrupt={self.max_corrupt}: a share between 0 and 1")
+
+    @property
+    def sources(self) -> list[str]:
+        """`train` as a list."""
+        return [self.train] if isinstance(self.train, str) else self.train
 
 
 @dataclass

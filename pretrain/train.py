@@ -46,7 +46,7 @@ def pretrain(config: Config) -> int:
     """One run from start, or from where it stopped, to its end."""
     device = distributed.start(config.device)
     began = time.time()
-    folder = RunFolder(Path(config.runs) / str(config.run))
+    folder = RunFolder(Path(config.runs) / str(config.name))
     saved = resume_from(config, folder.path)
     images, kept, knn = load_data(config)
     t = build(config, images, kept, device)
@@ -92,7 +92,7 @@ def pretrain(config: Config) -> int:
 
 def load_data(config: Config) -> tuple[ImageSet, KeptLabels, Knn | None]:
     """Training images, the labels that they keep, and the kNN measurement (None where nothing has labels)."""
-    everything = load_images(config.data.train, config.data.root, config.data.classes)
+    everything = load_images(config.data.sources, config.data.root, config.data.classes)
     images, held_out, m = everything, None, config.monitor
     if m.images is not None:
         held_out = load_images([m.images], config.data.root, config.data.classes)
@@ -132,7 +132,7 @@ def resume_from(config: Config, folder: Path) -> dict[str, Any] | None:
         if found is None:
             return None
         if config.resume == "never":
-            raise ValueError(f"{folder} holds a run already: give another --run, or --resume auto to go on")
+            raise ValueError(f"{folder} holds a run already: give another --name, or --resume auto to go on")
         content, path, complaints = found
         for complaint in complaints:
             say(f"warning: {complaint}")
@@ -141,7 +141,7 @@ def resume_from(config: Config, folder: Path) -> dict[str, Any] | None:
     different = differing_keys(content["config"], config.as_dict())
     if different:
         raise ValueError(
-            f"{folder} was run with another configuration ({'; '.join(different)}): give another --run, "
+            f"{folder} was run with another configuration ({'; '.join(different)}): give another --name, "
             "or the old options to go on"
         )
     return content

@@ -1,0 +1,283 @@
+"""Pre-training from its command line: run folder, resuming, stopping, mistakes. Real processes, real images."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+import yaml
+
+from pretrain.images import load_images
+from pretrain.train import main
+
+ROOT = Path(__file__).parents[2]
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders with 24 Fashion-MNIST images of each of three classes, as PNG."""
+    images = load_images(["fashion:test"], root=str(ROOT / "data"))
+    path = tmp_path_factory.mktemp("garments")
+    for label in (0, 1, 2):
+        target = path / f"class{label}"
+        target.mkdir()
+        for i in (images.labels == label).nonzero()[0][:24]:
+            cv2.imwrite(str(target / f"{i:05d}.png"), images.read(int(i)))
+    return path
+
+
+def options(folder: Path, runs: Path, **changes: object) -> list[str]:
+    """A run of 12 steps: 64 training images, batches of 16, three epochs; a metrics line a step."""
+    values = {
+        "name": "r", "runs": runs, "device": "cpu", "data.train": folder, "data.workers": 0, "views.size": 32,
+        "model.arch": "resnet18", "model.queue": 40, "model.momentum": 0.9, "model.bn_groups": 2, "optim.batch": 16,
+        "optim.epochs": 3, "optim.base_lr": 0.5, "optim.every": "step", "monitor.log_every": 1, "monitor.holdout": 8,
+        "monitor.k": 5, "checkpoint.last_every": 2,
+    }  # fmt: skip
+    for name, value in changes.items():
+        values[name.replace("__", ".")] = value
+    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
+
+
+def start(arguments: list[str]) -> subprocess.Popen[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "pretrain.train", *arguments], env=environment, cwd=ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str], status: int = 0) -> str:
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == status, output
+    return output
+
+
+def wait_for_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
+    """Returns once the run has written the metrics of a step."""
+    metrics, deadline = run / "metrics.jsonl", time.monotonic() + 90
+    while process.poll() is None and time.monotonic() < deadline:
+        if metrics.exists() and f'"step": {step},' in metrics.read_text():
+            return
+        time.sleep(0.005)
+    pytest.fail(f"step {step} never came: {process.communicate()[0]}")
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run / "last.pth", weights_only=True)["state_dict"]
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["loss"]) for row in rows if "loss" in row]
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """Bit-identical weights, statistics and queues, and the same loss at every step."""
+    one, two = weights(a), weights(b)
+    assert one.keys() == two.keys()
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+    assert losses(a) == losses(b)
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a run that nobody disturbed."""
+    runs = tmp_path_factory.mktemp("reference")
+    finish(start(options(folder, runs)))
+    return runs / "r"
+
+
+@pytest.mark.slow
+def test_killed_at_several_steps_and_resumed_it_ends_in_the_same_bits(
+    folder: Path, reference: Path, tmp_path: Path
+) -> None:
+    arguments = options(folder, tmp_path)
+    for step in (1, 5, 8):  # before the first checkpoint, just after one, at the end of an epoch
+        process = start(arguments)
+        wait_for_step(process, tmp_path / "r", step)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    finish(start(arguments))
+    assert [step for step, _ in losses(tmp_path / "r")] == list(range(1, STEPS + 1))
+    assert_same_run(reference, tmp_path / "r")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_the_state_and_the_exit_status_says_so(
+    number: signal.Signals, status: int, folder: Path, reference: Path, tmp_path: Path
+) -> None:
+    arguments = options(folder, tmp_path, checkpoint__last_every=1000)
+    process = start(arguments)
+    wait_for_step(process, tmp_path / "r", 3)
+    process.send_signal(number)
+    assert "stopped at step" in finish(process, status)
+    saved = torch.load(tmp_path / "r" / "last.pth", weights_only=True)
+    assert 3 <= saved["step"] < STEPS
+    finish(start(arguments))
+    assert_same_run(reference, tmp_path / "r")
+
+
+def test_a_truncated_checkpoint_is_named_and_the_previous_one_used(
+    folder: Path, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = options(folder, tmp_path, optim__epochs=1)
+    assert main(arguments) == 0
+    run = tmp_path / "r"
+    expected = weights(run)
+    content = (run / "last.pth").read_bytes()
+    (run / "last.pth").write_bytes(content[: len(content) // 2])
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert f"{run / 'last.pth'}: truncated" in said
+    assert f"going on from {run / 'previous.pth'}" in said
+    assert all(torch.equal(expected[name], tensor) for name, tensor in weights(run).items())
+
+
+def test_no_readable_checkpoint_is_an_error(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "r").mkdir()
+    torch.save({"state_dict": {}}, tmp_path / "r" / "last.pth")
+    assert main(options(folder, tmp_path)) == 2
+    assert "not a checkpoint of this project's pre-training" in capsys.readouterr().err
+
+
+def test_another_configuration_is_refused_with_the_keys(
+    folder: Path, reference: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (reference / "last.pth").read_bytes()
+    assert main(options(folder, reference.parent, model__temperature=0.1, labels__ratio=0.5)) == 2
+    message = capsys.readouterr().err
+    assert "model.temperature: 0.2 -> 0.1" in message
+    assert "labels.ratio: 1.0 -> 0.5" in message
+    assert len(message.splitlines()) == 1
+    assert (reference / "last.pth").read_bytes() == before
+
+
+def test_resume_never_leaves_a_run_alone(folder: Path, reference: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(options(folder, reference.parent, resume="never")) == 2
+    assert "holds a run already" in capsys.readouterr().err
+
+
+def test_a_finished_run_is_not_run_again(folder: Path, reference: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = weights(reference)
+    assert main(options(folder, reference.parent)) == 0
+    assert f"done: {STEPS} steps" in capsys.readouterr().out
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(reference).items())
+
+
+def test_the_run_folder_tells_what_was_run(reference: Path, folder: Path) -> None:
+    config = yaml.safe_load((reference / "config.yaml").read_text())
+    assert config["data"]["train"] == str(folder)
+    environment = json.loads((reference / "environment.json").read_text())
+    assert environment["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert {"git_commit", "git_dirty", "device", "threads", "processes"} <= environment.keys()
+    assert "--optim.batch 16" in (reference / "command.txt").read_text()
+    assert len((reference / "labels.txt").read_text().splitlines()) == 64
+    assert list((reference / "tensorboard").iterdir())
+    summary = json.loads((reference / "summary.json").read_text())
+    assert list(summary["knn"]) == ["0", "4", "8", "12"]
+
+
+def test_every_metric_is_there_and_finite(reference: Path) -> None:
+    rows = [json.loads(line) for line in (reference / "metrics.jsonl").read_text().splitlines()]
+    wanted = {
+        "loss", "chance", "positives", "sim_positive", "sim_own_key", "sim_negative", "embedding_std", "queue_fill",
+        "queue_labelled", "batch_labelled", "grad_norm", "lr", "images_per_second", "data_share",
+    }  # fmt: skip
+    steps = [row for row in rows if "loss" in row]
+    assert all(wanted <= row.keys() for row in steps)
+    assert all(isinstance(row[name], float) for row in steps for name in wanted)
+    assert steps[-1]["queue_fill"] == 1
+    assert steps[0]["queue_fill"] == 0
+
+
+def test_a_checkpoint_holds_tensors_and_builtins_and_the_papers_keys(reference: Path) -> None:
+    saved = torch.load(reference / "last.pth", weights_only=True)
+    assert {"encoder_q.conv1.weight", "encoder_q.fc.2.bias", "encoder_k.layer4.1.bn2.running_var"} <= saved[
+        "state_dict"
+    ].keys()
+    assert saved["state_dict"]["queue"].shape == (128, 40)
+    assert saved["meta"]["label_ratio"] == 1.0
+    assert saved["meta"]["epochs"] == 3.0
+
+
+@pytest.mark.parametrize(("ratio", "labelled"), [(0, 0), (0.25, 16), (1, 64)])
+def test_the_label_ratio_reaches_the_loss(ratio: float, labelled: int, folder: Path, tmp_path: Path) -> None:
+    assert main(options(folder, tmp_path, labels__ratio=ratio, optim__epochs=1)) == 0
+    rows = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
+    # An epoch is 4 batches of 16: all 64 images, each once.
+    assert sum(row["batch_labelled"] * 16 for row in rows if "loss" in row) == labelled
+    assert len((tmp_path / "r" / "labels.txt").read_text().splitlines()) == labelled
+
+
+def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = options(folder, tmp_path, optim__base_lr=1e30, checkpoint__last_every=1, optim__warmup=0.5)
+    assert main(arguments) == 3
+    message = capsys.readouterr().err
+    assert "is not finite (lr" in message
+    assert "at step" in message
+    assert all(torch.isfinite(tensor.double()).all() for tensor in weights(tmp_path / "r").values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data__train": "/no/such/folder"}, "/no/such/folder: no such file or folder"),
+        ({"labels__list": "/no/list.txt"}, "labels.list=/no/list.txt: no such file"),
+        ({"optim__batch": 500, "model__bn_groups": 2}, "64 training images do not fill a batch"),
+        ({"optim__batch": 15}, "does not make 2 batch-norm groups"),
+        ({"model__arch": "vgg11"}, "model.arch=vgg11: not a ResNet"),
+        ({"monitor__holdout": 72}, "monitor.holdout=72"),
+        ({"resume": "/no/checkpoint.pth"}, "/no/checkpoint.pth: no such checkpoint"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing_behind(
+    changes: dict[str, object], message: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(options(folder, tmp_path, **changes)) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_corrupt_image_is_named_and_skipped_until_there_are_too_many(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "images").symlink_to(folder)
+    manifest = tmp_path / "list.tsv"
+    lines = [f"images/{path.relative_to(folder)}" for path in sorted(folder.glob("*/*.png"))]
+    (tmp_path / "broken.png").write_bytes(b"no image at all")
+    manifest.write_text("\n".join([*lines, "broken.png"]) + "\n")
+    arguments = options(manifest, tmp_path / "runs", monitor__holdout=0, optim__batch=24, optim__epochs=2)
+    assert main(arguments) == 0
+    said = capsys.readouterr()
+    assert said.out.count("broken.png: not an image") == 1
+    assert main([*arguments, "--name", "strict", "--data.max_corrupt", "0"]) == 2
+    assert "more than data.max_corrupt=0.0 allows" in capsys.readouterr().err
+
+
+@pytest.mark.ddp
+@pytest.mark.slow
+def test_two_processes_through_the_front_door(folder: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"NPROC": "2", "OMP_NUM_THREADS": "1", "UNIMOCO_ENV": sys.prefix}
+    done = subprocess.run(
+        ["bash", str(ROOT / "pretrain" / "run.sh"), "--recipe", "my_folder", *options(folder, tmp_path)],
+        env=environment, capture_output=True, text=True, timeout=180, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"done: {STEPS} steps" in done.stdout
+    assert len(torch.load(tmp_path / "r" / "last.pth", weights_only=True)["rng"]) == 2
+    assert [step for step, _ in losses(tmp_path / "r")] == list(range(1, STEPS + 1))

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Every check of the project: set-up, formatting, lint, types, tests. Arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+env="$(bash setup.sh)"
+export PATH="$env/bin:$PATH"
+if [ $# = 0 ]; then
+    ruff format --check .
+    ruff check .
+    shellcheck setup.sh pretrain/run.sh tests/run.sh .ci/run
+    mypy
+fi
+exec "$env/bin/python" -m pytest "$@"
