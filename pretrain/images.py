@@ -14,6 +14,7 @@ Several sources make one data set; classes of the same name are the same class.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from pretrain.losses import UNLABELLED
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+# In the coded pixels a byte FF is followed by 00 or a restart marker (D0 ... D7); anything else opens a segment.
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
 class CorruptImageError(Exception):
@@ -117,7 +120,7 @@ def load_images(sources: Iterable[str], root: str = "data", classes: str | None 
 
 
 def decode(path: Path) -> Image:
-    """Image file -> (H, W, 3) uint8 RGB.
+    """Image file -> (H, W, 3) uint8 RGB. As PIL and torchvision do, it leaves EXIF's orientation aside.
 
     Raises:
         CorruptImageError: the file is missing, empty, no image, or a JPEG that ends early.
@@ -127,12 +130,40 @@ def decode(path: Path) -> Image:
     except OSError as error:
         raise CorruptImageError(f"{path}: {error.strerror}") from error
     # OpenCV fills the missing part of a truncated JPEG with grey and says nothing in its return value.
-    if data[:2] == _JPEG_START and _JPEG_END not in data[-4096:]:
+    if data.startswith(_JPEG_START) and _ends_early(data):
         raise CorruptImageError(f"{path}: the JPEG ends early")
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    except cv2.error as error:
+        raise CorruptImageError(f"{path}: {' '.join(str(error).split())}") from error
     if image is None:
         raise CorruptImageError(f"{path}: {'not an image that OpenCV reads' if data else 'empty file'}")
     return image
+
+
+def _ends_early(jpeg: bytes) -> bool:
+    """Whether the end marker is missing. Anything may follow it: phones append video clips."""
+    if jpeg.endswith(_JPEG_END):
+        return False
+    place = len(_JPEG_START)
+    while found := _JPEG_MARKER.search(jpeg, place):
+        if found[0] == _JPEG_END:
+            return False
+        place = found.end() + int.from_bytes(jpeg[found.end() : found.end() + 2], "big")  # a thumbnail is skipped
+    return True
+
+
+def text_lines(path: Path) -> list[str]:
+    """Lines of a UTF-8 text file.
+
+    Raises:
+        ValueError: it is no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text file ({error.reason} at byte {error.start})") from error
 
 
 def _class_names(entries: list[Entry], classes: str | None) -> list[str]:
@@ -142,7 +173,7 @@ def _class_names(entries: list[Entry], classes: str | None) -> list[str]:
     path = Path(classes)
     if not path.is_file():
         raise ValueError(f"data.classes={classes}: no such file; it holds one class name a line")
-    names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    names = [line.strip() for line in text_lines(path) if line.strip()]
     if len(names) != len(set(names)):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{classes}: class {twice!r} stands there twice")
@@ -210,7 +241,7 @@ def _is_image(name: str) -> bool:
 
 def _manifest(path: Path) -> list[Entry]:
     entries = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(text_lines(path), 1):
         if not line.strip():
             continue
         name, _, label = line.partition("\t")

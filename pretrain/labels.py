@@ -7,12 +7,13 @@ are: one file name a line.
 from __future__ import annotations
 
 import hashlib
+import heapq
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from pretrain.images import ImageSet
+from pretrain.images import ImageSet, text_lines
 from pretrain.losses import UNLABELLED
 
 
@@ -80,24 +81,50 @@ def keep_labels(images: ImageSet, config: LabelConfig) -> KeptLabels:
 def choose_balanced(labels: np.ndarray, ratio: float, seed: int) -> np.ndarray:
     """Numbers of the images that keep their label: round(ratio * labelled) of them, class-balanced.
 
-    Each class gives ratio * its size, rounded down or up so that the sum comes out right (largest remainders).
+    Of m chosen images each class gives m * its share of the labelled images, rounded down or up, and the images of
+    a smaller ratio are among those of a larger one.
 
     Args:
         labels: (N,) int64, -1 = unlabelled.
         ratio: 0 to 1.
         seed: of the choice within the classes.
     """
-    classes = np.unique(labels[labels != UNLABELLED])
-    members = [np.flatnonzero(labels == c) for c in classes]
-    exact = np.array([ratio * len(m) for m in members])
-    counts = np.floor(exact + 1e-9).astype(np.int64)
-    missing = round(float(exact.sum())) - int(counts.sum())
-    counts[np.argsort(counts - exact, kind="stable")[:missing]] += 1
+    classes, sizes = np.unique(labels[labels != UNLABELLED], return_counts=True)
+    counts = np.bincount(_quota_order(sizes)[: round(ratio * int(sizes.sum()))], minlength=len(classes))
     chosen = [
-        np.random.default_rng((seed, int(c))).permutation(m)[:count]
-        for c, m, count in zip(classes, members, counts, strict=True)
+        np.random.default_rng((seed, int(c))).permutation(np.flatnonzero(labels == c))[:count]
+        for c, count in zip(classes, counts, strict=True)
     ]
     return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, dtype=np.int64)
+
+
+def _quota_order(sizes: np.ndarray) -> np.ndarray:
+    """Class of each place in an order whose every beginning is balanced.
+
+    The first m places hold class c m * sizes[c] / total times, rounded down or up, for all m. To that end a class
+    may take its j-th place (j = 0, 1, ...) after j * total / sizes[c] places and must have it before
+    (j + 1) * total / sizes[c]; the earliest deadline goes first (Steiner & Yeomans 1993, level schedules).
+
+    Args:
+        sizes: (classes,) number of images of each class.
+    """
+    total = int(sizes.sum())
+    if len(set(sizes.tolist())) <= 1:  # equal classes take turns
+        return np.arange(total) % max(len(sizes), 1)
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    number = np.concatenate([np.arange(size) for size in sizes])
+    start = number * total // sizes[owner]
+    deadline = -(-(number + 1) * total // sizes[owner])
+    arrivals = np.argsort(start, kind="stable")
+    arriving = iter(zip(start[arrivals].tolist(), deadline[arrivals].tolist(), owner[arrivals].tolist(), strict=True))
+    waiting: list[tuple[int, int]] = []
+    order, following = [], next(arriving, None)
+    for place in range(total):
+        while following is not None and following[0] <= place:
+            heapq.heappush(waiting, following[1:])
+            following = next(arriving, None)
+        order.append(heapq.heappop(waiting)[1])
+    return np.array(order, dtype=np.int64)
 
 
 def match_list(images: ImageSet, path: str) -> np.ndarray:
@@ -114,7 +141,7 @@ def match_list(images: ImageSet, path: str) -> np.ndarray:
         for key in {name, name.rsplit("/", 1)[-1]}:
             by_name.setdefault(key, []).append(i)
     seen: dict[int, int] = {}
-    for number, line in enumerate(file.read_text().splitlines(), 1):
+    for number, line in enumerate(text_lines(file), 1):
         name = line.strip()
         if not name:
             continue
