@@ -54,7 +54,8 @@ class Backbone:
 
         `layer1 … layer4` are its stages. The tensors are copied: training it leaves the backbone as it is.
         """
-        network = archs.build(self.arch)
+        with archs.Unfilled():
+            network = archs.build(self.arch)
         network.load_state_dict(self.tensors, strict=True)
         return network.eval()
 

@@ -21,10 +21,6 @@ import torch
 from converters.backbone import some
 
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number that torch < 1.6 wrote first
-_DAMAGED = (
-    pickle.UnpicklingError, EOFError, MemoryError, ValueError, IndexError, KeyError, AttributeError, TypeError,
-    OverflowError, RuntimeError, zipfile.BadZipFile,
-)  # fmt: skip  # what torch, zipfile and pickle raise on bytes that are cut off or make no sense
 
 
 def sha256(path: Path) -> str:
@@ -70,7 +66,7 @@ def read(path: Path, trust: bool = False) -> Any:
         raise ValueError(f"{path} needs {error.name or error} to be read, which is not installed") from error
     except _Refused:
         raise
-    except _DAMAGED as error:
+    except Exception as error:  # torch, zipfile and pickle raise almost anything on bytes that make no sense
         raise ValueError(f"{path} is cut off or damaged: {' '.join(str(error).split())[:200]}") from error
     hint = ", an HTML page: the download failed" if head.lstrip().startswith(b"<") else ""
     raise ValueError(f"{path} is no torch, safetensors or pickle file (it starts with {head[:8]!r}{hint})")
@@ -188,7 +184,7 @@ def _read_pickle(path: Path, trust: bool) -> Any:
         unpickler = _ArrayUnpickler(file)
         try:
             content = unpickler.load()
-        except _DAMAGED:
+        except Exception:
             if unpickler.refused:  # an inert stand-in cannot do what the file wanted of it
                 raise _refused(path, unpickler.refused) from None
             raise

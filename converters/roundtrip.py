@@ -1,7 +1,7 @@
 """The proof of the converters, as a table: each layout that is read × each framework that is written for.
 
-python -m converters.roundtrip --out results/converters.jsonl --readme README.md   run all (some 2 minutes), write both
-python -m converters.roundtrip --out results/converters.jsonl --readme README.md --check   is the README's table the record's?
+python -m converters.roundtrip --readme README.md           run every cell (two minutes), write record and table
+python -m converters.roundtrip --readme README.md --check   run none: is the README's table the record's?
 
 Every cell makes a checkpoint of that layout, converts it, lets the framework build its own model and load the file,
 and holds max |Δ| between the features of the model that made the checkpoint and of the one that loaded it.

@@ -85,11 +85,12 @@ def _mlp(prefix: str, width: int) -> State:
 
 
 def _by_rules(layout: Callable[[State, State, int], Any]) -> Callable[[str], Made]:
-    """Make a sample of the state of a network and of a second one: its momentum encoder, where there is one."""
+    """Make a sample of the state of a network and of another: its momentum encoder, where there is one."""
 
     def make(arch: str) -> Made:
-        network, other = randomise(archs.build(arch)), randomise(archs.build(arch))
-        content = layout(dict(network.state_dict()), dict(other.state_dict()), archs.feature_dim(arch))
+        network = randomise(archs.build(arch))
+        state = dict(network.state_dict())
+        content = layout(state, {key: value + 1 for key, value in state.items()}, archs.feature_dim(arch))
         return content, network, stages_of(network)
 
     return make

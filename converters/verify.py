@@ -117,7 +117,9 @@ def verify(
     if reference is None:
         network = backbone.build()
         reference = stage_outputs(stages_of(network), lambda: network(normalised(image)))
-    return [_compare(backbone, built, reference, image) for built in _BUILDERS[target](backbone, path)]
+    with archs.Unfilled():
+        models = list(_BUILDERS[target](backbone, path))
+    return [_compare(backbone, built, reference, image) for built in models]
 
 
 def _compare(backbone: Backbone, built: _Built, reference: Mapping[str, Tensor], image: np.ndarray) -> Check:

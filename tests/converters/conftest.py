@@ -1,0 +1,42 @@
+"""Checkpoints of ResNet-18 to convert, each made once."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from converters import samples
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a function from a row of samples.SAMPLES to a file of that layout."""
+    folder = tmp_path_factory.mktemp("samples")
+
+    def make(name: str, arch: str = "resnet18") -> Path:
+        path = folder / f"{list(samples.SAMPLES).index(name)}-{arch}{samples.SAMPLES[name].suffix}"
+        if not path.exists():
+            samples.write(samples.SAMPLES[name], arch, path)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def moco(sample: Callable[..., Path]) -> dict[str, Tensor]:
+    """The state_dict of a MoCo checkpoint, to break."""
+    return dict(torch.load(sample("MoCo v1"), weights_only=True)["state_dict"])
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Callable[[Any], Path]:
+    """Return a function that saves something as broken.pth."""
+
+    def write(content: Any) -> Path:
+        torch.save(content, tmp_path / "broken.pth")
+        return tmp_path / "broken.pth"
+
+    return write

@@ -1,0 +1,106 @@
+"""detectron2 and OpenMMLab themselves, each in a process of its own: equal as written, and each breakage caught."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Runs in the framework's process: convert, verify, then break one thing at a time and verify again.
+SCRIPT = """
+import json, sys
+from pathlib import Path
+import converters
+from converters import convert, verify
+target, arch, folder, breakages = sys.argv[1], sys.argv[2], Path(sys.argv[3]), json.loads(sys.argv[4])
+suffix = {"detectron2": (".pkl", ".yaml"), "openmmlab": (".pth", ".py")}[target]
+path = folder / f"x{suffix[0]}"
+done = convert.convert(f"random:{arch}", target, str(path), check="yes")
+told = {"checks": [[c.model, c.tensors, c.convs, c.norms, max(c.deltas.values())] for c in done.checks]}
+settings = path.with_suffix(suffix[1])
+whole = settings.read_text()
+for name, (old, new) in breakages.items():
+    assert old in whole, (old, whole)
+    settings.write_text(whole.replace(old, new))
+    try:
+        verify.verify(done.reading.backbone, target, path, verify.photograph(64))
+        told[name] = "not caught"
+    except converters.VerificationError as error:
+        told[name] = str(error)
+print(json.dumps(told))
+"""
+DETECTRON2 = {
+    "stride in 1x1": ("STRIDE_IN_1X1: False", "STRIDE_IN_1X1: True"),
+    "BGR": ('FORMAT: "RGB"', 'FORMAT: "BGR"'),
+    "mean": ("123.675", "103.53"),
+    "depth": ("DEPTH: 50", "DEPTH: 101"),
+}
+OPENMMLAB = {
+    "caffe style": ("style='pytorch'", "style='caffe'"),
+    "BGR": ("bgr_to_rgb=True", "bgr_to_rgb=False"),
+    "V1c stem": ("type='ResNet'", "type='ResNetV1c'"),
+    "std": ("58.395", "1.0"),
+    "prefix": ("init_cfg = dict(type='Pretrained'", "init_cfg = dict(prefix='backbone.', type='Pretrained'"),
+}
+
+
+def in_a_process(target: str, arch: str, folder: Path, breakages: dict[str, Any]) -> dict[str, Any]:
+    args = [sys.executable, "-c", SCRIPT, target, arch, str(folder), json.dumps(breakages)]
+    done = subprocess.run(args, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.fixture(scope="module")
+def detectron2(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return in_a_process("detectron2", "resnet50", tmp_path_factory.mktemp("detectron2"), DETECTRON2)
+
+
+@pytest.fixture(scope="module")
+def openmmlab(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return in_a_process("openmmlab", "resnet50", tmp_path_factory.mktemp("openmmlab"), OPENMMLAB)
+
+
+def test_detectron2_holds_all_53_convolutions_and_norms_in_fpn_and_c4(detectron2: dict[str, Any]) -> None:
+    fpn, c4 = detectron2["checks"]
+    assert fpn[:4] == ["detectron2 Mask R-CNN resnet50 FPN", 265, 53, 53]
+    assert c4[:4] == ["detectron2 Mask R-CNN resnet50 C4", 265, 53, 53]
+    assert max(fpn[4], c4[4]) <= 1e-4
+
+
+def test_mmseg_holds_all_318_tensors(openmmlab: dict[str, Any]) -> None:
+    (check,) = openmmlab["checks"]
+    assert check[:4] == ["mmseg ResNet resnet50", 318, 53, 53]
+    assert check[4] <= 1e-4
+
+
+FEATURES = "holds the same tensors and gives other features: layer1 by"
+
+
+@pytest.mark.parametrize(
+    ("breakage", "message"),
+    [
+        ("stride in 1x1", FEATURES.replace("1 by", "1 by 0, layer2 by")),
+        ("BGR", FEATURES),
+        ("mean", FEATURES),
+        ("depth", "23 left over: layer3.6"),
+    ],
+)
+def test_detectron2_breakages_are_caught(breakage: str, message: str, detectron2: dict[str, Any]) -> None:
+    assert message in detectron2[breakage]
+
+
+@pytest.mark.parametrize(
+    ("breakage", "message"),
+    [
+        ("caffe style", FEATURES.replace("1 by", "1 by 0, layer2 by")),
+        ("BGR", FEATURES),
+        ("V1c stem", "1 absent: conv1.weight; 15 left over: conv1.0.weight"),
+        ("std", FEATURES),
+        ("prefix", "different: conv1.weight"),
+    ],
+)
+def test_openmmlab_breakages_are_caught(breakage: str, message: str, openmmlab: dict[str, Any]) -> None:
+    assert message in openmmlab[breakage]
