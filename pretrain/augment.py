@@ -74,6 +74,9 @@ class ViewConfig:
             raise ValueError(f"views.ratio={self.ratio}: two rising numbers above 0")
         if not 0 < self.sigma[0] <= self.sigma[1]:
             raise ValueError(f"views.sigma={self.sigma}: two rising numbers of pixels above 0")
+        for name in ("brightness", "contrast", "saturation", "rotate"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"views.{name}={getattr(self, name)}: must be 0 (off) or more")
         if not 0 <= self.hue <= 0.5:
             raise ValueError(f"views.hue={self.hue}: lies between 0 and 0.5")
 
@@ -201,13 +204,12 @@ class ViewMaker:
 
 
 def evaluation_view(image: Image, size: int) -> Image:
-    """The view that measures features: short side to size * 256 / 224, centre crop.
+    """The view that measures features: short side to size * 256 / 224, centre crop; torchvision's to the pixel.
 
     Images whose short side is below `size` (Fashion-MNIST) are resized to the crop itself, so nothing is cut off.
     """
     height, width = image.shape[:2]
     short = size if min(height, width) < size else round(size * 256 / 224)
-    factor = short / min(height, width)
-    image = resize(image, max(short, round(height * factor)), max(short, round(width * factor)))
-    top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
+    image = resize(image, short * height // min(height, width), short * width // min(height, width))
+    top, left = round((image.shape[0] - size) / 2), round((image.shape[1] - size) / 2)
     return np.ascontiguousarray(image[top : top + size, left : left + size])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def test_ratios_nest_where_largest_remainders_would_not() -> None:
     labels = np.repeat([0, 1, 2], [6, 6, 2])
     chosen = [set(choose_balanced(labels, m / 14, 0)) for m in range(15)]
     assert [len(c) for c in chosen] == list(range(15))
-    assert all(small < large for small, large in zip(chosen, chosen[1:], strict=False))
+    assert all(small < large for small, large in itertools.pairwise(chosen))
 
 
 def test_a_long_tail_of_small_classes_leaves_the_large_class_its_share() -> None:
