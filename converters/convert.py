@@ -25,13 +25,14 @@ from converters.verify import Check, installed, verify
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was read, where it was written, and how it was proved; printing it gives the user's account."""
+    """What was read, where it was written, and how it was proved, or why not; printing it tells the user."""
 
     reading: sources.Reading
     target: Target
     path: Path
     written: int
     checks: tuple[Check, ...]
+    unproved: str
 
     def __str__(self) -> str:
         backbone, dropped = self.reading.backbone, self.reading.dropped
@@ -54,8 +55,8 @@ class Conversion:
             *(f"note: {note}" for note in self.reading.notes),
             *(f"verified: {check}" for check in self.checks),
         ]
-        if not self.checks:
-            lines.append("not verified")
+        if self.unproved:
+            lines.append(f"not verified: {self.unproved}")
         return "\n".join([*lines, f"use: {self.target.usage(backbone.arch, self.path)}"])
 
 
@@ -99,15 +100,17 @@ def convert(
         raise ValueError(f"--out {path} is the checkpoint itself; name another file")
     if prefix and to != "openmmlab":
         raise ValueError(f"--prefix {prefix}: {to} wants bare keys; only OpenMMLab reads them with a prefix")
-    if check == "yes" and not installed(to):
-        raise ValueError(f"--verify yes: {target.package} is not installed; bash setup.sh installs it")
+    unproved = "--verify no" if check == "no" else ""
+    if not unproved and not installed(to):
+        unproved = f"{target.package} is not installed; bash setup.sh installs it"
+        if check == "yes":
+            raise ValueError(f"--verify yes: {unproved}")
     reading = sources.read(checkpoint, branch, source, trust, drop)
     with staged(path.parent, force) as folder:
         part = folder / path.name
         written = target.save(reading.backbone, part, prefix)
-        wanted = check == "yes" or (check == "auto" and installed(to))
-        checks = tuple(verify(reading.backbone, to, part)) if wanted else ()
-    return Conversion(reading, target, path, written, checks)
+        checks = () if unproved else tuple(verify(reading.backbone, to, part))
+    return Conversion(reading, target, path, written, checks, unproved)
 
 
 def _default_out(checkpoint: str, target: Target) -> Path:

@@ -2,7 +2,6 @@
 
 import io
 import logging
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -15,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from converters.backbone import STAGES
+
+RIVALS = {"detectron2": ("mmengine", "mmcv", "mmseg"), "openmmlab": ("detectron2",)}
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,6 @@ def mask_rcnn(settings: str, head: str, weights: Path | None = None) -> Trunk:
         head: "FPN", or "C4", where res5 is in the RoI head.
         weights: a file for detectron2's own loader.
     """
-    _refuse_with("mmengine")
     with _quiet():  # imports warn of their age, the loader of every head that the file does not have
         from detectron2 import model_zoo
         from detectron2.checkpoint import DetectionCheckpointer
@@ -93,7 +93,6 @@ def fcn(settings: Path | Mapping[str, Any]) -> Trunk:
 
     `init_weights` runs, so that an init_cfg loads its checkpoint the way OpenMMLab does.
     """
-    _refuse_with("detectron2")
     with _quiet():
         from mmengine.config import Config
         from mmseg.registry import MODELS
@@ -116,11 +115,6 @@ def fcn(settings: Path | Mapping[str, Any]) -> Trunk:
         return model.data_preprocessor({"inputs": [bgr]})["inputs"]
 
     return Trunk(model, stages_of(model.backbone), model.backbone, prepare)
-
-
-def _refuse_with(rival: str) -> None:
-    if rival in sys.modules:
-        raise ValueError(f"{rival} is loaded in this process; verify in another: python -m converters.convert")
 
 
 @contextmanager

@@ -4,6 +4,7 @@ Every tensor of the trunk must be equal, and the four stages must give the same 
 framework itself brings into its input format, as the settings beside the file say.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -117,8 +118,14 @@ def verify(
     if reference is None:
         network = backbone.build()
         reference = stage_outputs(stages_of(network), lambda: network(normalised(image)))
-    with archs.Unfilled():
-        models = list(_BUILDERS[target](backbone, path))
+    if rival := next((name for name in frameworks.RIVALS.get(target, ()) if name in sys.modules), None):
+        raise ValueError(f"{rival} is loaded in this process: verify for {target} in another (convert.py is one)")
+    try:
+        with archs.Unfilled():
+            models = list(_BUILDERS[target](backbone, path))
+    except Exception as error:  # whatever a framework's loader makes of a file that it cannot load
+        reason = " ".join(str(error).split())[:500]
+        raise VerificationError(f"{target} could not load {path}: {type(error).__name__}: {reason}") from error
     return [_compare(backbone, built, reference, image) for built in models]
 
 

@@ -177,6 +177,7 @@ def test_help_explains_every_option() -> None:
     text = " ".join(run("--help").stdout.split())
     for words in (
         "the framework to write for", "the file to write", "which encoder", "the layout of the checkpoint",
-        "keys to leave out", "before every key", "compare tensors and features", "run any Python code", "write over files",
+        "keys to leave out", "before every key", "compare tensors and features", "run any Python code",
+        "write over files",
     ):  # fmt: skip
         assert words in text

@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from converters import read_backbone
+from converters.verify import verify
+
 # Runs in the framework's process: convert, verify, then break one thing at a time and verify again.
 SCRIPT = """
 import json, sys
@@ -31,6 +34,26 @@ for name, (old, new) in breakages.items():
         told[name] = str(error)
 print(json.dumps(told))
 """
+# mmdet's C4 networks hold layer4 as roi_head.shared_head, a module with that one child and an init_cfg of its own.
+SHARED_HEAD = """
+import json, sys
+from pathlib import Path
+from converters import convert
+for prefix in ("", "backbone."):
+    path = Path(sys.argv[1]) / f"shared{prefix}.pth"
+    done = convert.convert("random:resnet50", "openmmlab", str(path), prefix=prefix, check="yes")
+    from mmengine.config import Config
+    from mmengine.model import BaseModule
+    from mmseg.models.backbones.resnet import Bottleneck
+    from mmseg.models.utils import ResLayer
+    head = BaseModule(Config.fromfile(path.with_suffix(".py")).shared_head.init_cfg)
+    head.add_module("layer4", ResLayer(Bottleneck, 1024, 512, 3, stride=2))
+    head.init_weights()
+    tensors = {k: v for k, v in done.reading.backbone.tensors.items() if k.startswith("layer4.")}
+    state = head.state_dict()
+    assert set(state) == set(tensors) and all((state[k] == tensors[k]).all() for k in tensors)
+    print(done.written, len(tensors), done.checks[0].tensors)
+"""
 DETECTRON2 = {
     "stride in 1x1": ("STRIDE_IN_1X1: False", "STRIDE_IN_1X1: True"),
     "BGR": ('FORMAT: "RGB"', 'FORMAT: "BGR"'),
@@ -42,6 +65,7 @@ OPENMMLAB = {
     "BGR": ("bgr_to_rgb=True", "bgr_to_rgb=False"),
     "V1c stem": ("type='ResNet'", "type='ResNetV1c'"),
     "std": ("58.395", "1.0"),
+    "nothing loaded": ("norm_eval=False, init_cfg=init_cfg),\n)", "norm_eval=False),\n)"),
     "prefix": ("init_cfg = dict(type='Pretrained'", "init_cfg = dict(prefix='backbone.', type='Pretrained'"),
 }
 
@@ -85,7 +109,7 @@ FEATURES = "holds the same tensors and gives other features: layer1 by"
         ("stride in 1x1", FEATURES.replace("1 by", "1 by 0, layer2 by")),
         ("BGR", FEATURES),
         ("mean", FEATURES),
-        ("depth", "23 left over: layer3.6"),
+        ("depth", "255 left over: layer3.6"),
     ],
 )
 def test_detectron2_breakages_are_caught(breakage: str, message: str, detectron2: dict[str, Any]) -> None:
@@ -99,8 +123,29 @@ def test_detectron2_breakages_are_caught(breakage: str, message: str, detectron2
         ("BGR", FEATURES),
         ("V1c stem", "1 absent: conv1.weight; 15 left over: conv1.0.weight"),
         ("std", FEATURES),
-        ("prefix", "different: conv1.weight"),
+        ("nothing loaded", "different: conv1.weight"),
+        ("prefix", "openmmlab could not load"),
     ],
 )
 def test_openmmlab_breakages_are_caught(breakage: str, message: str, openmmlab: dict[str, Any]) -> None:
     assert message in openmmlab[breakage]
+
+
+def test_openmmlab_with_and_without_prefix_and_mmdets_shared_head(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", SHARED_HEAD, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "318 60 318"
+
+
+@pytest.mark.parametrize(("target", "rival"), [("detectron2", "mmengine"), ("openmmlab", "detectron2")])
+def test_the_two_never_meet(target: str, rival: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, rival, sys)
+    with pytest.raises(ValueError, match=f"{rival} is loaded in this process: verify for {target} in another"):
+        verify(read_backbone("random:resnet18"), target, tmp_path / "x.pkl")
+
+
+@pytest.mark.parametrize("target", ["detectron2", "openmmlab"])
+def test_a_missing_framework_names_the_command(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("converters.verify.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"is not installed: bash setup\.sh installs it"):
+        verify(read_backbone("random:resnet18"), target, tmp_path / "x.pkl")

@@ -162,5 +162,5 @@ def test_a_file_without_a_tensor_does_not_load_strict(sample: Callable[..., Path
     backbone, path = converters.read_backbone(sample("MoCo v1")), tmp_path / "x.pth"
     TARGETS["torchvision"].save(backbone, path)
     torch.save(broken(torch.load(path, weights_only=True), "missing"), path)
-    with pytest.raises(RuntimeError, match=r"Missing key.*layer2.0.conv1.weight"):
+    with pytest.raises(converters.VerificationError, match=r"could not load .*Missing key.*layer2.0.conv1.weight"):
         verify(backbone, "torchvision", path)
