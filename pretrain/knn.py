@@ -40,7 +40,7 @@ def extract_features(
     """Pooled backbone features of all images, computed by all ranks together, in fp32.
 
     Args:
-        encoder: a timm ResNet; it is switched to evaluation and back.
+        encoder: a timm ResNet; it is switched to evaluation and, module by module, back.
         images: B of them.
         size: side of the evaluation view, in pixels.
         device: where to compute.
@@ -50,7 +50,7 @@ def extract_features(
     Returns:
         (B, D) float32, L2-normalised, on the device.
     """
-    world, training = world_size(), encoder.training
+    world = world_size()
     mine = np.arange(rank(), len(images), world)
     padding = -(-len(images) // world) - len(mine)
     mine = np.concatenate([mine, np.zeros(padding, dtype=mine.dtype)])
@@ -60,13 +60,17 @@ def extract_features(
         num_workers=default_workers(device) if workers is None else workers,
         worker_init_fn=one_thread,
     )
+    training = {module: module.training for module in encoder.modules()}
     encoder.eval()
     features = []
-    for views in loader:
-        maps = encoder.forward_features(network_input(views, device))
-        pooled = encoder.forward_head(maps, pre_logits=True)
-        features.append(F.normalize(pooled.float(), dim=1))
-    encoder.train(training)
+    try:
+        for views in loader:
+            maps = encoder.forward_features(network_input(views, device))
+            pooled = encoder.forward_head(maps, pre_logits=True)
+            features.append(F.normalize(pooled.float(), dim=1))
+    finally:
+        for module, mode in training.items():
+            module.training = mode
     gathered = all_gather(torch.cat(features))
     interleaved = gathered.view(world, -1, gathered.shape[1]).transpose(0, 1).reshape(-1, gathered.shape[1])
     return interleaved[: len(images)]
@@ -114,7 +118,8 @@ def knn_predict(
             rows = torch.arange(len(similarity), device=bank.device)
             similarity[rows, rows + start] = -torch.inf
         top, nearest = similarity.topk(max(ks), dim=1)
-        weights, neighbours = ((top - 1) / temperature).exp(), bank_labels[nearest]
+        # Relative to the nearest: at a small T every exp(s / T) would be 0 or infinite.
+        weights, neighbours = ((top - top[:, :1]) / temperature).exp(), bank_labels[nearest]
         for k in ks:
             votes = similarity.new_zeros(len(similarity), classes).scatter_add_(1, neighbours[:, :k], weights[:, :k])
             ranked[k].append(votes.argsort(stable=True, dim=1, descending=True))

@@ -47,6 +47,8 @@ class Knn:
         self.queries = queries.subset(np.flatnonzero(queries.labels != UNLABELLED))
         if len(self.bank) < config.k:
             raise ValueError(f"monitor.k={config.k}: more neighbours than the {len(self.bank)} labelled images")
+        if not len(self.queries):
+            raise ValueError("none of the held-out images has a label: kNN has nothing to compare with")
         if bank.classes != queries.classes:
             raise ValueError(
                 f"the held-out images have other classes than the training images: "
@@ -83,12 +85,13 @@ class Monitor:
         self.loss_sum = torch.zeros((), device=device, dtype=torch.float64)
         self.first_bad = torch.full((), -1, device=device, dtype=torch.int64)
         self.count, self.data_time, self.since = 0, 0.0, time.perf_counter()
-        self.plateau = 0
+        self.start, self.plateau, self.collapse = start, 0, 0
         self.said: set[str] = set()
         self.corrupt: dict[int, str] = {}
         self.knn: dict[str, float] = {}
         if progress:
-            self.plateau, self.said = progress["plateau"], set(progress["said"])
+            self.plateau, self.collapse = progress["plateau"], progress.get("collapse", 0)
+            self.said = set(progress["said"])
             self.corrupt, self.knn = dict(progress["corrupt"]), dict(progress["knn"])
         self.bar = tqdm(total=steps, initial=start, disable=rank() != 0, unit="step", smoothing=0.05, mininterval=1.0)
 
@@ -96,6 +99,7 @@ class Monitor:
         """What a continued run needs; builtins."""
         return {
             "plateau": self.plateau,
+            "collapse": self.collapse,
             "said": sorted(self.said),
             "corrupt": dict(self.corrupt),
             "knn": dict(self.knn),
@@ -161,13 +165,17 @@ class Monitor:
                 f"{values['chance']:.3f} for {self.plateau} steps: nothing is learnt. Lower --optim.base_lr or "
                 "look at the views",
             )
-        if values["embedding_std"] < COLLAPSE:
+        # The embeddings of an untrained network are all alike; only when they stay so has it collapsed.
+        self.collapse = self.collapse + self.count if values["embedding_std"] < COLLAPSE else 0
+        if self.collapse >= self.config.plateau:
             self.warn(
                 "collapse",
-                f"step {step}: embedding std {values['embedding_std']:.3f} (healthy: 0.5 to 1): all embeddings "
-                "are nearly the same. Lower --optim.base_lr",
+                f"step {step}: the embedding std, now {values['embedding_std']:.3f} (healthy: 0.5 to 1), has been "
+                f"below {COLLAPSE} for {self.collapse} steps: all embeddings are nearly the same. Lower "
+                "--optim.base_lr",
             )
-        if values["data_share"] > DATA_SHARE_WARNING and step > 2 * self.config.log_every:
+        # The first steps wait for the loaders to start.
+        if values["data_share"] > DATA_SHARE_WARNING and step - self.start > 2 * self.config.log_every:
             self.warn(
                 "data",
                 f"step {step}: {values['data_share']:.0%} of the time is spent waiting for images; raise "
