@@ -116,9 +116,7 @@ def test_cut_files_are_said_to_be_cut(kind: str, data: st.DataObject, tmp_path_f
         {"modern": modern, "legacy": legacy}[kind]({"a": torch.ones(9)}, path)
     whole = path.read_bytes()
     path.write_bytes(whole[: data.draw(st.integers(1, len(whole) - 1))])
-    with pytest.raises(
-        ValueError, match=r"is cut off or damaged|is no torch, safetensors or pickle file|asks for torch"
-    ):
+    with pytest.raises(ValueError, match=r"is cut off or damaged|is no torch, safetensors or pickle file|asks for"):
         files.read(path)
 
 
