@@ -342,6 +342,21 @@ def test_probabilities_are_kept(china: Image, name: str) -> None:
     assert abs(changed - 300) < 58  # four standard deviations
 
 
+def test_the_parts_of_the_jitter_come_in_every_order(china: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    for name in ("brightness", "contrast", "saturation", "hue"):
+        real = getattr(augment, name)
+        monkeypatch.setattr(
+            augment, name, lambda x, value, name=name, real=real: (calls.append(name), real(x, value))[1]
+        )
+    make, square = ViewMaker(dataclasses.replace(PLAIN, jitter=1)), china[:56, :56]
+    for seed in range(300):
+        make(square, np.random.default_rng(seed))
+    orders = [tuple(calls[i : i + 4]) for i in range(0, len(calls), 4)]
+    assert len(orders) == 300
+    assert len(set(orders)) == 24
+
+
 @pytest.mark.parametrize("strength", ["brightness", "contrast", "saturation", "hue"])
 def test_a_strength_of_0_leaves_that_part_of_the_jitter_out(china: Image, strength: str) -> None:
     off = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
