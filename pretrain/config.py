@@ -37,8 +37,9 @@ class OptimConfig:
         milestones: epochs at which "step" lowers the rate.
         every: when the rate moves: after each "epoch", as MoCo does, or each "step".
         warmup: epochs of linear warm-up from 0, moving each step.
-        accumulate: micro-batches that a device splits its share of the batch into, to save memory. The result is
-            the same: batch-norm groups, shuffling and the queue see the whole batch.
+        accumulate: micro-batches that a device splits its share of the batch into, to save memory. The weights
+            come out the same: batch-norm groups, shuffling and the queue see the whole batch. Only the running
+            statistics of batch norm, which training does not read, are renewed faster.
         precision: "auto" (bf16 where the device is fast at it, else fp32), "fp32", "bf16" or "fp16".
         compile: compile the encoders with torch.compile (pays on GPUs).
     """
@@ -178,11 +179,18 @@ def differing_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -
 
 def parse(arguments: list[str]) -> Config:
     """Command line -> configuration. `--recipe NAME|FILE` comes first, whatever its place; then the options."""
-    parser = _Parser(prog="pretrain/run.sh", description="UniMoCo pre-training on labelled and unlabelled images.")
+    parser = _Parser(
+        prog="pretrain/run.sh",
+        description="UniMoCo pre-training on labelled and unlabelled images.",
+        allow_abbrev=False,
+    )
     parser.add_argument("--recipe", action="config", help=f"one of {', '.join(recipe_names())}; or a YAML file")
     parser.add_class_arguments(Config, nested_key=None, as_group=False)
     values = parser.parse_args(_recipe_first(arguments, parser))
     recipe = values.pop("recipe", None)
+    for group in (f.name for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.default_factory)):
+        if not isinstance(values[group], Namespace):
+            parser.error(f"{group}: {values[group]}: holds options of its own, so it cannot be one value")
     try:
         config = Config(**vars(parser.instantiate(Namespace(values))))
     except ValueError as error:
@@ -209,6 +217,8 @@ class _Parser(ArgumentParser):
             near = difflib.get_close_matches(word, known, n=1)
             if near:
                 text += f"; did you mean {near[0]}?"
+        if re.search(r"Expected a <class '(list|tuple)'>", text):
+            text += "; several values are written '[a, b]', one as '[a]'"
         print(f"pretrain: error: {text}", file=sys.stderr)
         sys.exit(2)
 
@@ -234,6 +244,8 @@ def _recipe_first(arguments: list[str], parser: _Parser) -> list[str]:
             waiting = True
         else:
             others.append(argument)
+    if waiting or "" in recipes:
+        parser.error(f"--recipe: name a recipe or a file; there are {', '.join(recipe_names())}")
     if len(recipes) > 1:
         parser.error(f"--recipe {' and '.join(recipes)}: give one")
     return [f"--recipe={_recipe_file(name, parser)}" for name in recipes] + others

@@ -121,7 +121,7 @@ def supcon(
         if form == "out":
             loss = everything - logits.masked_fill(~positive, 0).sum(1) / count
         else:
-            loss = everything - logits.masked_fill(~positive, -torch.inf).logsumexp(1) + count.log()
+            loss = everything - logits.masked_fill(~positive, -torch.inf).logsumexp(1) + count.to(logits.dtype).log()
     return _reduce(loss, reduction)
 
 
