@@ -77,7 +77,10 @@ def read(
     name, wanted = _choose_branch(chosen, tree, branch, path)
     keys = _clean(_container(tree, chosen, wanted), path)
     found, dropped = _sort_keys(keys, chosen, wanted, path, tuple(drop))
-    tensors = {tv: _as_tensor(keys[key], key, limit, path) for tv, key in found.items()}
+    tensors = {}
+    for tv, key in found.items():  # together they cannot be larger than the file
+        tensors[tv] = _as_tensor(keys[key], key, limit, path)
+        limit -= _bytes(keys[key])
     foreign = _check_style(tree, chosen, explicit=source is not None, path=path)
     arch, tensors, notes = _complete(tensors, chosen, path)
     meta = _meta(tree, chosen, arch, path)
@@ -246,15 +249,18 @@ def _dtype(value: Any) -> torch.dtype:
     return value.dtype if isinstance(value, Tensor) else torch.from_numpy(np.zeros(0, value.dtype)).dtype
 
 
+def _bytes(value: Any) -> int:
+    return int(value.numel() * value.element_size() if isinstance(value, Tensor) else value.nbytes)
+
+
 def _as_tensor(value: Any, key: str, limit: int, path: Path) -> Tensor:
     """Return a float32 copy (int64 for counters) that no longer needs the file."""
     if value.dtype == np.dtype(object):
         raise ValueError(f"{path}: {key} is an array of Python objects, not of numbers")
     if isinstance(value, Tensor) and value.layout != torch.strided:
         raise ValueError(f"{path}: {key} is stored as {value.layout}, not as a plain tensor")
-    claimed = value.nbytes if not isinstance(value, Tensor) else value.numel() * value.element_size()
-    if claimed > limit:
-        raise ValueError(f"{path}: {key} claims {claimed:,} bytes in a file of {limit:,}")
+    if (claimed := _bytes(value)) > limit:
+        raise ValueError(f"{path}: {key} claims {claimed:,} bytes where the file has {limit:,} left for it")
     tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
     if is_counter(key):
         return tensor.detach().reshape(()).to(torch.int64, copy=True)
@@ -338,6 +344,10 @@ def _meta(tree: Any, entry: Format, arch: str, path: Path) -> dict[str, Any]:
     plain = (str, int, float, bool, type(None))
     meta = {str(k): v for k, v in told.items() if type(v) in plain and k != "cfg"} if isinstance(told, Mapping) else {}
     if entry.name == "unimoco-suite":
+        if tree.get("version", 1) != 1:
+            raise ValueError(
+                f"{path} is version {tree['version']} of this suite's checkpoints; this code reads version 1"
+            )
         stem = "" if meta.get("stem", "imagenet") == "imagenet" else f"_{meta['stem']}"
         if (said := f"{meta.get('arch', arch)}{stem}") not in (arch, arch.removesuffix("_cifar")):
             raise ValueError(f"{path} says it is {said}, its tensors are {arch}'s")

@@ -143,6 +143,7 @@ def _detectron2_settings(arch: str, path: Path, prefix: str) -> str:
     return f"""\
 # The input and the network that {path.name} was trained for. Merge it over any detectron2 config:
 #   cfg.merge_from_file("{path.stem}.yaml"); cfg.MODEL.WEIGHTS = "{path.name}"
+VERSION: 2
 INPUT:
   FORMAT: "RGB"
 MODEL:
@@ -185,8 +186,9 @@ def _openmmlab_settings(arch: str, path: Path, prefix: str) -> str:
     head = _C4_HEAD.format(depth=depth) if trunk.groups == 1 else ""
     wanted = f", prefix={prefix!r}" if prefix else ""
     return f"""\
-# The input and the network that {path.name} was trained for; the last of an OpenMMLab config's bases:
-#   _base_ = [..., '{path.stem}.py']
+# The input and the network that {path.name} was trained for. Merge it over any OpenMMLab config:
+#   cfg.merge_from_dict(Config.fromfile('{path.stem}.py').to_dict())
+# or put _base_ = 'that_config.py' at the top of this file and train with it.
 init_cfg = dict(type='Pretrained', checkpoint='{{{{ fileDirname }}}}/{path.name}'{wanted})
 model = dict(
     data_preprocessor=dict(mean={list(MEAN255)}, std={list(STD255)}, bgr_to_rgb=True),
@@ -233,7 +235,7 @@ TARGETS = {
             _write_openmmlab,
             _openmmlab_builds,
             "mmseg",
-            "_base_ = [..., '{stem}.py']",
+            "cfg.merge_from_dict(mmengine.Config.fromfile('{stem}.py').to_dict())",
             (".py", _openmmlab_settings),
         ),
         Target(

@@ -194,8 +194,22 @@ def test_half_precision_is_widened_and_said(dtype: torch.dtype, moco: dict[str, 
 
 def test_a_view_that_claims_more_than_the_file(moco: dict[str, Tensor], save: Save) -> None:
     moco[ENCODER + "conv1.weight"] = torch.zeros(1).expand(10**6, 10**6)
-    with pytest.raises(ValueError, match=r"encoder_q.conv1.weight claims 4,000,000,000,000 bytes in a file of"):
+    with pytest.raises(ValueError, match=r"encoder_q.conv1.weight claims 4,000,000,000,000 bytes where the file has"):
         converters.read_backbone(save({"state_dict": moco}))
+
+
+def test_views_that_claim_more_than_the_file_together(moco: dict[str, Tensor], save: Save) -> None:
+    query = {k: v for k, v in moco.items() if k.startswith(ENCODER)}
+    shared = torch.zeros(3_000_000)  # 12 MB, stored once and told many times
+    query |= {k: shared for k in query if "conv" in k}
+    with pytest.raises(ValueError, match=r"claims 12,000,000 bytes where the file has \d+,\d+ left for it"):
+        converters.read_backbone(save({"state_dict": query}))
+
+
+def test_a_newer_checkpoint_of_ours(sample: Callable[..., Path], save: Save) -> None:
+    content = torch.load(sample("this suite"), weights_only=True)
+    with pytest.raises(ValueError, match="is version 2 of this suite's checkpoints; this code reads version 1"):
+        converters.read_backbone(save(content | {"version": 2}))
 
 
 def test_a_sparse_tensor(moco: dict[str, Tensor], save: Save) -> None:
