@@ -63,11 +63,16 @@ def split_batch_norm(model: nn.Module) -> nn.Module:
     return model
 
 
-def set_groups(model: nn.Module, groups: int) -> None:
-    """Sets the number of normalisation groups of the batches to come."""
+def set_groups(model: nn.Module, groups: int, micro_batches: int = 1) -> None:
+    """Sets the number of normalisation groups of the batches to come.
+
+    With several micro-batches a step, each moves the running statistics by less, so that a step forgets as much of
+    the old ones as it does with one: momentum 1 - 0.9 ** (1 / micro_batches).
+    """
     for module in model.modules():
         if isinstance(module, SplitBatchNorm2d):
             module.groups = groups
+            module.momentum = 1 - 0.9 ** (1 / micro_batches)
 
 
 def running_statistics(model: nn.Module) -> list[Tensor]:

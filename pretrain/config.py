@@ -38,8 +38,8 @@ class OptimConfig:
         every: when the rate moves: after each "epoch", as MoCo does, or each "step".
         warmup: epochs of linear warm-up from 0, moving each step.
         accumulate: micro-batches that a device splits its share of the batch into, to save memory. The weights
-            come out the same: batch-norm groups, shuffling and the queue see the whole batch. Only the running
-            statistics of batch norm, which training does not read, are renewed faster.
+            come out the same: batch-norm groups, shuffling and the queue see the whole batch. Running statistics
+            of batch norm, which training does not read, weigh the micro-batches of a step slightly unequally.
         precision: "auto" (bf16 where the device is fast at it, else fp32), "fp32", "bf16" or "fp16".
         compile: compile the encoders with torch.compile (pays on GPUs).
     """
@@ -88,7 +88,8 @@ class MonitorConfig:
             measures.
         k: neighbours.
         temperature: of the votes.
-        plateau: steps that the loss may stay within 1 % of chance level, once the queue is full, before a warning.
+        plateau: steps that the loss may stay within 1 % of chance level, once the queue is full, or the
+            embeddings nearly equal, before a warning.
     """
 
     log_every: int = 20

@@ -73,7 +73,7 @@ def all_gather(x: Tensor) -> Tensor:
     if world_size() == 1:
         return x
     out = x.new_empty((world_size() * x.shape[0], *x.shape[1:]))
-    dist.all_gather_into_tensor(out, x.contiguous())
+    dist.all_gather_single(out, x.contiguous())
     return out
 
 

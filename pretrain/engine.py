@@ -44,7 +44,7 @@ class Training:
         c = self.config.optim
         self.model.to(self.device).to(memory_format=torch.channels_last)
         groups = local_groups(self.config.model.bn_groups, c)
-        set_groups(self.model, groups)
+        set_groups(self.model, groups, c.accumulate)
         self.dtype = autocast_type(c.precision, self.device)
         self.optimizer = torch.optim.SGD(
             self.model.encoder_q.parameters(), c.lr, c.momentum, weight_decay=c.weight_decay, fused=True
@@ -57,7 +57,7 @@ class Training:
             ids = [self.device.index] if self.device.type == "cuda" else None
             # Running statistics are averaged when they are needed, not at every step.
             self.encode_q = DistributedDataParallel(
-                self.encode_q, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+                self.encode_q, device_ids=ids, forward_sync_buffers=False, gradient_as_bucket_view=True
             )
 
     @property

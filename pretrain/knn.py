@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from timm.models.resnet import ResNet
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
@@ -28,9 +28,18 @@ def network_input(images: Tensor, device: torch.device) -> Tensor:
     return (x - mean) / std
 
 
+def pooled_features(encoder: nn.Module, x: Tensor) -> Tensor:
+    """(n, 3, S, S) -> (n, D): what a timm ResNet has before its head; any other network's output."""
+    if isinstance(encoder, ResNet):
+        pooled: Tensor = encoder.forward_head(encoder.forward_features(x), pre_logits=True)
+        return pooled
+    output: Tensor = encoder(x)
+    return output
+
+
 @torch.no_grad()
 def extract_features(
-    encoder: ResNet,
+    encoder: nn.Module,
     images: ImageSet,
     size: int,
     device: torch.device,
@@ -40,7 +49,7 @@ def extract_features(
     """Pooled backbone features of all images, computed by all ranks together, in fp32.
 
     Args:
-        encoder: a timm ResNet; it is switched to evaluation and, module by module, back.
+        encoder: see `pooled_features`; it is switched to evaluation and, module by module, back.
         images: B of them.
         size: side of the evaluation view, in pixels.
         device: where to compute.
@@ -65,9 +74,7 @@ def extract_features(
     features = []
     try:
         for views in loader:
-            maps = encoder.forward_features(network_input(views, device))
-            pooled = encoder.forward_head(maps, pre_logits=True)
-            features.append(F.normalize(pooled.float(), dim=1))
+            features.append(F.normalize(pooled_features(encoder, network_input(views, device)).float(), dim=1))
     finally:
         for module, mode in training.items():
             module.training = mode

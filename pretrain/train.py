@@ -20,6 +20,7 @@ from pretrain.images import CorruptImageError, ImageSet, load_images
 from pretrain.labels import KeptLabels, choose_balanced, keep_labels
 from pretrain.losses import UNLABELLED
 from pretrain.monitor import Knn, Monitor, NonFiniteError, say
+from pretrain.picture import save_png, views_sheet
 from pretrain.run_folder import RunFolder, git_state, write_text
 from pretrain.unimoco import UniMoCo
 
@@ -72,9 +73,10 @@ def pretrain(config: Config) -> int:
             save(f"epoch_{round(t.epoch):04d}.pth")
 
     batches = GlobalBatches(len(images), config.optim.batch, config.seed, t.step, t.steps)
-    loader = train_loader(
-        TwoViews(images, kept.labels, config.views, config.seed), batches, config.data.workers, device
-    )
+    dataset = TwoViews(images, kept.labels, config.views, config.seed)
+    if t.step == 0 and distributed.rank() == 0:
+        save_png(views_sheet(dataset), folder.path / "views.png")
+    loader = train_loader(dataset, batches, config.data.workers, device)
     with StopRequest() as stop:
         if t.step == 0:
             evaluate()

@@ -1,0 +1,83 @@
+"""The house: one set of versions, imports that need no framework, scripts that say what they would do."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_conda_and_pip_users_get_the_same_versions() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    assert conda[0] == "python=3.11"
+    assert conda[-1] == {"pip": wanted}
+
+
+def test_every_version_is_pinned() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for requirement in project["dependencies"] + project["optional-dependencies"]["dev"]:
+        assert re.fullmatch(r"[\w.-]+(\[\w+\])?==[\w.]+", requirement)
+    assert "--hash=sha256:" in (ROOT / "requirements-detectron2.txt").read_text()
+
+
+def test_the_packages_import_where_detectron2_and_mmseg_are_missing() -> None:
+    blocked = "import sys; sys.modules.update(dict.fromkeys(['detectron2', 'mmseg', 'mmcv', 'mmengine']))"
+    everything = "pretrain.train, converters, converters.convert, results.record, results.tables, transfer.knn"
+    done = run(sys.executable, "-c", f"{blocked}; import {everything}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_second_set_up_has_nothing_to_do() -> None:
+    first = run("bash", "setup.sh", UNIMOCO_ENV=sys.prefix)
+    second = run("bash", "setup.sh", UNIMOCO_ENV=sys.prefix)
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    assert second.stdout.strip() == sys.prefix
+    assert second.stderr == ""
+
+
+def test_the_front_door_says_what_it_would_run() -> None:
+    front_door, python = ("bash", "pretrain/run.sh"), f"{sys.prefix}/bin/python"
+    alone = run(*front_door, "--seed", "3", DRY_RUN="1", NPROC="1", UNIMOCO_ENV=sys.prefix)
+    assert alone.stdout.strip() == f"{python} -m pretrain.train --recipe fashion --seed 3"
+    several = {"DRY_RUN": "1", "NPROC": "8", "NNODES": "2", "UNIMOCO_ENV": sys.prefix}
+    many = run(*front_door, "--recipe=moco_v2", RDZV="h:1", **several)
+    torchrun = "-m torch.distributed.run --nnodes 2 --rdzv-backend c10d --rdzv-endpoint h:1 --nproc-per-node 8"
+    assert many.stdout.strip() == f"{python} {torchrun} -m pretrain.train --recipe=moco_v2"
+    lost = run(*front_door, **several)
+    assert lost.returncode != 0
+    assert "set RDZV=host:port" in lost.stderr
+
+
+def test_set_up_completes_the_demo_data(tmp_path: Path) -> None:
+    """Fashion-MNIST that is there is not asked for again; half of it is completed."""
+    raw = tmp_path / "FashionMNIST" / "raw"
+    done = run("bash", "setup.sh", UNIMOCO_ENV=sys.prefix, UNIMOCO_DATA=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert (raw / "t10k-labels-idx1-ubyte").stat().st_size == 10_008
+    (raw / "train-labels-idx1-ubyte").unlink()
+    assert run("bash", "setup.sh", UNIMOCO_ENV=sys.prefix, UNIMOCO_DATA=str(tmp_path)).returncode == 0
+    assert (raw / "train-labels-idx1-ubyte").stat().st_size == 60_008
+
+
+def test_the_code_keeps_its_floors() -> None:
+    """pretrain, converters and results do not know each other; nothing imports transfer."""
+    allowed = {"pretrain": {"pretrain"}, "converters": {"converters"}, "results": {"results"}}
+    pattern = re.compile(r"^\s*(?:from|import) (pretrain|converters|results|transfer)\b", re.MULTILINE)
+    for package, may in allowed.items():
+        for file in (ROOT / package).rglob("*.py"):
+            assert set(pattern.findall(file.read_text())) <= may, file
