@@ -42,7 +42,8 @@ def read(path: Path, trust: bool = False) -> Any:
         ValueError: not a file, cut off, a claim larger than the file, or it wants more than arrays and builtins.
     """
     if path.is_dir():
-        inside = sorted(str(p.name) for p in path.iterdir() if p.is_file())
+        inside = sorted(p.name for p in path.iterdir() if p.is_file())
+        inside.sort(key=lambda name: not re.search(r"\.(pth|pt|ckpt|tar|pkl|safetensors)$", name))
         raise ValueError(f"{path} is a directory, give one of its files" + (f": {some(inside)}" if inside else ""))
     if not path.is_file():
         raise ValueError(

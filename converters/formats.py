@@ -233,7 +233,7 @@ FORMATS = (
         containers=("model", ""),
         marks=(r"(^|\.)stem\.conv1\.",),
         drop={
-            "detection heads": r"^(proposal_generator|roi_heads\.(box|mask|keypoint)_\w+)\.",
+            "detection heads": r"^(proposal_generator|(sem_seg_)?head|roi_heads\.(box|mask|keypoint)_\w+)\.",
             "norm that MoCo's C4 head puts behind res5": r"^roi_heads\.res5\.norm\.",
             "feature pyramid": r"^backbone\.(fpn_|top_block\.)",
             "input statistics": r"^(pixel_mean|pixel_std)$",

@@ -1,6 +1,7 @@
 """The proof of the converters, as a table: each layout that is read × each framework that is written for.
 
 python -m converters.roundtrip --readme README.md           run every cell (two minutes), write record and table
+python -m converters.roundtrip --readme README.md --table   run none: write the record's table
 python -m converters.roundtrip --readme README.md --check   run none: is the README's table the record's?
 
 Every cell makes a checkpoint of that layout, converts it, lets the framework build its own model and load the file,
@@ -21,10 +22,10 @@ import torch
 from tabulate import tabulate  # type: ignore[import-untyped]
 
 from converters import sources, verify
-from converters.samples import SAMPLES, Sample, write
+from converters.backbone import Backbone
+from converters.samples import ARCHS, SAMPLES, write
 from converters.targets import TARGETS
 
-ARCHS = ("resnet18", "resnet50")
 BEGIN, END = "<!-- converters:begin -->", "<!-- converters:end -->"
 # Who fills which columns: detectron2 and OpenMMLab never share a process.
 _WORKERS = {"detectron2": ("detectron2", "torchvision", "timm"), "mmseg": ("openmmlab",)}
@@ -64,7 +65,7 @@ def work(act: str, package: str, folder: str, archs: list[str], rows: list[str])
     torch.set_num_threads(1)
     for arch in archs:
         for name in rows:
-            if act == "make" and SAMPLES[name].package == package:
+            if act == "make" and SAMPLES[name].package == package and arch in SAMPLES[name].archs:
                 _make(name, arch, Path(folder))
             elif act == "fill":
                 for record in _fill(name, arch, Path(folder), _WORKERS[package]):
@@ -88,6 +89,9 @@ def _make(name: str, arch: str, folder: Path) -> dict[str, torch.Tensor]:
 
 def _fill(name: str, arch: str, folder: Path, targets: tuple[str, ...]) -> Iterator[Row]:
     sample = SAMPLES[name]
+    if arch not in sample.archs:
+        yield from (_row(name, arch, target) for target in targets)
+        return
     shared = bool(sample.package)
     with tempfile.TemporaryDirectory(dir=folder) as own:
         home = folder if shared else Path(own)
@@ -95,26 +99,24 @@ def _fill(name: str, arch: str, folder: Path, targets: tuple[str, ...]) -> Itera
         reference = torch.load(features, weights_only=True) if shared else _make(name, arch, home)
         backbone = sources.read_backbone(path, branch=sample.branch)
         for target in targets:
-            yield _cell(name, sample, arch, target, backbone, reference, Path(own))
+            yield _cell(name, arch, target, backbone, reference, Path(own))
+
+
+def _row(name: str, arch: str, target: str, delta: float | None = None, tensors: int = 0) -> Row:
+    row = {"read": name, "made_with": SAMPLES[name].made_with, "written": target, "arch": arch}
+    return row | {"max_abs_delta": delta, "tensors": tensors}
 
 
 def _cell(
-    name: str,
-    sample: Sample,
-    arch: str,
-    target: str,
-    backbone: sources.Backbone,
-    reference: dict[str, torch.Tensor],
-    folder: Path,
+    name: str, arch: str, target: str, backbone: Backbone, reference: dict[str, torch.Tensor], folder: Path
 ) -> Row:
-    row = {"read": name, "made_with": sample.made_with, "written": target, "arch": arch}
     if not TARGETS[target].builds(backbone.arch):
-        return row | {"max_abs_delta": None, "tensors": 0}
+        return _row(name, arch, target)
     path = folder / f"converted{TARGETS[target].suffixes[0]}"
     TARGETS[target].save(backbone, path)
     checks = verify.verify(backbone, target, path, verify.photograph(_SIZE), reference)
     delta = max(delta for check in checks for delta in check.deltas.values())
-    return row | {"max_abs_delta": delta, "tensors": max(check.tensors for check in checks)}
+    return _row(name, arch, target, delta, max(check.tensors for check in checks))
 
 
 def table(records: list[Row]) -> str:
@@ -145,19 +147,19 @@ def main(args: list[str] | None = None) -> int:
     parser = jsonargparse.ArgumentParser(prog="roundtrip", description=__doc__, exit_on_error=False)
     parser.add_argument("--out", type=str, default="results/converters.jsonl", help="the record, a line a cell")
     parser.add_argument("--readme", type=str, help="a Markdown file with the two markers to put the table between")
+    parser.add_argument("--table", action="store_true", help="run nothing: put the record's table into the README")
     parser.add_argument("--check", action="store_true", help="run nothing: does the README hold the record's table?")
     try:
         options = parser.parse_args(args)
         out, readme = Path(options.out), Path(options.readme) if options.readme else None
-        if not options.check:
-            records = measure()
-            out.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+        if not (options.check or options.table):
+            out.write_text("".join(json.dumps(record) + "\n" for record in measure()), encoding="utf-8")
         records = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
-        text = put(readme, table(records)) if readme else ""
-        if readme and options.check and text != readme.read_text(encoding="utf-8"):
-            print(f"roundtrip: {readme} does not hold the table of {out}; run without --check", file=sys.stderr)
-            return 1
-        if readme and not options.check:
+        if readme:
+            text = put(readme, table(records))
+            if options.check and text != readme.read_text(encoding="utf-8"):
+                print(f"roundtrip: {readme} does not hold the table of {out}; --table puts it there", file=sys.stderr)
+                return 1
             readme.write_text(text, encoding="utf-8")
     except (ValueError, OSError, jsonargparse.ArgumentError) as error:
         print(f"roundtrip: error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -24,6 +24,8 @@ State = dict[str, Tensor]
 Stages = Mapping[str, nn.Module]
 Made = tuple[Any, Callable[[Tensor], Any], Stages]  # what is saved; the model to run; its stages
 
+ARCHS = ("resnet18", "resnet50")
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -37,6 +39,7 @@ class Sample:
         package: framework that must not meet its rival in one process, or "".
         branch: the encoder that the stages belong to, when it is not the default.
         stem: what is added to the architecture's name.
+        archs: the architectures that its package builds.
     """
 
     layout: str
@@ -46,6 +49,7 @@ class Sample:
     package: str = ""
     branch: str | None = None
     stem: str = ""
+    archs: tuple[str, ...] = ARCHS
 
 
 def randomise(network: nn.Module) -> nn.Module:
@@ -221,8 +225,7 @@ def _detectron2(head: str) -> Callable[[str], Made]:
     def make(arch: str) -> Made:
         settings = TARGETS["detectron2"].settings
         assert settings is not None
-        wanted = "FPN" if arch == "resnet18" else head  # detectron2's C4 head has no BasicBlocks
-        trunk = frameworks.mask_rcnn(settings[1](arch, Path("sample.pkl"), ""), wanted)
+        trunk = frameworks.mask_rcnn(settings[1](arch, Path("sample.pkl"), ""), head)
         randomise(trunk.model)
         return {"model": trunk.model.state_dict(), "iteration": 9}, trunk.run, trunk.stages
 
@@ -264,7 +267,8 @@ SAMPLES = {
     "timm": Sample("torchvision", "timm", _timm, ".safetensors"),
     "timm, deep stem": Sample("timm", "timm", _timm, ".safetensors", stem="d"),
     "detectron2 FPN": Sample("detectron2", "detectron2", _detectron2("FPN"), package="detectron2"),
-    "detectron2 C4": Sample("detectron2", "detectron2", _detectron2("C4"), package="detectron2"),
+    # its C4 head has no BasicBlocks
+    "detectron2 C4": Sample("detectron2", "detectron2", _detectron2("C4"), package="detectron2", archs=("resnet50",)),
     "mmseg": Sample("openmmlab", "mmseg", _openmmlab, package="mmseg"),
     "mmseg V1c": Sample("openmmlab", "mmseg", _openmmlab, package="mmseg", stem="c"),
 }

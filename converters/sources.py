@@ -84,7 +84,8 @@ def read(
     foreign = _check_style(tree, chosen, explicit=source is not None, path=path)
     arch, tensors, notes = _complete(tensors, chosen, path)
     meta = _meta(tree, chosen, arch, path)
-    if wide := sorted({str(keys[k].dtype) for t, k in found.items() if tensors[t].dtype != _dtype(keys[k])}):
+    stored = {str(keys[key].dtype).removeprefix("torch.") for tv, key in found.items() if not is_counter(tv)}
+    if wide := sorted(stored - {"float32"}):
         notes = (*notes, f"stored as {', '.join(wide)}, read as float32: no value changes")
     backbone = Backbone(tensors, arch, Source(chosen.name, str(path), files.sha256(path)), meta)
     return Reading(backbone, name, len(keys), dropped, (*foreign, *notes))
@@ -245,23 +246,26 @@ def _sort_keys(
     return found, dropped
 
 
-def _dtype(value: Any) -> torch.dtype:
-    return value.dtype if isinstance(value, Tensor) else torch.from_numpy(np.zeros(0, value.dtype)).dtype
-
-
 def _bytes(value: Any) -> int:
     return int(value.numel() * value.element_size() if isinstance(value, Tensor) else value.nbytes)
 
 
+def _from_numpy(value: Any, key: str, path: Path) -> Tensor:
+    try:
+        return torch.from_numpy(np.array(value))
+    except (TypeError, ValueError) as error:  # objects, strings, records, another byte order
+        raise ValueError(f"{path}: {key} is an array of {value.dtype}, not of plain numbers") from error
+
+
 def _as_tensor(value: Any, key: str, limit: int, path: Path) -> Tensor:
     """Return a float32 copy (int64 for counters) that no longer needs the file."""
-    if value.dtype == np.dtype(object):
-        raise ValueError(f"{path}: {key} is an array of Python objects, not of numbers")
     if isinstance(value, Tensor) and value.layout != torch.strided:
         raise ValueError(f"{path}: {key} is stored as {value.layout}, not as a plain tensor")
     if (claimed := _bytes(value)) > limit:
         raise ValueError(f"{path}: {key} claims {claimed:,} bytes where the file has {limit:,} left for it")
-    tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+    tensor = value if isinstance(value, Tensor) else _from_numpy(value, key, path)
+    if tensor.device.type == "meta":
+        raise ValueError(f"{path}: {key} is a tensor of the meta device: it has a shape and no values")
     if is_counter(key):
         return tensor.detach().reshape(()).to(torch.int64, copy=True)
     if tensor.dtype not in (torch.float32, *_WIDENED):
@@ -309,10 +313,8 @@ def _detectron2_style(tree: Any) -> tuple[str, str]:
     author = tree.get("__author__") if isinstance(tree, Mapping) else None
     if author == "Detectron2 Model Zoo":
         return "detectron2's zoo trains most networks on BGR images with STRIDE_IN_1X1", ""
-    return (
-        "",
-        "" if author else "the file does not tell its input: taken as RGB, stride in the 3×3 convolution",
-    )
+    note = "the file does not tell its input: taken as RGB, stride in the 3×3 convolution"
+    return "", "" if author else note
 
 
 def _openmmlab_style(tree: Any) -> tuple[str, str]:

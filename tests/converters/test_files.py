@@ -192,7 +192,8 @@ def test_a_safetensors_header_that_claims_more_than_the_file(tmp_path: Path) -> 
 
 def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "a.pth").touch()
-    with pytest.raises(ValueError, match=r"is a directory, give one of its files: a.pth"):
+    (tmp_path / "LOG").touch()
+    with pytest.raises(ValueError, match=r"is a directory, give one of its files: a.pth, LOG"):
         files.read(tmp_path)
     with pytest.raises(ValueError, match=r"a.pth is empty"):
         files.read(tmp_path / "a.pth")

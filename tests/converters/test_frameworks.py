@@ -22,6 +22,8 @@ suffix = {"detectron2": (".pkl", ".yaml"), "openmmlab": (".pth", ".py")}[target]
 path = folder / f"x{suffix[0]}"
 done = convert.convert(f"random:{arch}", target, str(path), check="yes")
 told = {"checks": [[c.model, c.tensors, c.convs, c.norms, max(c.deltas.values())] for c in done.checks]}
+other = convert.convert("random:resnext50_32x4d", target, str(folder / f"next{suffix[0]}"), check="yes")
+told["resnext"] = [[c.model, c.tensors] for c in other.checks]
 settings = path.with_suffix(suffix[1])
 whole = settings.read_text()
 for name, (old, new) in breakages.items():
@@ -106,6 +108,11 @@ def test_mmseg_holds_all_318_tensors(openmmlab: Told) -> None:
     (check,) = openmmlab["checks"]
     assert check[:4] == ["mmseg ResNet resnet50", 318, 53, 53]
     assert check[4] <= 1e-4
+
+
+def test_resnext_keeps_its_groups(detectron2: Told, openmmlab: Told) -> None:
+    assert [tensors for _, tensors in detectron2["resnext"]] == [265, 265]
+    assert openmmlab["resnext"] == [["mmseg ResNeXt resnext50_32x4d", 318]]
 
 
 FEATURES = "holds the same tensors and gives other features: layer1 by"

@@ -21,8 +21,8 @@ def test_every_layout_reaches_every_framework_unchanged(tmp_path: Path) -> None:
         (name, target, arch) for name in SAMPLES for target in TARGETS for arch in roundtrip.ARCHS
     }
     for record in records:
-        stem = SAMPLES[record["read"]].stem
-        if TARGETS[record["written"]].builds(record["arch"] + stem):
+        sample, arch = SAMPLES[record["read"]], record["arch"]
+        if arch in sample.archs and TARGETS[record["written"]].builds(arch + sample.stem):
             assert record["max_abs_delta"] <= 1e-4, record
         else:
             assert record["max_abs_delta"] is None
@@ -51,8 +51,7 @@ def test_the_table_is_put_between_its_markers(tmp_path: Path, capsys: pytest.Cap
     readme.write_text(f"before\n{roundtrip.BEGIN}\nold\n{roundtrip.END}\nafter\n")
     assert roundtrip.main(args) == 1
     assert "does not hold the table of" in capsys.readouterr().err
-    records = [json.loads(line) for line in RECORD.read_text().splitlines()]
-    readme.write_text(roundtrip.put(readme, roundtrip.table(records)))
+    assert roundtrip.main([*args[:-1], "--table"]) == 0
     assert roundtrip.main(args) == 0
     text = readme.read_text()
     assert text.startswith("before\n")

@@ -1,8 +1,10 @@
 """Every layout is recognised, and every key has its place or stops the reading."""
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -14,6 +16,7 @@ from converters import arch as archs
 from converters import sources
 from converters.formats import BY_NAME, FORMATS
 from converters.samples import SAMPLES
+from converters.targets import TARGETS
 
 HERE = [name for name, row in SAMPLES.items() if not row.package]
 Save = Callable[[object], Path]
@@ -186,7 +189,7 @@ def test_a_wrong_dtype_is_named(dtype: torch.dtype, moco: dict[str, Tensor], sav
 def test_half_precision_is_widened_and_said(dtype: torch.dtype, moco: dict[str, Tensor], save: Save) -> None:
     half = {k: v.to(dtype) if v.is_floating_point() else v for k, v in moco.items()}
     reading = sources.read(save({"state_dict": half}))
-    assert reading.notes == (f"stored as {dtype}, read as float32: no value changes",)
+    assert reading.notes == (f"stored as {str(dtype)[6:]}, read as float32: no value changes",)
     stored, read = half[ENCODER + "conv1.weight"], reading.backbone.tensors["conv1.weight"]
     assert read.dtype == torch.float32
     assert torch.equal(read, stored.float())
@@ -212,6 +215,21 @@ def test_a_newer_checkpoint_of_ours(sample: Callable[..., Path], save: Save) -> 
         converters.read_backbone(save(content | {"version": 2}))
 
 
+def test_a_tensor_without_values(moco: dict[str, Tensor], save: Save) -> None:
+    moco[ENCODER + "bn1.weight"] = torch.ones(64, device="meta")
+    with pytest.raises(ValueError, match=r"encoder_q.bn1.weight is a tensor of the meta device"):
+        converters.read_backbone(save({"state_dict": moco}))
+
+
+@pytest.mark.parametrize("dtype", ["O", "U3", "M8[s]"])
+def test_arrays_that_are_no_numbers(dtype: str, sample: Callable[..., Path], tmp_path: Path) -> None:
+    arrays = {k: v.numpy() for k, v in converters.read_backbone(sample("torchvision")).tensors.items()}
+    path = tmp_path / "x.pkl"
+    path.write_bytes(pickle.dumps(arrays | {"bn1.weight": np.full(64, 1).astype(dtype)}))
+    with pytest.raises(ValueError, match=r"bn1.weight is an array of \S+, not of plain numbers"):
+        converters.read_backbone(path)
+
+
 def test_a_sparse_tensor(moco: dict[str, Tensor], save: Save) -> None:
     moco[ENCODER + "bn1.weight"] = torch.ones(64).to_sparse()
     with pytest.raises(ValueError, match=r"encoder_q.bn1.weight is stored as torch.sparse_coo"):
@@ -233,10 +251,6 @@ def test_a_backbone_no_longer_needs_its_file(moco: dict[str, Tensor], save: Save
 
 
 def test_detectron2_zoo_files_are_another_network(sample: Callable[..., Path], tmp_path: Path) -> None:
-    import pickle
-
-    from converters.targets import TARGETS
-
     path = tmp_path / "zoo.pkl"
     TARGETS["detectron2"].save(converters.read_backbone(sample("MoCo v1")), path)
     content = pickle.loads(path.read_bytes())

@@ -51,6 +51,15 @@ def test_moco_keys_convert_as_moco_publishes(arch: str, sample: Callable[..., Pa
     assert content["matching_heuristics"] is True
 
 
+def test_what_mocos_own_converter_wrote_is_read(sample: Callable[..., Path], tmp_path: Path) -> None:
+    path = sample("MoCo v1")
+    theirs = published_moco_mapping(torch.load(path, weights_only=True)["state_dict"])
+    content = {"model": theirs, "__author__": "MOCO", "matching_heuristics": True}
+    (tmp_path / "theirs.pkl").write_bytes(pickle.dumps(content))
+    backbone = converters.read_backbone(path)
+    assert backbone.compare(converters.read_backbone(tmp_path / "theirs.pkl").tensors) == 120
+
+
 def test_a_detectron2_file_opens_under_old_numpy(sample: Callable[..., Path], tmp_path: Path) -> None:
     TARGETS["detectron2"].save(converters.read_backbone(sample("MoCo v1")), tmp_path / "x.pkl")
     assert b"numpy._core" not in (tmp_path / "x.pkl").read_bytes()
