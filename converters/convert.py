@@ -116,7 +116,7 @@ def convert(
 def _default_out(checkpoint: str, target: Target) -> Path:
     path = Path(re.sub(r"[^\w.-]+", "-", checkpoint) if named.is_named(checkpoint) else checkpoint)
     stem = re.sub(r"(\.(pth|pt|pkl|tar|ckpt|bin|safetensors))+$", "", path.name)
-    return path.with_name(f"{stem}.{target.name}{target.suffixes[0]}")
+    return path.parent / f"{stem}.{target.name}{target.suffixes[0]}"
 
 
 def _parser() -> jsonargparse.ArgumentParser:

@@ -1,6 +1,7 @@
 """Checkpoints of ResNet-18 to convert, each made once."""
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from converters import samples
 
 
 @pytest.fixture(scope="session")
-def sample(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Path]]:
     """Return a function from a row of samples.SAMPLES to a file of that layout."""
     folder = tmp_path_factory.mktemp("samples")
 
@@ -22,13 +23,22 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             samples.write(samples.SAMPLES[name], arch, path)
         return path
 
-    return make
+    yield make
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(autouse=True)
+def emptied(tmp_path: Path) -> Iterator[None]:
+    """Leave no checkpoints behind: pytest keeps the folders of three runs."""
+    yield
+    shutil.rmtree(tmp_path)
 
 
 @pytest.fixture
 def moco(sample: Callable[..., Path]) -> dict[str, Tensor]:
-    """The state_dict of a MoCo checkpoint, to break."""
-    return dict(torch.load(sample("MoCo v1"), weights_only=True)["state_dict"])
+    """The state_dict of a MoCo checkpoint without its key encoder, to break."""
+    state = torch.load(sample("MoCo v1"), weights_only=True)["state_dict"]
+    return {key: value for key, value in state.items() if "encoder_k" not in key}
 
 
 @pytest.fixture

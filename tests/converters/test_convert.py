@@ -112,6 +112,7 @@ def test_running_it_again_is_no_mistake_and_another_file_is(tmp_path: Path, caps
         (["CKPT"], "required: to"),
         ([], "required"),
         (["CKPT", "--to", "timm", "--form", "moco"], "form"),
+        ([".", "--to", "timm"], ". is a directory, give one of its files: plain.pth"),
         (["nowhere.pth", "--to", "timm"], "nowhere.pth does not exist"),
         (["CKPT", "--to", "timm", "--from", "moc"], "invalid choice: 'moc'"),
         (["CKPT", "--to", "timm", "--out", "x.pkl"], "--out x.pkl: a timm file ends in .safetensors or .pth"),

@@ -1,6 +1,7 @@
 """detectron2 and OpenMMLab themselves, each in a process of its own: equal as written, and each breakage caught."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ import converters
 from converters import convert, verify
 target, arch, folder, breakages = sys.argv[1], sys.argv[2], Path(sys.argv[3]), json.loads(sys.argv[4])
 suffix = {"detectron2": (".pkl", ".yaml"), "openmmlab": (".pth", ".py")}[target]
+folder.mkdir()
 path = folder / f"x{suffix[0]}"
 done = convert.convert(f"random:{arch}", target, str(path), check="yes")
 told = {"checks": [[c.model, c.tensors, c.convs, c.norms, max(c.deltas.values())] for c in done.checks]}
@@ -74,14 +76,16 @@ Told = dict[str, Any]
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Told]:
     """What each framework's process found; they run beside each other."""
-    processes = {}
+    processes, folder = {}, tmp_path_factory.mktemp("frameworks")
     for target, breakages, more in (("detectron2", DETECTRON2, ""), ("openmmlab", OPENMMLAB, SHARED_HEAD)):
         code = f"{SCRIPT}\n{more}\nprint(json.dumps(told))"
-        args = ["-c", code, target, "resnet50", str(tmp_path_factory.mktemp(target)), json.dumps(breakages)]
+        args = ["-c", code, target, "resnet50", str(folder / target), json.dumps(breakages)]
         processes[target] = subprocess.Popen([sys.executable, *args], stdout=-1, stderr=-1, text=True)
+    outputs = {target: process.communicate() for target, process in processes.items()}
+    shutil.rmtree(folder)
     found = {}
     for target, process in processes.items():
-        out, err = process.communicate()
+        out, err = outputs[target]
         assert process.returncode == 0, err
         found[target] = json.loads(out.splitlines()[-1])
     return found

@@ -31,7 +31,7 @@ def test_layouts_are_recognised(name: str, sample: Callable[..., Path]) -> None:
     assert backbone.feature_dim == 512
 
 
-@pytest.mark.parametrize("name", HERE)
+@pytest.mark.parametrize("name", ["MoCo v1", "DINO", "lightly, nn.Sequential", "torchvision .safetensors"])
 def test_the_name_of_the_layout_reads_the_same(name: str, sample: Callable[..., Path]) -> None:
     recognised = converters.read_backbone(sample(name))
     told = converters.read_backbone(sample(name), source=SAMPLES[name].layout)
@@ -102,7 +102,7 @@ def test_a_branch_that_the_layout_does_not_have(sample: Callable[..., Path]) -> 
 
 
 def test_a_branch_that_the_file_does_not_have(moco: dict[str, Tensor], save: Save) -> None:
-    path = save({"state_dict": {k: v for k, v in moco.items() if "encoder_k" not in k}})
+    path = save({"state_dict": moco})
     with pytest.raises(ValueError, match=r"has no key encoder \(it has query: --branch query\)"):
         converters.read_backbone(path, branch="key")
 
@@ -148,7 +148,7 @@ ENCODER = "module.encoder_q."
 @given(data=st.data())
 def test_any_missing_tensor_is_named(data: st.DataObject, moco: dict[str, Tensor], save: Save) -> None:
     name = data.draw(st.sampled_from(list(archs.expected("resnet18"))))
-    broken = {k: v for k, v in moco.items() if k.startswith(ENCODER) and k != ENCODER + name}
+    broken = {k: v for k, v in moco.items() if k != ENCODER + name}
     with pytest.raises(ValueError, match=name if name != "layer1.0.conv1.weight" else "no layout known here"):
         converters.read_backbone(save({"state_dict": broken}))
 
@@ -160,9 +160,8 @@ def test_any_tensor_of_another_shape_is_named(data: st.DataObject, moco: dict[st
         n for n, shape in archs.expected("resnet18").items() if shape and not n.startswith(("conv1", "layer1.0.conv"))
     ]
     name = data.draw(st.sampled_from(names))
-    query = {k: v for k, v in moco.items() if k.startswith(ENCODER)}
     with pytest.raises(ValueError, match=f"1 of another shape: {name} has shape"):
-        converters.read_backbone(save({"state_dict": query | {ENCODER + name: torch.zeros(3, 3)}}))
+        converters.read_backbone(save({"state_dict": moco | {ENCODER + name: torch.zeros(3, 3)}}))
 
 
 def test_a_tensor_left_over_is_named(moco: dict[str, Tensor], save: Save) -> None:
@@ -202,11 +201,10 @@ def test_a_view_that_claims_more_than_the_file(moco: dict[str, Tensor], save: Sa
 
 
 def test_views_that_claim_more_than_the_file_together(moco: dict[str, Tensor], save: Save) -> None:
-    query = {k: v for k, v in moco.items() if k.startswith(ENCODER)}
     shared = torch.zeros(3_000_000)  # 12 MB, stored once and told many times
-    query |= {k: shared for k in query if "conv" in k}
+    views = {key: shared for key in moco if "conv" in key}
     with pytest.raises(ValueError, match=r"claims 12,000,000 bytes where the file has \d+,\d+ left for it"):
-        converters.read_backbone(save({"state_dict": query}))
+        converters.read_backbone(save({"state_dict": moco | views}))
 
 
 def test_a_newer_checkpoint_of_ours(sample: Callable[..., Path], save: Save) -> None:
