@@ -82,10 +82,12 @@ def read(path: Path) -> list[Record]:
     for number, line in enumerate(path.read_text().splitlines(), 1):
         try:
             row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError(f"a {type(row).__name__}, no record")
             row.pop("config_hash", None)
             if row.keys() != fields:
                 raise ValueError(f"fields {sorted(row.keys() ^ fields)} are missing or unknown")
             records.append(Record(**row))
-        except (ValueError, AttributeError) as error:
+        except ValueError as error:
             raise ValueError(f"{path}:{number}: {error}") from error
     return records

@@ -50,7 +50,7 @@ def test_a_missing_file_has_no_records(tmp_path: Path) -> None:
         (json.dumps(dataclasses.asdict(RECORD) | {"metrics": {}}), "without metrics"),
         (json.dumps(dataclasses.asdict(RECORD) | {"extra": 1}), "extra"),
         (json.dumps(dataclasses.asdict(RECORD)).replace("0.5", "NaN"), "finite"),
-        ("[]", "pop"),
+        ("[]", "a list, no record"),
     ],
 )
 def test_a_broken_line_is_named(line: str, reason: str, tmp_path: Path) -> None:
