@@ -40,14 +40,12 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 def label_ratio() -> str:
     """kNN on Fashion-MNIST test by share of labels in pre-training."""
     records = [r for r in read(RECORDS / "knn.jsonl") if r.config["queries"] == "fashion:test"]
-    table = pd.DataFrame(
-        {"ratio": r.checkpoint.get("label_ratio"), "format": r.checkpoint["format"], **r.metrics} for r in records
-    )
+    known = ("format", "label_ratio", "epochs")
+    table = pd.DataFrame({name: r.checkpoint.get(name) for name in known} | r.metrics for r in records)
     ks = [name for name in table.columns if name.startswith("knn_top1_k")]
     groups = {"none: random initialisation": table[table["format"] == "random"]}
-    trained = table[table["ratio"].notna()]
-    for ratio in sorted(trained["ratio"].unique()):
-        groups[f"UniMoCo, {ratio:.0%} of the labels"] = trained[trained["ratio"] == ratio]
+    for (ratio, epochs), group in table.dropna(subset=["label_ratio"]).groupby(["label_ratio", "epochs"]):
+        groups[f"UniMoCo, {ratio:.0%} of the labels, {epochs:.3g} epochs"] = group
     rows = [[name, *(mean_std(group[k].dropna()) for k in ks)] for name, group in groups.items() if len(group)]
     header = ["pre-training", *(f"k = {name.removeprefix('knn_top1_k')}" for name in ks)]
     protocols = sorted({r.protocol for r in records})
