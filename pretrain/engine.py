@@ -230,12 +230,15 @@ def fit(
         monitor.add_corrupt(batch.corrupt, images, c.data.max_corrupt)
         if due:
             monitor.report(t.step, t.epoch, lr, statistics)
-        if t.step % t.steps_per_epoch == 0:
-            after_epoch()
         # Ranks may see a signal at different steps; they agree where they meet anyway.
         asked = any_rank(stop.signal is not None, t.device) if due or world_size() == 1 else False
-        if asked or t.step % last_every == 0 or t.step == t.steps:
+        epoch_ends = t.step % t.steps_per_epoch == 0
+        save_due = asked or t.step % last_every == 0 or t.step == t.steps
+        if epoch_ends or save_due:
             monitor.check_finite(t.step, lr)
+        if epoch_ends:
+            after_epoch()
+        if save_due:
             save()
         if asked and t.step < t.steps:
             return False

@@ -250,13 +250,14 @@ def finish(t: Training, monitor: Monitor, folder: RunFolder, done: bool, seconds
         **meta,
         "epochs": t.epoch,
         "step": t.step,
-        "seconds_this_session": round(seconds, 1),
+        "seconds_since_last_start": round(seconds, 1),
         "knn": monitor.knn,
     }
     write_text(folder.path / "summary.json", json.dumps(summary, indent=2) + "\n")
     say(f"done: {t.steps} steps, checkpoint {last}")
     if values:
         say(f"kNN on held-out images: {values[0]:.2%} before, {values[-1]:.2%} after")
+    say(f"next: python transfer/knn.py --ckpt {last}    or    python converters/convert.py {last} --to detectron2")
 
 
 if __name__ == "__main__":

@@ -171,7 +171,9 @@ def test_resume_never_leaves_a_run_alone(folder: Path, reference: Path, capsys: 
 def test_a_finished_run_is_not_run_again(folder: Path, reference: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = weights(reference)
     assert main(options(folder, reference.parent)) == 0
-    assert f"done: {STEPS} steps" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"done: {STEPS} steps" in said
+    assert f"transfer/knn.py --ckpt {reference / 'last.pth'}" in said
     assert all(torch.equal(before[name], tensor) for name, tensor in weights(reference).items())
 
 
