@@ -59,8 +59,10 @@ def label_ratio() -> str:
 
 def benchmarks() -> str:
     """Ratios of the newest benchmark record."""
-    line = (RECORDS / "benchmarks.jsonl").read_text().splitlines()[-1]
-    record = json.loads(line)
+    path = RECORDS / "benchmarks.jsonl"
+    if not path.exists():
+        return "No run on record."
+    record = json.loads(path.read_text().splitlines()[-1])
     rows = [[name, f"{ratio:.2f}"] for name, ratio in record["ratios"].items()]
     precision = "bf16" if record["bf16"] else "fp32"
     return (
