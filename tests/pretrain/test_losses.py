@@ -96,10 +96,11 @@ def gradients(loss: Tensor, case: Case) -> tuple[Tensor, ...]:
     return torch.autograd.grad(loss, [case.q, case.k])
 
 
-@pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several blocks of the queue, the last one not full."""
+@pytest.fixture(params=[0.0, 2.0], ids=["positives-by-block", "positives-one-by-one"])
+def small_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several blocks of the queue, the last one not full; positives added in either way."""
     monkeypatch.setitem(losses.CHUNK, "cpu", BLOCK)
+    monkeypatch.setattr(losses, "SPARSE", request.param)
 
 
 @pytest.mark.usefixtures("small_blocks")
