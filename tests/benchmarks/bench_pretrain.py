@@ -224,6 +224,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each variant (default: 5)")
     parser.add_argument("--record", type=Path, help="file to append one JSON line to")
     options = parser.parse_args()
+    where = environment(CPU)
     steps, loss, memory = training_steps(options.rounds), loss_seconds(options.rounds), loss_memory()
     views = two_views(options.rounds)  # last: it leaves torch with one thread
     rows = [
@@ -245,7 +246,7 @@ def main() -> None:
             "seconds": {"step": steps, "views": views, "loss": loss},
             "loss_mib": memory,
             "bf16": autocast_type("auto", CPU) is not None,
-            **environment(CPU),
+            **where,
         }
         with open(options.record, "a") as file:
             file.write(json.dumps(record) + "\n")
