@@ -9,6 +9,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,10 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda part: part.write_text(text))
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, machine and git commit (with a flag for uncommitted changes)."""
+def environment(device: torch.device, packages: Sequence[str] = ()) -> dict[str, Any]:
+    """Versions (of more packages too), machine and git commit (with a flag for uncommitted changes)."""
     return {
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": {name: importlib.metadata.version(name) for name in (*PACKAGES, *packages)},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",

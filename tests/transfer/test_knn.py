@@ -47,7 +47,7 @@ def test_a_random_network_is_measured_and_recorded_once(garments: Path, tmp_path
     assert record.metrics["knn_top1_k5"] > 0.9
     assert record.checkpoint["arch"] == "resnet18"
     assert main([*options(garments, records), "--force"]) == 0
-    assert main([*options(garments, records), "--seed=1"]) == 0
+    assert main([*options(garments, records), "--seeds", "1"]) == 0
     one, again, other = read(records)
     assert one.key == again.key != other.key
     assert one.metrics == again.metrics

@@ -1,0 +1,173 @@
+"""What every benchmark of a checkpoint shares: options, seeds, run folders, records, and how a mistake is told.
+
+Words used alike by all commands: --ckpt, --seeds, --out, --records, --force. A benchmark is a list of `Run`s, one a
+seed; `measure` skips those on record, does the others and appends their records.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from tabulate import tabulate  # type: ignore[import-untyped]
+
+from converters import Backbone, VerificationError, read_backbone
+from pretrain.run_folder import environment
+from results.record import Record, append, read
+
+USER_ERROR, INTERRUPTED = 2, 130
+RECORDS = Path("results/records")
+Metrics = dict[str, float]
+
+
+def add_options(parser: ArgumentParser, records: str) -> None:
+    """The options that all commands have; `records` names the file in results/records."""
+    parser.add_argument(
+        "--ckpt", type=str, help="a checkpoint in any layout that converters reads, random, random:ARCH, "
+        "torchvision:NAME or timm:NAME",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0], help="one run each; of random weights the initialisation too"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/transfer"), help="where the run folders go")
+    parser.add_argument("--records", type=Path, default=RECORDS / records, help="file to append to")
+    parser.add_argument("--force", action="store_true", help="measure again what is on record")
+
+
+def read_checkpoint(name: str | None, seed: int, arch: str = "resnet18") -> Backbone:
+    """Reads --ckpt; `random` is random:ARCH, and random weights come from `seed` where they name none.
+
+    Raises:
+        ValueError: no name, no such file, or no ResNet in it.
+    """
+    if not name:
+        raise ValueError("--ckpt is missing: a checkpoint file, random, torchvision:NAME or timm:NAME")
+    if name == "random":
+        name = f"random:{arch}"
+    if name.startswith("random:") and "seed=" not in name:
+        name += f"?seed={seed}"
+    return read_backbone(name)
+
+
+def require(package: str) -> None:
+    """Raises a ValueError that says how to install a framework that is not there."""
+    if importlib.util.find_spec(package) is None:
+        raise ValueError(f"{package} is not installed: bash setup.sh installs it")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One (checkpoint, task, seed) before it is measured.
+
+    Attributes:
+        backbone: what is measured.
+        task: e.g. "fashion-fpn".
+        protocol: its settings in words and numbers; equal for figures that may be compared.
+        seed: of the benchmark.
+        config: every resolved option that the figures depend on, and none that they do not.
+        out: folder of run folders.
+        packages: distributions whose versions go into the record, besides the usual ones.
+    """
+
+    backbone: Backbone
+    task: str
+    protocol: str
+    seed: int
+    config: dict[str, Any]
+    out: Path
+    packages: Sequence[str] = ()
+
+    @property
+    def folder(self) -> Path:
+        """Its run folder, the same each time: OUT/CHECKPOINT-HASH/TASK/seedN."""
+        source = self.backbone.source
+        path = Path(source.path)
+        name = path.parent.name if path.suffix else source.path  # runs/NAME/last.pth, or random:ARCH
+        name = re.sub(r"[^\w.=-]+", "-", name or path.stem)
+        return self.out / f"{name}-{source.sha256[:8]}" / self.task / f"seed{self.seed}"
+
+    def record(self, metrics: Metrics, cost: dict[str, float], device: torch.device) -> Record:
+        """Its record, once measured."""
+        source = self.backbone.source
+        checkpoint = {
+            "path": source.path, "sha256": source.sha256, "format": source.format, "arch": self.backbone.arch,
+            **self.backbone.meta,
+        }  # fmt: skip
+        return Record(
+            task=self.task, protocol=self.protocol, checkpoint=checkpoint, seed=self.seed, metrics=metrics, cost=cost,
+            config=self.config, environment=environment(device, self.packages),
+        )  # fmt: skip
+
+
+def on_record(run: Run, path: Path) -> Record | None:
+    """The newest record of the same (checkpoint, task, seed, config), if there is one."""
+    key = run.record({"none": 0.0}, {}, torch.device("cpu")).key
+    same = [record for record in read(path) if record.key == key]
+    return same[-1] if same else None
+
+
+def measure(
+    runs: Iterable[Run],
+    do: Callable[[Run], tuple[Metrics, dict[str, float]]],
+    options: Namespace,
+    device: torch.device,
+) -> list[Record]:
+    """Measures run after run, appending each record as soon as it is there.
+
+    Args:
+        runs: one a seed.
+        do: measures one; returns metrics (shares between 0 and 1) and cost besides the seconds.
+        options: holds `records` and `force`.
+        device: where it computes, for the record.
+
+    Returns:
+        One record a run, from the file where it was on record.
+    """
+    records = []
+    for run in runs:
+        known = None if options.force else on_record(run, options.records)
+        if known is not None:
+            print(f"{run.task} seed {run.seed}: on record in {options.records}; --force measures it again", flush=True)
+            records.append(known)
+            continue
+        began = time.time()
+        metrics, cost = do(run)
+        record = run.record(metrics, {"seconds": time.time() - began, **cost}, device)
+        append(options.records, record)
+        records.append(record)
+    return records
+
+
+def summary(records: Sequence[Record], metrics: Sequence[str] | None = None) -> str:
+    """A table for the screen: each metric in %, mean and sample standard deviation over the records."""
+    table = pd.DataFrame([record.metrics for record in records])
+    names = [name for name in (metrics or table.columns) if name in table]
+    rows = [[n, 100 * table[n].mean(), 100 * table[n].std() if len(table) > 1 else None] for n in names]
+    spread = f"std (n = {len(table)})"
+    return str(tabulate(rows, headers=["metric", "%", spread], floatfmt=".2f", missingval="–"))
+
+
+def told(program: str, work: Callable[[], None]) -> int:
+    """Runs `work`; a mistake in the input is one line on stderr.
+
+    Returns:
+        0; 2 for a mistake in the input or a model that is not the checkpoint; 130 when interrupted.
+    """
+    try:
+        work()
+    except (ValueError, VerificationError) as error:
+        print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted; the same command with --resume goes on", file=sys.stderr)
+        return INTERRUPTED
+    return 0
