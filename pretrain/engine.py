@@ -22,6 +22,7 @@ from pretrain.data import Batch
 from pretrain.distributed import all_gather, all_mean_, any_rank, rank, world_size
 from pretrain.knn import network_input
 from pretrain.monitor import Monitor
+from pretrain.supervised import Classifier
 from pretrain.unimoco import UniMoCo
 
 
@@ -30,7 +31,7 @@ class Training:
     """Everything that a step changes."""
 
     config: Config
-    model: UniMoCo
+    model: UniMoCo | Classifier
     device: torch.device
     steps_per_epoch: int
     step: int = 0
@@ -50,7 +51,8 @@ class Training:
             self.model.encoder_q.parameters(), c.lr, c.momentum, weight_decay=c.weight_decay, fused=True
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        self.encode_q, self.encode_k = self.model.encoder_q, self.model.encoder_k
+        self.encode_q = self.model.encoder_q
+        self.encode_k = self.model.encoder_k if isinstance(self.model, UniMoCo) else nn.Identity()  # never called
         if c.compile:
             self.encode_q, self.encode_k = torch.compile(self.encode_q), torch.compile(self.encode_k)  # type: ignore[assignment]
         if world_size() > 1:
@@ -126,6 +128,8 @@ def training_step(t: Training, batch: Batch, measure: bool = False) -> tuple[Ten
         Mean loss of this rank (on the device), and with `measure` the statistics of this step.
     """
     c, model, n = t.config, t.model, len(batch.labels)
+    if isinstance(model, Classifier):
+        return supervised_step(t, model, batch, measure)
     labels, index = (x.to(t.device, non_blocking=True) for x in (batch.labels, batch.index))
     model.update_key_encoder()
     all_keys = encode_keys(t, batch.k)
@@ -142,16 +146,40 @@ def training_step(t: Training, batch: Batch, measure: bool = False) -> tuple[Ten
         loss_sum += loss.detach()
         queries.append(q.detach())
     statistics = model.statistics(torch.cat(queries), k, labels, index) if measure else {}
-    t.scaler.unscale_(t.optimizer)
-    if measure:
-        grads = [p.grad for p in model.encoder_q.parameters() if p.grad is not None]
-        statistics["grad_norm"] = torch.nn.utils.get_total_norm(grads)
-    t.scaler.step(t.optimizer)
-    t.scaler.update()
-    t.optimizer.zero_grad(set_to_none=world_size() == 1)
+    statistics |= update_weights(t, measure)
     who = all_gather(torch.stack([labels, index], dim=1))
     model.enqueue(all_keys, who[:, 0], who[:, 1])
     return loss_sum, statistics
+
+
+def supervised_step(t: Training, model: Classifier, batch: Batch, measure: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    """The step of the supervised baseline, on the query views; returns what `training_step` does."""
+    n, micro = len(batch.labels), len(batch.labels) // t.config.optim.accumulate
+    labels = batch.labels.to(t.device, non_blocking=True)
+    loss_sum, outputs = torch.zeros((), device=t.device), []
+    for start in range(0, n, micro):
+        part = slice(start, start + micro)
+        with nullcontext() if start + micro >= n or world_size() == 1 else t.encode_q.no_sync():  # type: ignore[operator]
+            logits = encode(t, t.encode_q, batch.q[part])
+            loss = model.loss(logits, labels[part]) / t.config.optim.accumulate
+            t.scaler.scale(loss).backward()
+        loss_sum += loss.detach()
+        outputs.append(logits.detach())
+    statistics = model.statistics(torch.cat(outputs), labels) if measure else {}
+    return loss_sum, statistics | update_weights(t, measure)
+
+
+def update_weights(t: Training, measure: bool) -> dict[str, Tensor]:
+    """The optimiser's step on the gathered gradients; with `measure` it returns their norm."""
+    t.scaler.unscale_(t.optimizer)
+    norm = {}
+    if measure:
+        grads = [p.grad for p in t.model.encoder_q.parameters() if p.grad is not None]
+        norm["grad_norm"] = torch.nn.utils.get_total_norm(grads)
+    t.scaler.step(t.optimizer)
+    t.scaler.update()
+    t.optimizer.zero_grad(set_to_none=world_size() == 1)
+    return norm
 
 
 @torch.no_grad()
@@ -167,9 +195,14 @@ def encode_keys(t: Training, views: Tensor) -> Tensor:
 
 def embed(t: Training, encoder: nn.Module, views: Tensor) -> Tensor:
     """(n, S, S, 3) uint8 -> (n, C) fp32, L2-normalised."""
+    return F.normalize(encode(t, encoder, views).float(), dim=1)
+
+
+def encode(t: Training, encoder: nn.Module, views: Tensor) -> Tensor:
+    """(n, S, S, 3) uint8 -> what the encoder and its head make of it, (n, C), in the precision of the run."""
     with torch.autocast(t.device.type, t.dtype, enabled=t.dtype is not None):
-        out = encoder(network_input(views, t.device))
-    return F.normalize(out.float(), dim=1)
+        out: Tensor = encoder(network_input(views, t.device))
+    return out
 
 
 class StopRequest:

@@ -157,7 +157,7 @@ class Monitor:
 
     def _judge(self, step: int, values: dict[str, float]) -> None:
         near = abs(values["loss"] - values["chance"]) <= PLATEAU_BAND * values["chance"]
-        self.plateau = self.plateau + self.count if near and values["queue_fill"] >= 1 else 0
+        self.plateau = self.plateau + self.count if near and values.get("queue_fill", 1) >= 1 else 0
         if self.plateau >= self.config.plateau:
             self.warn(
                 "plateau",
@@ -166,7 +166,7 @@ class Monitor:
                 "look at the views",
             )
         # The embeddings of an untrained network are all alike; only when they stay so has it collapsed.
-        self.collapse = self.collapse + self.count if values["embedding_std"] < COLLAPSE else 0
+        self.collapse = self.collapse + self.count if values.get("embedding_std", 1) < COLLAPSE else 0
         if self.collapse >= self.config.plateau:
             self.warn(
                 "collapse",

@@ -22,6 +22,7 @@ from pretrain.losses import UNLABELLED
 from pretrain.monitor import Knn, Monitor, NonFiniteError, say
 from pretrain.picture import save_png, views_sheet
 from pretrain.run_folder import RunFolder, git_state, write_text
+from pretrain.supervised import CROSS_ENTROPY, Classifier, labelled_only
 from pretrain.unimoco import UniMoCo
 
 USER_ERROR, NON_FINITE = 2, 3
@@ -50,6 +51,7 @@ def pretrain(config: Config) -> int:
     folder = RunFolder(Path(config.runs) / str(config.name))
     saved = resume_from(config, folder.path)
     images, kept, knn = load_data(config)
+    seen = labelled_only(images, kept) if config.model.loss == CROSS_ENTROPY else (images, kept.labels)
     t = build(config, images, kept, device)
     if saved:
         restore(t, saved)
@@ -73,7 +75,7 @@ def pretrain(config: Config) -> int:
             save(f"epoch_{round(t.epoch):04d}.pth")
 
     batches = GlobalBatches(len(images), config.optim.batch, config.seed, t.step, t.steps)
-    dataset = TwoViews(images, kept.labels, config.views, config.seed)
+    dataset = TwoViews(*seen, config.views, config.seed)
     if t.step == 0 and distributed.rank() == 0:
         save_png(views_sheet(dataset), folder.path / "views.png")
     loader = train_loader(dataset, batches, config.data.workers, device)
@@ -115,7 +117,11 @@ def build(config: Config, images: ImageSet, kept: KeptLabels, device: torch.devi
     """Model, optimiser and precision, from the seed."""
     torch.manual_seed(config.seed)
     mask = config.model.mask_same_image
-    model = UniMoCo(config.model, mask == "always" or (mask == "auto" and config.model.queue >= len(images)))
+    model: UniMoCo | Classifier
+    if config.model.loss == CROSS_ENTROPY:
+        model = Classifier(config.model, len(images.classes))
+    else:
+        model = UniMoCo(config.model, mask == "always" or (mask == "auto" and config.model.queue >= len(images)))
     steps_per_epoch = len(images) // config.optim.batch
     GlobalBatches(len(images), config.optim.batch, config.seed, 0, 1)  # says what does not fit
     return Training(config, model, device, steps_per_epoch)
@@ -212,9 +218,10 @@ def describe(t: Training, images: ImageSet, kept: KeptLabels, folder: RunFolder)
     """Says what is about to run."""
     c, labelled = t.config, int((kept.labels != UNLABELLED).sum())
     parameters = sum(p.numel() for p in t.model.encoder_q.parameters())
+    contrastive = c.model.loss != CROSS_ENTROPY
     say(
         f"{c.model.arch} ({parameters / 1e6:.1f} M parameters with its head), "
-        f"loss {c.model.loss}, T {c.model.temperature:g}"
+        f"loss {c.model.loss}" + (f", T {c.model.temperature:g}" if contrastive else "")
     )
     say(
         f"{len(images)} training images, {labelled} keep their label ({labelled / len(images):.1%}, "
@@ -226,11 +233,11 @@ def describe(t: Training, images: ImageSet, kept: KeptLabels, folder: RunFolder)
     )
     say(
         f"{t.device} x {distributed.world_size()}, {t.dtype or 'fp32'}, {c.model.bn_groups} batch-norm groups of "
-        f"{c.optim.batch // c.model.bn_groups} images, keys shuffled between them"
+        f"{c.optim.batch // c.model.bn_groups} images" + (", keys shuffled between them" if contrastive else "")
     )
-    if c.model.bn_groups == 1:
+    if contrastive and c.model.bn_groups == 1:
         say("warning: one batch-norm group: queries and keys share statistics, which the network can exploit")
-    if c.model.queue >= len(images):
+    if contrastive and c.model.queue >= len(images):
         masked = "are left out of the loss" if t.model.mask_same_image else "count as negatives of unlabelled queries"
         say(
             f"warning: the queue ({c.model.queue}) holds the whole data set ({len(images)} images): old keys of a "

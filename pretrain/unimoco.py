@@ -33,8 +33,9 @@ class ModelConfig:
         dim: width of the embedding, C.
         queue: number of keys in the queue, K.
         momentum: share of the key encoder that stays at each step, m.
-        loss: "unicon" (UniMoCo), "info_nce" (MoCo: labels unused), "supcon" (mean outside the logarithm) or
-            "supcon_in" (inside).
+        loss: "unicon" (UniMoCo), "info_nce" (MoCo: labels unused), "supcon" (mean outside the logarithm),
+            "supcon_in" (inside), or "cross_entropy": the supervised baseline, a classifier trained on the images
+            that keep their label, with the same views, batches and number of steps.
         temperature: T of the loss.
         bn_groups: batch-norm groups in the global batch, on however many devices; keys are shuffled between
             them. 8 groups of 32 images are what the papers' 8 GPUs do.
@@ -48,7 +49,7 @@ class ModelConfig:
     dim: int = 128
     queue: int = 65536
     momentum: float = 0.999
-    loss: Literal["unicon", "info_nce", "supcon", "supcon_in"] = "unicon"
+    loss: Literal["unicon", "info_nce", "supcon", "supcon_in", "cross_entropy"] = "unicon"
     temperature: float = 0.2
     bn_groups: int = 8
     mask_same_image: Literal["auto", "always", "never"] = "auto"
