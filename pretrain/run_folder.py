@@ -65,21 +65,30 @@ class RunFolder:
         self.metrics_file = path / "metrics.jsonl"
         self._tensorboard: SummaryWriter | None = None
 
-    def start(self, config: dict[str, Any], device: torch.device, step: int, labels: str) -> None:
+    def start(
+        self,
+        config: dict[str, Any],
+        device: torch.device,
+        step: int,
+        labels: str | None = None,
+        packages: Sequence[str] = (),
+    ) -> None:
         """Creates or continues the folder at the given step: measurements of later steps are taken back.
 
         Args:
             config: resolved configuration.
             device: where the run computes.
             step: steps done so far.
-            labels: names of the images that keep their label, one a line.
+            labels: names of the images that keep their label, one a line; None where there is no such choice.
+            packages: distributions whose versions are written down besides the usual ones.
         """
         if not self.writes:
             return
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-        write_text(self.path / "labels.txt", labels)
-        write_text(self.path / "environment.json", json.dumps(environment(device), indent=2) + "\n")
+        if labels is not None:
+            write_text(self.path / "labels.txt", labels)
+        write_text(self.path / "environment.json", json.dumps(environment(device, packages), indent=2) + "\n")
         with open(self.path / "command.txt", "a") as file:
             file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} step {step}: {' '.join(sys.argv)}\n")
         rows = [json.loads(line) for line in self._metric_lines()]
