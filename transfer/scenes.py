@@ -1,0 +1,338 @@
+"""Fashion Scenes: a small data set for detection and segmentation, made from Fashion-MNIST.
+
+python transfer/scenes.py --out data/my_scenes --train 2000 --val 500 --seed 0
+
+A scene shows 2–5 garments on textured noise, each scaled, mirrored and tinted, none hidden by more than 40 %. Scenes
+of `train` show garments of Fashion-MNIST's train set only, scenes of `val` those of its test set.
+
+    DIR/images/{train,val}/000000.png               RGB
+    DIR/annotations/instances_{train,val}.json      COCO: boxes, masks, areas of what is visible
+    DIR/masks/{train,val}/000000.png                (H, W) uint8: 0 background, 1 … 10 = place in CLASSES + 1
+    DIR/scenes.json                                 parameters, and a hash of all pixels and annotations
+    DIR/sheet.png                                   a look at 24 of them
+
+Masks are compressed RLE, not polygons: a sandal has holes, and a garment in front cuts another into pieces. detectron2
+and pycocotools read both; detectron2 wants INPUT.MASK_FORMAT "bitmask" with RLE.
+
+Every scene has its own generator, seeded with (seed, split, number), and all arithmetic is on integers: pixels and
+annotations are the same everywhere. The bytes of the PNG files are those of OpenCV's zlib, hence equal for equal
+versions of OpenCV; the hash is of decoded pixels and does not depend on them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from jsonargparse import ArgumentParser
+from tqdm import tqdm
+
+from pretrain.images import ImageSet, load_images
+from transfer.common import told
+
+CLASSES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+SPLITS = {"train": "fashion:train", "val": "fashion:test"}  # whose garments each split shows
+FORMAT_VERSION = 1  # raised when the same parameters give other scenes
+GARMENTS = (2, 5)
+VISIBLE = 0.6  # share of a garment that those in front leave to be seen
+TRIES = 30  # places tried for a garment
+THRESHOLD = 24  # grey value from which a pixel of Fashion-MNIST is the garment
+PINHOLE = 8  # of its 784 pixels
+PALETTE = np.array([
+    (31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189),
+    (140, 86, 75), (227, 119, 194), (127, 127, 127), (188, 189, 34), (23, 190, 207),
+], np.uint8)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Garment:
+    """One garment of a scene.
+
+    Attributes:
+        label: place in CLASSES.
+        visible: (H, W) bool, what can be seen of it.
+        whole: number of pixels that it has, seen or not.
+    """
+
+    label: int
+    visible: np.ndarray
+    whole: int
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture, (H, W, 3) uint8 RGB, and what is in it, from back to front."""
+
+    image: np.ndarray
+    garments: list[Garment]
+
+    @property
+    def semantic(self) -> np.ndarray:
+        """(H, W) uint8: 0 background, 1 … 10 = class + 1."""
+        mask = np.zeros(self.image.shape[:2], np.uint8)
+        for garment in self.garments:
+            mask[garment.visible] = garment.label + 1
+        return mask
+
+
+def make_scene(images: ImageSet, split: str, number: int, size: int, seed: int) -> Scene:
+    """Paints one scene.
+
+    Args:
+        images: Fashion-MNIST's train or test set.
+        split: "train" or "val"; part of the scene's own seed.
+        number: of the scene in its split.
+        size: side in pixels.
+        seed: of the data set.
+    """
+    rng = np.random.default_rng((seed, list(SPLITS).index(split), number))
+    image = _background(rng, size)
+    garments: list[Garment] = []
+    for _ in range(int(rng.integers(GARMENTS[0], GARMENTS[1] + 1))):
+        chosen = int(rng.integers(len(images)))
+        tint = rng.integers(70, 256, 3)
+        placed = False
+        while not placed:
+            for _ in range(TRIES):
+                grey, mask = _garment(images.read(chosen)[:, :, 0], rng, size)
+                if placed := _room(garments, mask):
+                    break
+            if len(garments) >= GARMENTS[0]:
+                break  # full enough
+        if placed:
+            garments = [Garment(g.label, g.visible & ~mask, g.whole) for g in garments]
+            label = CLASSES.index(images.classes[int(images.labels[chosen])])
+            garments.append(Garment(label, mask, int(mask.sum())))
+            image[mask] = (tint * (70 + 185 * grey[mask].astype(np.int64)[:, None] // 255) // 255).astype(np.uint8)
+    return Scene(image, garments)
+
+
+def _background(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Noise of three grain sizes around a random colour, (size, size, 3) uint8."""
+    total = np.zeros((size, size, 3), np.int64)
+    for cells, weight in ((3, 4), (12, 3), (48, 3)):
+        noise = rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
+        total += weight * cv2.resize(noise, (size, size), interpolation=cv2.INTER_LINEAR_EXACT).astype(np.int64)
+    colour = rng.integers(30, 226, 3)
+    return ((6 * colour + 4 * total // 10) // 10).astype(np.uint8)
+
+
+def _garment(pixels: np.ndarray, rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scales, mirrors and places (28, 28) uint8: grey values and mask, both (size, size)."""
+    side = int(rng.integers(size // 4, size // 2 + 1))
+    if rng.integers(2):
+        pixels = pixels[:, ::-1]
+    scaled = cv2.resize(_without_pinholes(pixels), (side, side), interpolation=cv2.INTER_LINEAR_EXACT)
+    rows, columns = np.nonzero(scaled >= THRESHOLD)
+    scaled = scaled[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    height, width = scaled.shape
+    top, left = int(rng.integers(size - height + 1)), int(rng.integers(size - width + 1))
+    grey = np.zeros((size, size), np.uint8)
+    grey[top : top + height, left : left + width] = scaled
+    return grey, grey >= THRESHOLD
+
+
+def _without_pinholes(pixels: np.ndarray) -> np.ndarray:
+    """Lifts dark prints of a few pixels, which are garment, to the threshold; handles and gaps stay open."""
+    dark = (pixels < THRESHOLD).astype(np.uint8)
+    _, parts, stats, _ = cv2.connectedComponentsWithStats(dark, connectivity=4)
+    return np.where(dark & (stats[parts, cv2.CC_STAT_AREA] <= PINHOLE), np.uint8(THRESHOLD), pixels)
+
+
+def _room(garments: list[Garment], mask: np.ndarray) -> bool:
+    """Whether enough of the garments behind stays visible."""
+    return all((g.visible & ~mask).sum() >= VISIBLE * g.whole for g in garments)
+
+
+def coco(scenes: list[Scene], size: int) -> dict[str, Any]:
+    """Annotations of a split in COCO's layout (cocodataset.org/#format-data), boxes as x, y, width, height."""
+    from pycocotools import mask as rle
+
+    annotations: list[dict[str, Any]] = []
+    for number, scene in enumerate(scenes):
+        for garment in scene.garments:
+            rows, columns = np.nonzero(garment.visible)
+            left, top = int(columns.min()), int(rows.min())
+            encoded = rle.encode(np.asfortranarray(garment.visible, np.uint8))
+            annotations.append({
+                "id": len(annotations) + 1,  # pycocotools takes 0 for "no match"
+                "image_id": number, "category_id": garment.label + 1, "iscrowd": 0, "area": int(garment.visible.sum()),
+                "bbox": [left, top, int(columns.max()) + 1 - left, int(rows.max()) + 1 - top],
+                "segmentation": {"size": encoded["size"], "counts": encoded["counts"].decode()},
+            })  # fmt: skip
+    return {
+        "info": {"description": "Fashion Scenes, made from Fashion-MNIST (Xiao et al., arXiv 1708.07747)"},
+        "images": [{"id": i, "file_name": _name(i), "height": size, "width": size} for i in range(len(scenes))],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(CLASSES, 1)],
+        "annotations": annotations,
+    }
+
+
+def _name(number: int) -> str:
+    return f"{number:06d}.png"
+
+
+def write_scenes(
+    out: Path, train: int = 2000, val: int = 500, size: int = 128, seed: int = 0, fashion_root: str = "data"
+) -> Path:
+    """Writes the data set into a new folder, all of it or nothing.
+
+    Args:
+        out: folder to make; where it holds the same data set already, nothing is done.
+        train: scenes of garments of Fashion-MNIST's train set.
+        val: scenes of garments of its test set.
+        size: side of a scene in pixels.
+        seed: data sets of different seeds share no scene.
+        fashion_root: folder that holds FashionMNIST/raw.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ValueError: a parameter out of range, no Fashion-MNIST, or a folder that holds something else.
+    """
+    parameters = {"train": train, "val": val, "size": size, "seed": seed, "version": FORMAT_VERSION}
+    _check(parameters)
+    if _holds(out, parameters):
+        return out
+    sets = {split: load_images([source], fashion_root) for split, source in SPLITS.items()}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        part.chmod(0o755)
+        hashes = {}
+        for split, count in (("train", train), ("val", val)):
+            numbers = tqdm(range(count), f"{out.name} {split}", unit=" scenes", leave=False)
+            hashes[split] = _write_split(part, split, [make_scene(sets[split], split, i, size, seed) for i in numbers])
+        _write_json(part / "scenes.json", {"parameters": parameters, "sha256": hashes})
+        _write_image(part / "sheet.png", contact_sheet(part))
+        try:
+            part.rename(out)
+        except OSError:  # another process was faster
+            if not _holds(out, parameters):
+                raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return out
+
+
+def ensure_scenes(root: Path = Path("data"), train: int = 2000, val: int = 500, size: int = 128, seed: int = 0) -> Path:
+    """Returns the folder of a data set below `root`, which also holds FashionMNIST/raw; made the first time.
+
+    Raises:
+        ValueError: see `write_scenes`.
+    """
+    return write_scenes(root / "scenes" / f"{size}px-{train}-{val}-s{seed}", train, val, size, seed, str(root))
+
+
+def _check(parameters: dict[str, int]) -> None:
+    for name, least, most in (("train", 1, 999_999), ("val", 1, 999_999), ("size", 32, 4096), ("seed", 0, 2**63)):
+        if not least <= parameters[name] <= most:
+            raise ValueError(f"{name}={parameters[name]}: must lie between {least} and {most}")
+
+
+def _holds(out: Path, parameters: dict[str, int]) -> bool:
+    """Whether `out` is this data set; ValueError where it is anything else."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    file = out / "scenes.json"
+    found = json.loads(file.read_text()).get("parameters") if file.is_file() else "something else"
+    if found != parameters:
+        raise ValueError(f"{out} holds {found}, not {parameters}: name another folder with --out or remove it")
+    return True
+
+
+def _write_split(root: Path, split: str, scenes: list[Scene]) -> str:
+    """Writes images, masks and annotations; returns the hash of their content."""
+    digest = hashlib.sha256()
+    for kind in ("images", "masks"):
+        (root / kind / split).mkdir(parents=True)
+    for number, scene in enumerate(scenes):
+        _write_image(root / "images" / split / _name(number), scene.image)
+        _write_image(root / "masks" / split / _name(number), scene.semantic)
+        digest.update(scene.image.tobytes() + scene.semantic.tobytes())
+    (root / "annotations").mkdir(exist_ok=True)
+    text = _write_json(root / "annotations" / f"instances_{split}.json", coco(scenes, len(scenes[0].image)))
+    digest.update(text.encode())
+    return digest.hexdigest()
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":")) + "\n"
+    path.write_text(text)
+    return text
+
+
+def _write_image(path: Path, image: np.ndarray) -> None:
+    """Writes (H, W, 3) RGB or (H, W) uint8 as PNG."""
+    pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
+    if not cv2.imwrite(str(path), pixels):
+        raise OSError(f"{path}: cannot be written")
+
+
+def contact_sheet(root: Path, split: str = "train", rows: int = 4, columns: int = 6) -> np.ndarray:
+    """Scenes with the outlines and names that the annotations give them, RGB."""
+    scenes = list(_read(root, split, rows * columns))
+    zoom = max(1, round(224 / len(scenes[0][0])))
+    cells = [outlined(image, labels, masks, zoom) for image, labels, masks in scenes]
+    cells += [np.full_like(cells[0], 255)] * (rows * columns - len(cells))
+    bordered = [cv2.copyMakeBorder(cell, 3, 3, 3, 3, cv2.BORDER_CONSTANT, value=(255, 255, 255)) for cell in cells]
+    return np.vstack([np.hstack(bordered[i : i + columns]) for i in range(0, len(bordered), columns)])
+
+
+def _read(root: Path, split: str, count: int) -> Iterator[tuple[np.ndarray, list[int], list[np.ndarray]]]:
+    from pycocotools import mask as rle
+
+    content = json.loads((root / "annotations" / f"instances_{split}.json").read_text())
+    for entry in content["images"][:count]:
+        found = [a for a in content["annotations"] if a["image_id"] == entry["id"]]
+        image = cv2.imread(str(root / "images" / split / entry["file_name"]), cv2.IMREAD_COLOR_RGB)
+        assert image is not None, entry
+        yield image, [a["category_id"] - 1 for a in found], [rle.decode(a["segmentation"]) for a in found]
+
+
+def outlined(image: np.ndarray, labels: list[int], masks: list[np.ndarray], zoom: int) -> np.ndarray:
+    """An enlarged picture with the outline and the name of each mask."""
+    picture = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_NEAREST)
+    for label, mask in zip(labels, masks, strict=True):
+        large = cv2.resize(mask.astype(np.uint8), None, fx=zoom, fy=zoom, interpolation=cv2.INTER_NEAREST)
+        colour = PALETTE[label].tolist()
+        cv2.drawContours(picture, cv2.findContours(large, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)[0], -1, colour, 2)
+        left, top, *_ = cv2.boundingRect(large)
+        place = (left + 2, top + 11)
+        for shade, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
+            cv2.putText(picture, CLASSES[label], place, cv2.FONT_HERSHEY_SIMPLEX, 0.38, shade, thickness, cv2.LINE_AA)
+    return picture
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Writes a data set; 0, or 2 for a mistake in the input."""
+    p = ArgumentParser(prog="transfer/scenes.py", description=__doc__)
+    p.add_argument("--out", type=Path, required=True, help="folder to make")
+    p.add_argument("--train", type=int, default=2000, help="scenes for training")
+    p.add_argument("--val", type=int, default=500, help="scenes for testing, of other garments")
+    p.add_argument("--size", type=int, default=128, help="side in pixels")
+    p.add_argument("--seed", type=int, default=0, help="data sets of different seeds share no scene")
+    p.add_argument("--fashion-root", default="data", help="folder that holds FashionMNIST/raw")
+    options = p.parse_args(arguments)
+
+    def work() -> None:
+        out = write_scenes(**dict(vars(options)))
+        print(f"{out}: {options.train} + {options.val} scenes; a look at them: {out / 'sheet.png'}")
+
+    return told("scenes", work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
