@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
@@ -62,12 +62,14 @@ class ImageSet:
         labels: (N,) int64, -1 = unlabelled.
         classes: class names; label i is classes[i].
         read: image number -> (H, W, 3) uint8 RGB; raises CorruptImageError.
+        paths: their files, N of them, or none where all are kept in memory.
     """
 
     names: list[str]
     labels: np.ndarray
     classes: list[str]
     read: Callable[[int], Image]
+    paths: list[Path | None] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -77,8 +79,17 @@ class ImageSet:
         chosen = np.asarray(indices, dtype=np.int64)
         read = self.read
         return ImageSet(
-            [self.names[i] for i in chosen], self.labels[chosen], self.classes, lambda i: read(int(chosen[i]))
+            [self.names[i] for i in chosen],
+            self.labels[chosen],
+            self.classes,
+            lambda i: read(int(chosen[i])),
+            [self.paths[i] for i in chosen] if self.paths else [],
         )
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether no file has to be read for an image."""
+        return not any(self.paths)
 
 
 @dataclass(frozen=True)
@@ -116,7 +127,8 @@ def load_images(sources: Iterable[str], root: str = "data", classes: str | None 
         assert path is not None
         return decode(path)
 
-    return ImageSet([e.name for e in entries], labels, names, read)
+    paths = [e.path for e in entries]
+    return ImageSet([e.name for e in entries], labels, names, read, paths if any(paths) else [])
 
 
 def decode(path: Path) -> Image:

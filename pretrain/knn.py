@@ -5,7 +5,8 @@ Shapes: B bank images, N queries, D feature width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -38,6 +39,42 @@ def pooled_features(encoder: nn.Module, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def raw_features(
+    encoder: nn.Module,
+    images: ImageSet,
+    size: int,
+    device: torch.device,
+    batch: int = 256,
+    workers: int | None = None,
+    dtype: torch.dtype | None = None,
+) -> Iterator[Tensor]:
+    """Pooled backbone features of this process's images, batch by batch and in order: (n, D) float32 on the device.
+
+    Args:
+        encoder: see `pooled_features`; in evaluation meanwhile and, module by module, as it was afterwards.
+        images: all of them are computed here.
+        size: side of the evaluation view, in pixels.
+        device: where to compute.
+        batch: images per forward pass.
+        workers: loader processes; default: none for images in memory on a CPU, whose cores the network wants.
+        dtype: autocast type; None = fp32.
+    """
+    if workers is None:
+        workers = 0 if images.in_memory and device.type == "cpu" else default_workers(device)
+    loader = DataLoader(EvaluationViews(images, size), batch_size=batch, num_workers=workers, worker_init_fn=one_thread)
+    training = {module: module.training for module in encoder.modules()}
+    encoder.eval()
+    try:
+        for views in loader:
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                features = pooled_features(encoder, network_input(views, device))
+            yield features.float()
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+@torch.no_grad()
 def extract_features(
     encoder: nn.Module,
     images: ImageSet,
@@ -48,13 +85,7 @@ def extract_features(
 ) -> Tensor:
     """Pooled backbone features of all images, computed by all ranks together, in fp32.
 
-    Args:
-        encoder: see `pooled_features`; it is switched to evaluation and, module by module, back.
-        images: B of them.
-        size: side of the evaluation view, in pixels.
-        device: where to compute.
-        batch: images per forward pass.
-        workers: loader processes.
+    Arguments as in `raw_features`.
 
     Returns:
         (B, D) float32, L2-normalised, on the device.
@@ -63,27 +94,129 @@ def extract_features(
     mine = np.arange(rank(), len(images), world)
     padding = -(-len(images) // world) - len(mine)
     mine = np.concatenate([mine, np.zeros(padding, dtype=mine.dtype)])
-    loader = DataLoader(
-        EvaluationViews(images.subset(mine), size),
-        batch_size=batch,
-        num_workers=default_workers(device) if workers is None else workers,
-        worker_init_fn=one_thread,
-    )
-    training = {module: module.training for module in encoder.modules()}
-    encoder.eval()
-    features = []
-    try:
-        for views in loader:
-            features.append(F.normalize(pooled_features(encoder, network_input(views, device)).float(), dim=1))
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-    gathered = all_gather(torch.cat(features))
+    parts = raw_features(encoder, images.subset(mine), size, device, batch, workers)
+    gathered = all_gather(torch.cat([F.normalize(part, dim=1) for part in parts]))
     interleaved = gathered.view(world, -1, gathered.shape[1]).transpose(0, 1).reshape(-1, gathered.shape[1])
     return interleaved[: len(images)]
 
 
+@dataclass(frozen=True)
+class Neighbours:
+    """The k most similar bank images of each query, the nearest first.
+
+    Args:
+        similarity: (N, k) float32 cosine similarities; -inf where the bank had no more images.
+        labels: (N, k) int64, their classes.
+    """
+
+    similarity: Tensor
+    labels: Tensor
+
+    def merge(self, other: Neighbours, k: int) -> Neighbours:
+        """The k nearest of both; each side's order decides between equals, this side's first."""
+        similarity = torch.cat([self.similarity, other.similarity], dim=1)
+        labels = torch.cat([self.labels, other.labels], dim=1)
+        top, places = similarity.topk(min(k, similarity.shape[1]), dim=1)
+        return Neighbours(top, labels.gather(1, places))
+
+
 @torch.no_grad()
+def nearest(
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    k: int,
+    chunk: int = 1024,
+    block: int = 16384,
+    own: Tensor | None = None,
+    normalise: bool = False,
+) -> Neighbours:
+    """The k nearest bank images of each query, by cosine similarity in fp32.
+
+    The bank is read once, `block` rows at a time, and may lie in a file or on another device, in half precision.
+    Beside its arguments it takes 4 * (block * D + 2 * chunk * block) + 12 * N * k bytes, whatever B is.
+
+    Args:
+        bank: (B, D) features, L2-normalised unless `normalise`.
+        bank_labels: (B,) int64.
+        queries: (N, D) float32, L2-normalised; the work is done on their device.
+        k: number of neighbours.
+        chunk: queries handled at a time.
+        block: bank rows handled at a time.
+        own: (N,) int64, for each query the bank row that is itself and does not count (-1: none).
+        normalise: L2-normalise the rows of the bank as they are read.
+    """
+    device, n = queries.device, len(queries)
+    best = [
+        Neighbours(queries.new_empty(size, 0), torch.empty(size, 0, dtype=torch.int64, device=device))
+        for size in (min(chunk, n - start) for start in range(0, n, chunk))
+    ]
+    for first in range(0, len(bank), block):
+        rows = bank[first : first + block].to(device).to(queries.dtype)
+        rows = F.normalize(rows, dim=1) if normalise else rows
+        labels = bank_labels[first : first + block].to(device)
+        for number, start in enumerate(range(0, n, chunk)):
+            similarity = queries[start : start + chunk] @ rows.T  # (n, block)
+            if own is not None:
+                place = own[start : start + chunk] - first
+                inside = ((place >= 0) & (place < len(rows))).nonzero(as_tuple=True)[0]
+                similarity[inside, place[inside]] = -torch.inf
+            top, places = similarity.topk(min(k, len(rows)), dim=1)
+            best[number] = best[number].merge(Neighbours(top, labels[places]), k)
+    return Neighbours(torch.cat([b.similarity for b in best]), torch.cat([b.labels for b in best]))
+
+
+def gather_nearest(mine: Neighbours, k: int) -> Neighbours:
+    """The k nearest over all ranks, each of which has searched its own part of the bank for the same queries."""
+    if world_size() == 1:
+        return mine
+    missing = k - mine.similarity.shape[1]  # a collective needs equal shapes
+    similarity = all_gather(F.pad(mine.similarity, (0, missing), value=-torch.inf)[None])
+    labels = all_gather(F.pad(mine.labels, (0, missing))[None])
+    found = Neighbours(similarity[0], labels[0])
+    for part in range(1, world_size()):
+        found = found.merge(Neighbours(similarity[part], labels[part]), k)
+    return found
+
+
+def votes(
+    neighbours: Neighbours, classes: int, k: int, temperature: float, first: int | None = None, chunk: int = 4096
+) -> Tensor:
+    """Classes ranked by the votes of the k nearest, each worth exp(cosine similarity / T).
+
+    Args:
+        neighbours: at least k of each of N queries.
+        classes: number of classes.
+        k: how many of them vote.
+        temperature: T > 0.
+        first: return only so many classes a query; default: all.
+        chunk: queries handled at a time.
+
+    Returns:
+        (N, first) int64: classes by falling vote.
+
+    Raises:
+        ValueError: temperature <= 0.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature}: must be above 0")
+    ranked = []
+    for start in range(0, len(neighbours.similarity), chunk):
+        similarity, labels = (x[start : start + chunk, :k] for x in (neighbours.similarity, neighbours.labels))
+        # Relative to the nearest: at a small T every exp(s / T) would be 0 or infinite.
+        weights = ((similarity - similarity[:, :1]) / temperature).exp()
+        total = weights.new_zeros(len(weights), classes).scatter_add_(1, labels, weights)
+        ranked.append(total.argsort(stable=True, dim=1, descending=True)[:, :first])
+    return torch.cat(ranked)
+
+
+def check_neighbours(ks: Sequence[int], available: int) -> None:
+    """Raises a ValueError for a k below 1 or above the number of images that may vote."""
+    for k in ks:
+        if not 1 <= k <= available:
+            raise ValueError(f"k={k}: must lie between 1 and the {available} images of the bank")
+
+
 def knn_predict(
     bank: Tensor,
     bank_labels: Tensor,
@@ -94,16 +227,16 @@ def knn_predict(
     chunk: int = 1024,
     leave_one_out: bool = False,
 ) -> dict[int, Tensor]:
-    """Classes ranked by the votes of the k nearest bank images, each worth exp(cosine similarity / T).
+    """Classes ranked by the votes of the k nearest bank images, for several k in one pass.
 
     Args:
         bank: (B, D) L2-normalised features.
         bank_labels: (B,) int64, 0 ... classes - 1.
         queries: (N, D) L2-normalised features.
         classes: number of classes.
-        ks: numbers of neighbours, all answered in one pass.
+        ks: numbers of neighbours.
         temperature: T > 0.
-        chunk: queries handled at a time; memory grows with chunk * B, not with N * B.
+        chunk: queries handled at a time.
         leave_one_out: queries are the bank itself; no image votes for itself.
 
     Returns:
@@ -112,25 +245,10 @@ def knn_predict(
     Raises:
         ValueError: a k below 1 or above the size of the bank, or temperature <= 0.
     """
-    available = len(bank) - int(leave_one_out)
-    for k in ks:
-        if not 1 <= k <= available:
-            raise ValueError(f"k={k}: must lie between 1 and the {available} images of the bank")
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature}: must be above 0")
-    ranked: dict[int, list[Tensor]] = {k: [] for k in ks}
-    for start in range(0, len(queries), chunk):
-        similarity = queries[start : start + chunk] @ bank.T  # (n, B)
-        if leave_one_out:
-            rows = torch.arange(len(similarity), device=bank.device)
-            similarity[rows, rows + start] = -torch.inf
-        top, nearest = similarity.topk(max(ks), dim=1)
-        # Relative to the nearest: at a small T every exp(s / T) would be 0 or infinite.
-        weights, neighbours = ((top - top[:, :1]) / temperature).exp(), bank_labels[nearest]
-        for k in ks:
-            votes = similarity.new_zeros(len(similarity), classes).scatter_add_(1, neighbours[:, :k], weights[:, :k])
-            ranked[k].append(votes.argsort(stable=True, dim=1, descending=True))
-    return {k: torch.cat(parts) for k, parts in ranked.items()}
+    check_neighbours(ks, len(bank) - int(leave_one_out))
+    own = torch.arange(len(queries), device=queries.device) if leave_one_out else None
+    found = nearest(bank, bank_labels, queries, max(ks), chunk, own=own)
+    return {k: votes(found, classes, k, temperature) for k in ks}
 
 
 def accuracy(ranked: Tensor, labels: Tensor, top: int = 1) -> float:
