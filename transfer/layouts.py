@@ -1,0 +1,95 @@
+"""Where detectron2 and mmsegmentation expect public data sets, and what to do where they are not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What must lie below the data root.
+
+    Attributes:
+        parts: patterns of files; each must match at least one file that is not empty.
+        tree: the same, short enough to be printed.
+        source: where to get it.
+    """
+
+    parts: tuple[str, ...]
+    tree: str
+    source: str
+
+    def missing(self, root: Path) -> list[str]:
+        """Patterns without a file below `root`."""
+        return [part for part in self.parts if not _found(root, part)]
+
+
+_COCO_IMAGES = ("coco/train2017/*.jpg", "coco/val2017/*.jpg")
+_VOC = ("JPEGImages/*.jpg", "Annotations/*.xml", "ImageSets/Main/trainval.txt")
+_COCO = "https://cocodataset.org/#download (2017 train images, val images, train/val annotations)"
+
+LAYOUTS = {
+    "coco": Layout(
+        (*_COCO_IMAGES, "coco/annotations/instances_train2017.json", "coco/annotations/instances_val2017.json"),
+        "coco/{train2017,val2017}/*.jpg, coco/annotations/instances_{train2017,val2017}.json",
+        _COCO,
+    ),
+    "coco-keypoints": Layout(
+        (
+            *_COCO_IMAGES, "coco/annotations/person_keypoints_train2017.json",
+            "coco/annotations/person_keypoints_val2017.json",
+        ),
+        "coco/{train2017,val2017}/*.jpg, coco/annotations/person_keypoints_{train2017,val2017}.json",
+        _COCO,
+    ),
+    "lvis-v1": Layout(
+        (*_COCO_IMAGES, "lvis/lvis_v1_train.json", "lvis/lvis_v1_val.json"),
+        "coco/{train2017,val2017}/*.jpg, lvis/lvis_v1_{train,val}.json",
+        "https://www.lvisdataset.org/dataset (annotations) and https://cocodataset.org/#download (images of 2017)",
+    ),
+    "voc": Layout(
+        (
+            *(f"VOC{year}/{part}" for year in (2007, 2012) for part in _VOC),
+            "VOC2007/ImageSets/Main/test.txt",
+        ),
+        "VOC2007/ and VOC2012/, each with JPEGImages/*.jpg, Annotations/*.xml, ImageSets/Main/trainval.txt; "
+        "VOC2007 with ImageSets/Main/test.txt too (trainval and test unpacked into one folder)",
+        "http://host.robots.ox.ac.uk/pascal/VOC (VOCdevkit/VOC2007 and VOCdevkit/VOC2012)",
+    ),
+    "cityscapes": Layout(
+        tuple(
+            f"cityscapes/{part}"
+            for split in ("train", "val")
+            for part in (
+                f"leftImg8bit/{split}/*/*_leftImg8bit.png", f"gtFine/{split}/*/*_gtFine_polygons.json",
+                f"gtFine/{split}/*/*_gtFine_instanceIds.png",
+            )
+        ),
+        "cityscapes/leftImg8bit/{train,val}/CITY/*_leftImg8bit.png, "
+        "cityscapes/gtFine/{train,val}/CITY/*_gtFine_{polygons.json,instanceIds.png}",
+        "https://www.cityscapes-dataset.com (leftImg8bit_trainvaltest.zip, gtFine_trainvaltest.zip)",
+    ),
+}  # fmt: skip
+
+
+def require_data(name: str, root: Path) -> None:
+    """Checks that a data set lies below `root` as its readers expect it.
+
+    Args:
+        name: key of LAYOUTS.
+        root: --data-root.
+
+    Raises:
+        ValueError: names what is missing, the layout expected and where to get it.
+    """
+    layout = LAYOUTS[name]
+    if missing := layout.missing(root):
+        raise ValueError(
+            f"{root.absolute()} lacks {', '.join(missing)}. Expected below it: {layout.tree}. "
+            f"Get it from {layout.source}, or name its folder with --data-root"
+        )
+
+
+def _found(root: Path, pattern: str) -> bool:
+    return any(path.is_file() and path.stat().st_size > 0 for path in root.glob(pattern))
