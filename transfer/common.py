@@ -1,12 +1,16 @@
 """What every benchmark of a checkpoint shares: options, seeds, run folders, records, and how a mistake is told.
 
-Words used alike by all commands: --ckpt, --seeds, --out, --records, --force. A benchmark is a list of `Run`s, one a
-seed; `measure` skips those on record, does the others and appends their records.
+Words used alike by all commands: --ckpt, --seeds, --out, --records, --force; by those that train in a framework also
+--task, --data-root, --resume, --eval-only, --batch, --no-scale, --check. A benchmark is a list of `Run`s, one a seed;
+`measure` skips those on record, does the others and appends their records.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
+import os
+import platform
 import re
 import sys
 import time
@@ -21,7 +25,8 @@ from jsonargparse import ArgumentParser, Namespace
 from tabulate import tabulate  # type: ignore[import-untyped]
 
 from converters import Backbone, VerificationError, read_backbone
-from pretrain.run_folder import environment
+from pretrain.distributed import rank
+from pretrain.run_folder import PACKAGES, environment
 from results.record import Record, append, read
 
 USER_ERROR, INTERRUPTED = 2, 130
@@ -43,6 +48,19 @@ def add_options(parser: ArgumentParser, records: str) -> None:
     parser.add_argument("--force", action="store_true", help="measure again what is on record")
 
 
+def add_training_options(parser: ArgumentParser, tasks: Sequence[str]) -> None:
+    """The options of commands that train in a framework; `tasks` are named in the help."""
+    parser.add_argument("--task", type=str, help=f"one of {', '.join(tasks)}, or a config file of your own")
+    parser.add_argument("--data-root", type=Path, default=Path("data"), help="folder of the data sets")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the run")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate the last checkpoint of the run")
+    parser.add_argument("--batch", type=int, help="images an optimiser step, over all devices; default: as published")
+    parser.add_argument(
+        "--no-scale", action="store_true", help="keep learning rate and iterations whatever the batch is"
+    )
+    parser.add_argument("--check", action="store_true", help="say what is installed here and what works, and stop")
+
+
 def read_checkpoint(name: str | None, seed: int, arch: str = "resnet18") -> Backbone:
     """Reads --ckpt; `random` is random:ARCH, and random weights come from `seed` where they name none.
 
@@ -56,6 +74,20 @@ def read_checkpoint(name: str | None, seed: int, arch: str = "resnet18") -> Back
     if name.startswith("random:") and "seed=" not in name:
         name += f"?seed={seed}"
     return read_backbone(name)
+
+
+def machine(packages: Sequence[str]) -> str:
+    """Versions of the usual distributions and of `packages`, and the devices there are, for --check."""
+    rows = [["python", platform.python_version()], ["platform", platform.platform()]]
+    for name in (*PACKAGES, *packages):
+        try:
+            rows.append([name, importlib.metadata.version(name)])
+        except importlib.metadata.PackageNotFoundError:
+            rows.append([name, "not installed: bash setup.sh"])
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    rows.append(["CUDA of torch", torch.version.cuda or "none"])
+    rows.append(["devices", ", ".join(devices) or f"CPU, {len(os.sched_getaffinity(0))} cores, no GPU"])
+    return str(tabulate(rows, disable_numparse=True, tablefmt="plain"))
 
 
 def require(package: str) -> None:
@@ -136,13 +168,16 @@ def measure(
     for run in runs:
         known = None if options.force else on_record(run, options.records)
         if known is not None:
-            print(f"{run.task} seed {run.seed}: on record in {options.records}; --force measures it again", flush=True)
+            if rank() == 0:
+                where = f"on record in {options.records}; --force measures it again"
+                print(f"{run.task} seed {run.seed}: {where}", flush=True)
             records.append(known)
             continue
         began = time.time()
         metrics, cost = do(run)
         record = run.record(metrics, {"seconds": time.time() - began, **cost}, device)
-        append(options.records, record)
+        if rank() == 0:
+            append(options.records, record)
         records.append(record)
     return records
 
