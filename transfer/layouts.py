@@ -70,6 +70,39 @@ LAYOUTS = {
         "cityscapes/gtFine/{train,val}/CITY/*_gtFine_{polygons.json,instanceIds.png}",
         "https://www.cityscapes-dataset.com (leftImg8bit_trainvaltest.zip, gtFine_trainvaltest.zip)",
     ),
+    "cityscapes-semantic": Layout(
+        tuple(
+            f"cityscapes/{part}"
+            for split in ("train", "val")
+            for part in (
+                f"leftImg8bit/{split}/*/*_leftImg8bit.png", f"gtFine/{split}/*/*_gtFine_labelTrainIds.png",
+            )
+        ),
+        "cityscapes/leftImg8bit/{train,val}/CITY/*_leftImg8bit.png, "
+        "cityscapes/gtFine/{train,val}/CITY/*_gtFine_labelTrainIds.png",
+        "https://www.cityscapes-dataset.com (leftImg8bit_trainvaltest.zip, gtFine_trainvaltest.zip); "
+        "labelTrainIds are written by cityscapesscripts' csCreateTrainIdLabelImgs",
+    ),
+    "voc12aug": Layout(
+        (
+            *(f"VOCdevkit/VOC2012/{part}" for part in ("JPEGImages/*.jpg", "SegmentationClass/*.png")),
+            "VOCdevkit/VOC2012/SegmentationClassAug/*.png",
+            *(f"VOCdevkit/VOC2012/ImageSets/Segmentation/{names}.txt" for names in ("train", "aug", "val")),
+        ),
+        "VOCdevkit/VOC2012/ with JPEGImages/*.jpg, SegmentationClass/*.png, SegmentationClassAug/*.png, "
+        "ImageSets/Segmentation/{train,aug,val}.txt (1,464, 9,118 and 1,449 names)",
+        "http://host.robots.ox.ac.uk/pascal/VOC/voc2012 and SBD (https://www2.eecs.berkeley.edu/Research/Projects/CS/"
+        "vision/grouping/semantic_contours), whose masks mmsegmentation's tools/dataset_converters/voc_aug.py writes",
+    ),
+    "ade20k": Layout(
+        tuple(
+            f"ade/ADEChallengeData2016/{part}"
+            for split in ("training", "validation")
+            for part in (f"images/{split}/*.jpg", f"annotations/{split}/*.png")
+        ),
+        "ade/ADEChallengeData2016/ with images/{training,validation}/*.jpg, annotations/{training,validation}/*.png",
+        "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip",
+    ),
 }  # fmt: skip
 
 
