@@ -1,0 +1,1 @@
+"""What the classification benchmarks share: data, trunk features, heads, schedules, pictures."""
