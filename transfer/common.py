@@ -26,6 +26,7 @@ from tabulate import tabulate  # type: ignore[import-untyped]
 
 from converters import Backbone, VerificationError, read_backbone
 from pretrain.distributed import rank
+from pretrain.images import CorruptImageError
 from pretrain.run_folder import PACKAGES, environment
 from results.record import Record, append, read
 
@@ -195,11 +196,11 @@ def told(program: str, work: Callable[[], None]) -> int:
     """Runs `work`; a mistake in the input is one line on stderr.
 
     Returns:
-        0; 2 for a mistake in the input or a model that is not the checkpoint; 130 when interrupted.
+        0; 2 for a mistake in the input, an unreadable image, a model that is not the checkpoint; 130 when interrupted.
     """
     try:
         work()
-    except (ValueError, VerificationError) as error:
+    except (ValueError, VerificationError, CorruptImageError) as error:
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
