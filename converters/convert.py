@@ -13,7 +13,7 @@ if not __package__:  # run as a script: find the packages beside this folder, an
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import jsonargparse
-from tabulate import tabulate  # type: ignore[import-untyped]
+from tabulate import tabulate
 
 from converters import named, sources
 from converters.backbone import VerificationError, some

@@ -19,7 +19,7 @@ from typing import Any
 
 import jsonargparse
 import torch
-from tabulate import tabulate  # type: ignore[import-untyped]
+from tabulate import tabulate
 
 from converters import sources, verify
 from converters.backbone import Backbone

@@ -22,7 +22,7 @@ from typing import Any
 import pandas as pd
 import torch
 from jsonargparse import ArgumentParser, Namespace
-from tabulate import tabulate  # type: ignore[import-untyped]
+from tabulate import tabulate
 
 from converters import Backbone, VerificationError, read_backbone
 from pretrain.distributed import rank

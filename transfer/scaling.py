@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from tabulate import tabulate  # type: ignore[import-untyped]
+from tabulate import tabulate
 
 
 @dataclass(frozen=True)
