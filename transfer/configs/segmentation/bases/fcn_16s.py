@@ -1,0 +1,25 @@
+"""FCN-16s of the MoCo paper: output stride 16, conv5 dilated by 2, two 3x3 convolutions of 256 channels dilated by 6.
+
+Source: arXiv 1911.05722, appendix A.5. Not said there and chosen here: dropout 0; align_corners, as its odd crops of
+513 and 769 suggest; every 3x3 convolution of conv5 dilated, the first one too.
+"""
+
+_base_ = ["resnet.py"]
+norm_cfg = dict(type="SyncBN", requires_grad=True)
+model = dict(
+    backbone=dict(strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2), contract_dilation=False),
+    decode_head=dict(
+        type="FCNHead",
+        in_channels=2048,
+        in_index=3,
+        channels=256,
+        num_convs=2,
+        dilation=6,
+        concat_input=False,
+        dropout_ratio=0,
+        num_classes=0,  # each task's own
+        norm_cfg=norm_cfg,
+        align_corners=True,
+        loss_decode=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0),
+    ),
+)

@@ -1,0 +1,7 @@
+"""mmseg's optimiser: SGD with the polynomial schedule, whose end each task sets."""
+
+optim_wrapper = dict(
+    type="OptimWrapper",
+    optimizer=dict(type="SGD", lr=0.01, momentum=0.9, weight_decay=5e-4),
+    clip_grad=None,
+)

@@ -1,0 +1,56 @@
+"""Semantic segmentation with mmsegmentation, from a checkpoint to mIoU.
+
+python transfer/segment.py --ckpt runs/fashion/last.pth --task fashion-fcn
+python transfer/segment.py --ckpt X --task voc12aug-fcn-20k --data-root DATA --seeds 0 1 2
+torchrun --nproc-per-node 4 transfer/segment.py --ckpt X --task cityscapes-fcn-40k --data-root DATA
+
+Figures go to results/records/segmentation.jsonl, pictures, curve, log and checkpoints to a folder below --out.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from jsonargparse import ArgumentParser
+
+from pretrain.distributed import stop
+from transfer.common import add_options, add_training_options, machine, require, told
+from transfer.segmentation import PACKAGES, quiet, task_names
+
+
+def parser() -> ArgumentParser:
+    """The options."""
+    p = ArgumentParser(prog="transfer/segment.py", description=__doc__)
+    add_options(p, "segmentation.jsonl")
+    add_training_options(p, task_names())
+    p.add_argument("--accumulate", type=int, default=1, help="add up the gradients of so many batches to one step")
+    p.add_argument("--amp", action="store_true", help="mixed precision: float16 on a GPU, bfloat16 on the CPU")
+    p.add_argument(
+        "--cfg-options", type=str, nargs="*", default=[], metavar="KEY=VALUE",
+        help="change the task's config, e.g. model.test_cfg.mode=slide; comes last and is taken as it is",
+    )  # fmt: skip
+    p.add_argument("--launcher", default="auto", help="none, pytorch (torchrun), slurm (srun), or auto: finds out")
+    return p
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Trains, evaluates and says the result; 0, or 2 for a mistake in the input."""
+    options = parser().parse_args(arguments)
+
+    def work() -> None:
+        if options.check:
+            print(machine(PACKAGES))
+        require("mmseg")
+        with quiet(prints=False):  # here, so that --help does not wait for it
+            from transfer.segmentation import session
+
+        session.check() if options.check else session.measure_all(options)
+
+    try:
+        return told("segment", work)
+    finally:
+        stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

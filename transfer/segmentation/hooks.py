@@ -1,0 +1,176 @@
+"""What a run does besides training: the backbone at its start, figures, a progress bar, exact continuation."""
+
+from __future__ import annotations
+
+import math
+import random
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from tqdm import tqdm
+
+from pretrain.distributed import rank
+from pretrain.run_folder import RunFolder
+from transfer.segmentation.trunk import Trunk
+
+
+class TrunkHook(Hook):
+    """Puts the backbone into the model that is about to be trained and compares every tensor.
+
+    It comes after `init_weights`, and does nothing where a run is resumed.
+    """
+
+    def __init__(self, trunk: Trunk) -> None:
+        self.trunk = trunk
+
+    def before_train(self, runner: Runner) -> None:
+        """Load, compare, and say how many tensors are equal."""
+        if runner.iter:
+            return
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        count, wanted = self.trunk.load(model), len(self.trunk.backbone.tensors)
+        if rank() == 0:
+            print(f"backbone: {count} of {wanted} tensors in the built model equal those of the checkpoint", flush=True)
+
+
+class FiguresHook(Hook):
+    """Writes figures to the run folder and shows progress; stops where the loss is no number.
+
+    Args:
+        folder: gets metrics.jsonl and TensorBoard's events.
+        every: iterations between two lines of training figures.
+        step: iterations done so far.
+        epochs: what part of the images an iteration takes.
+
+    Attributes:
+        metrics: of the last evaluation.
+    """
+
+    def __init__(self, folder: RunFolder, every: int, step: int, epochs: float) -> None:
+        self.folder, self.every, self.step, self.epochs = folder, every, step, epochs
+        self.metrics: dict[str, float] = {}
+
+    def before_train(self, runner: Runner) -> None:
+        """Open the bar at the iterations done so far."""
+        self.bar = _bar("train", runner.max_iters, runner.iter)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Check the loss; every so often write it down with learning rate and seconds."""
+        self.step, hub = runner.iter + 1, runner.message_hub
+        loss = hub.get_scalar("train/loss").current()
+        lr = hub.get_scalar("train/lr").current()
+        if not math.isfinite(loss):
+            raise ValueError(f"the loss is {loss} at iteration {self.step} (lr {lr:g}); a lower lr may help")
+        self.bar.update()
+        if self.step % self.every and self.step != runner.max_iters:
+            return
+        mean = {name: hub.get_scalar(f"train/{name}").mean(self.every) for name in ("loss", "time", "data_time")}
+        self.bar.set_postfix({"loss": f"{mean['loss']:.3f}", "lr": f"{lr:.2g}", **self._latest()})
+        values = {"loss": mean["loss"], "lr": lr, "seconds": mean["time"], "data_seconds": mean["data_time"]}
+        self.folder.add_metrics(self.step, self.step * self.epochs, values)
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Open a second bar."""
+        self.val_bar = _bar("evaluate", len(runner.val_loop.dataloader), leave=False)
+
+    def after_val_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] | None = None
+    ) -> None:
+        """Move it."""
+        self.val_bar.update()
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Write the figures of an evaluation down."""
+        self.val_bar.close()
+        self.metrics = dict(metrics or {})
+        values = {f"val/{name}": value for name, value in self.metrics.items()}
+        self.folder.add_metrics(self.step, self.step * self.epochs, values)
+
+    def after_train(self, runner: Runner) -> None:
+        """Close the bar."""
+        self.bar.close()
+
+    def _latest(self) -> dict[str, str]:
+        return {"mIoU": f"{100 * self.metrics['mIoU']:.1f}"} if self.metrics else {}
+
+
+def _bar(what: str, total: int, done: int = 0, leave: bool = True) -> tqdm[Any]:
+    return tqdm(desc=what, total=total, initial=done, leave=leave, unit="it", disable=rank() > 0, file=sys.stderr)
+
+
+class RandomStateHook(Hook):
+    """Saves the generators with each checkpoint, so that a resumed run draws what an uninterrupted one draws.
+
+    mmengine continues model, optimiser, schedule and order of the images by itself. With this, one process without
+    data workers goes on in the same bits; workers and further processes seed themselves anew, so that their
+    augmentation and dropout differ from those of an uninterrupted run.
+    """
+
+    def __init__(self) -> None:
+        self.saved: dict[str, Any] | None = None
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Add the states, as builtins and tensors."""
+        kind, keys, *rest = np.random.get_state(legacy=True)
+        checkpoint["random_state"] = {
+            "torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all(),
+            "numpy": [kind, np.asarray(keys).tolist(), *rest], "python": random.getstate(),
+        }  # fmt: skip
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Set the generators that draw for the images."""
+        self.saved = checkpoint["random_state"]
+        kind, keys, *rest = self.saved["numpy"]
+        np.random.set_state((kind, np.array(keys, np.uint32), *rest))
+        version, state, gauss = self.saved["python"]
+        random.setstate((version, tuple(state), gauss))
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Set torch's, from which a new data loader has taken a number meanwhile."""
+        if self.saved is None:
+            return
+        torch.set_rng_state(self.saved["torch"].cpu())
+        if len(self.saved["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all([state.cpu() for state in self.saved["cuda"]])
+        self.saved = None
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Remember torch's: an evaluation must not change what training draws."""
+        self.kept = torch.get_rng_state()
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Set it back."""
+        torch.set_rng_state(self.kept)
+
+
+class PicturesHook(Hook):
+    """Keeps a handful of predictions of the last evaluation.
+
+    Attributes:
+        samples: path of the image, truth and prediction, each (H, W) of class numbers.
+    """
+
+    def __init__(self, count: int = 8) -> None:
+        self.count = count
+        self.samples: list[tuple[str, np.ndarray, np.ndarray]] = []
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Choose batches spread over the set."""
+        batches = len(runner.val_loop.dataloader)
+        self.chosen = set(np.linspace(0, batches - 1, min(self.count, batches)).round().astype(int).tolist())
+        self.samples = []
+
+    def after_val_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] | None = None
+    ) -> None:
+        """Keep the first image of a chosen batch."""
+        if batch_idx in self.chosen and outputs:
+            sample = outputs[0]
+            truth, found = (part.data[0].cpu().numpy() for part in (sample.gt_sem_seg, sample.pred_sem_seg))
+            self.samples.append((sample.img_path, truth, found))

@@ -1,0 +1,166 @@
+"""One run: mmengine's Runner with our backbone, figures and pictures, from a config to metrics."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from mmengine.config import Config
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+from mmengine.runner.checkpoint import get_torch_safe_globals
+
+from pretrain.distributed import barrier, rank
+from pretrain.run_folder import RunFolder, write_text
+from transfer.common import Metrics, Run
+from transfer.segmentation import pictures, quiet
+from transfer.segmentation.hooks import FiguresHook, PicturesHook, RandomStateHook, TrunkHook
+from transfer.segmentation.trunk import Trunk
+
+POINTER = "last_checkpoint"  # mmengine writes the newest checkpoint's path there once it is complete
+HASH = "config_hash.txt"
+
+
+@RUNNERS.register_module()
+class QuietRunner(Runner):
+    """mmengine's Runner, whose log goes to its file; the screen gets warnings and our progress bar."""
+
+    def build_logger(self, *args: Any, **kwargs: Any) -> Any:
+        """Build the logger and raise the screen's level."""
+        logger = super().build_logger(*args, **kwargs)
+        for handler in logger.handlers:
+            if not isinstance(handler, logging.FileHandler):
+                handler.setLevel(logging.ERROR)
+        return logger
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Return the newest complete checkpoint of a run folder, None where there is none."""
+    pointer = folder / POINTER
+    if not pointer.is_file():
+        return None
+    path = folder / Path(pointer.read_text().strip()).name  # by name: the folder may have been moved
+    return path if path.is_file() else None
+
+
+def begin(run: Run, resume: bool, eval_only: bool) -> Path | None:
+    """Prepare the run's folder; return its checkpoint to go on from, or None for a fresh start.
+
+    Raises:
+        ValueError: there is nothing to evaluate, or what is there was trained with other options.
+    """
+    checkpoint, told = newest_checkpoint(run.folder), run.folder / HASH
+    keep = checkpoint is not None and (resume or eval_only)
+    config_hash = run.record({"none": 0.0}, {}, torch.device("cpu")).config_hash
+    if eval_only and checkpoint is None:
+        raise ValueError(f"--eval-only: {run.folder} has no checkpoint; train first")
+    if keep and (not told.is_file() or told.read_text().strip() != config_hash):
+        raise ValueError(f"{run.folder} was trained with other options: repeat those, or leave --resume out")
+    barrier()
+    if rank() == 0 and not keep:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        for old in (*run.folder.glob("*.pth"), run.folder / POINTER, run.folder / "metrics.jsonl"):
+            old.unlink(missing_ok=True)
+        write_text(told, config_hash + "\n")
+    barrier()
+    return checkpoint if keep else None
+
+
+def iterations_done(checkpoint: Path | None) -> int:
+    """Return the iteration of a checkpoint.
+
+    Raises:
+        ValueError: it holds more than tensors and what mmengine writes.
+    """
+    if checkpoint is None:
+        return 0
+    try:
+        with torch.serialization.safe_globals(get_torch_safe_globals()):
+            return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["meta"]["iter"])
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        raise ValueError(f"{checkpoint}: no checkpoint of this command: {error}") from error
+
+
+def build(cfg: Config, run: Run, checkpoint: Path | None) -> Runner:
+    """Build the runner; a config that mmseg refuses is a ValueError."""
+    settings = {
+        **cfg.to_dict(),
+        "runner_type": "QuietRunner",
+        "work_dir": str(run.folder),
+        "experiment_name": f"{run.task}-{run.seed}-{time.time_ns()}",  # two runs of a process share nothing
+        "randomness": {**cfg.get("randomness", {}), "seed": run.seed},
+        "visualizer": {"type": "Visualizer", "vis_backends": []},  # FiguresHook writes instead
+        "launcher": "pytorch" if dist.is_initialized() else "none",
+        "load_from": checkpoint and str(checkpoint),
+        "resume": checkpoint is not None,
+    }
+    if not torch.cuda.is_available():  # mmengine would name a GPU
+        settings["model_wrapper_cfg"] = {"type": "MMDistributedDataParallel", "device_ids": None}
+    try:
+        return RUNNERS.build(Config(settings, filename=cfg.filename))
+    except (TypeError, KeyError, AssertionError) as error:
+        raise ValueError(f"{cfg.filename}: mmseg cannot build it: {error}") from error
+
+
+def measure_one(cfg: Config, run: Run, trunk: Trunk, images: int, options: Any) -> tuple[Metrics, dict[str, float]]:
+    """Train and evaluate, or only evaluate; leave figures, curve and pictures in the run's folder.
+
+    Args:
+        cfg: resolved for this run.
+        run: where, and with which seed.
+        trunk: the backbone to start from.
+        images: number of images to train on.
+        options: holds `resume` and `eval_only`.
+
+    Returns:
+        Metrics of the last iteration, and what they cost.
+    """
+    checkpoint = begin(run, options.resume, options.eval_only)
+    done, folder, began = iterations_done(checkpoint), RunFolder(run.folder), time.time()
+    with quiet():
+        runner = build(cfg, run, checkpoint)
+        batch = cfg.train_dataloader.batch_size * runner.world_size
+        seen = FiguresHook(folder, cfg.default_hooks.logger.interval, done, batch / images)
+        shown = PicturesHook()
+        for hook in (TrunkHook(trunk), RandomStateHook(), seen, shown):
+            runner.register_hook(hook)
+        folder.start(run.config, next(runner.model.parameters()).device, done, packages=run.packages)
+        try:
+            if options.eval_only or done >= runner.max_iters:
+                runner.load_checkpoint(str(checkpoint), strict=True)
+                runner.val()
+            else:
+                runner.train()
+        finally:
+            folder.close()
+    if rank() == 0:
+        leave_pictures(run.folder, shown, runner.val_dataloader.dataset.metainfo)
+    return seen.metrics, {**cost(runner), "images": float(batch * (runner.max_iters - done)), "began": began}
+
+
+def leave_pictures(folder: Path, shown: PicturesHook, metainfo: dict[str, Any]) -> None:
+    """Write vis/predictions.png, a picture for each sample, and curve.png."""
+    classes, palette = metainfo["classes"], metainfo["palette"]
+    pictures.predictions(shown.samples, classes, palette, folder / "vis" / "predictions.png")
+    for sample in shown.samples:
+        pictures.predictions([sample], classes, palette, folder / "vis" / f"{Path(sample[0]).stem}.png")
+    pictures.learning_curve(folder / "metrics.jsonl", folder / "curve.png")
+    print(f"pictures: {folder / 'vis' / 'predictions.png'}, {folder / 'curve.png'}", flush=True)
+
+
+def cost(runner: Runner) -> dict[str, float]:
+    """Return seconds an iteration, the share of them spent waiting for images, and peak memory."""
+    scalars = runner.message_hub.log_scalars
+    told = {}
+    if "train/time" in scalars:
+        seconds, waiting = (float(scalars[f"train/{name}"].mean()) for name in ("time", "data_time"))
+        told = {"seconds_per_iteration": seconds, "data_share": waiting / seconds}
+    if torch.cuda.is_available():
+        return {**told, "peak_gpu_mib": torch.cuda.max_memory_allocated() / 2**20}
+    return {**told, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10}

@@ -1,0 +1,146 @@
+"""What the command does: for each seed a config, a run and a record; then the table."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+from dataclasses import dataclass
+
+import torch
+from jsonargparse import Namespace
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.optim import build_optim_wrapper
+from mmengine.structures import PixelData
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
+from mmseg.utils import register_all_modules
+
+from converters import Backbone
+from pretrain.distributed import rank, start, world_size
+from transfer.common import Metrics, Run, measure, read_checkpoint, summary
+from transfer.segmentation import PACKAGES, data, quiet, run, task_names, tasks
+from transfer.segmentation.trunk import Trunk
+
+LAUNCHERS = ("auto", "none", "pytorch", "slurm")
+PORT = "29500"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A task resolved for a backbone, the options and the processes.
+
+    Attributes:
+        cfg: mmengine's config, its data not yet found.
+        trunk: the backbone as mmseg takes it.
+        batch: images of an optimiser step, over all processes.
+        notes: what was changed, for the screen.
+    """
+
+    cfg: Config
+    trunk: Trunk
+    batch: int
+    notes: tuple[str, ...]
+
+
+def resolve(options: Namespace, backbone: Backbone, device: torch.device) -> Plan:
+    """Resolve a task. --cfg-options come last and are taken as they are.
+
+    Raises:
+        ValueError: no such task, a wrong option, or a model that cannot take the backbone.
+    """
+    cfg, trunk, processes = tasks.read(options.task), Trunk.of(backbone), world_size()
+    trunk.fit(cfg)
+    notes = [tasks.rescale(cfg, processes, options.batch, options.accumulate, not options.no_scale)]
+    if processes == 1 or device.type == "cpu":
+        count = tasks.plain_batch_norm(cfg.model)
+        why = "one process" if processes == 1 else "it needs a GPU; each process has statistics of its own"
+        notes.append(f"SyncBN is BN here ({count} settings): {why}")
+    if options.amp:
+        tasks.mixed_precision(cfg, device.type == "cuda")
+    tasks.limit_workers(cfg)
+    tasks.override(cfg, options.cfg_options)
+    trunk.check(cfg)
+    accumulate = cfg.optim_wrapper.get("accumulative_counts", 1)
+    return Plan(cfg, trunk, cfg.train_dataloader.batch_size * processes * accumulate, tuple(notes))
+
+
+def measure_all(options: Namespace) -> None:
+    """Train and evaluate for each seed, and print the table."""
+    if not options.task:
+        raise ValueError(f"--task is missing: one of {', '.join(task_names())}, or a config file")
+    if options.resume and options.force:
+        raise ValueError("--resume goes on with a run, --force starts it anew: leave one of them out")
+    arch = tasks.read(options.task).get("arch", "resnet50")
+    device = join(options.launcher)
+    with quiet(prints=False):
+        register_all_modules()
+
+    def plan(seed: int) -> Run:
+        backbone = read_checkpoint(options.ckpt, seed, arch)
+        plan = resolve(options, backbone, device)
+        name = options.task.rpartition("/")[2].removesuffix(".py")
+        config = tasks.figures_depend_on(plan.cfg, plan.batch)
+        return Run(backbone, name, tasks.protocol(plan.cfg, plan.batch), seed, config, options.out, PACKAGES)
+
+    def do(one: Run) -> tuple[Metrics, dict[str, float]]:
+        plan = resolve(options, one.backbone, device)
+        data.find(plan.cfg, options.data_root)
+        images = data.check(plan.cfg)
+        if rank() == 0:
+            print(f"{one.task} seed {one.seed}: {one.protocol}\n" + "\n".join(plan.notes), flush=True)
+        return run.measure_one(plan.cfg, one, plan.trunk, images, options)
+
+    records = measure(map(plan, options.seeds), do, options, device)
+    if rank() == 0:
+        print(summary(records))
+
+
+def join(launcher: str) -> torch.device:
+    """Join the other processes, if a launcher started any, and return this one's device.
+
+    Raises:
+        ValueError: an unknown launcher, or one that has not started this process.
+    """
+    if launcher not in LAUNCHERS:
+        raise ValueError(f"--launcher {launcher}: must be one of {', '.join(LAUNCHERS)}")
+    if launcher == "slurm":
+        _slurm()
+    if launcher == "pytorch" and "RANK" not in os.environ:
+        raise ValueError("--launcher pytorch: torchrun has not started this; torchrun --nproc-per-node N transfer/…")
+    if launcher == "none":
+        os.environ.pop("RANK", None)
+    return start("auto")
+
+
+def _slurm() -> None:
+    """Tell torch what srun tells its tasks."""
+    try:
+        nodes, rank_, count = (os.environ[f"SLURM_{name}"] for name in ("NODELIST", "PROCID", "NTASKS"))
+    except KeyError as error:
+        raise ValueError(f"--launcher slurm: srun has not started this, {error.args[0]} is not set") from error
+    if "MASTER_ADDR" not in os.environ:
+        found = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+        os.environ["MASTER_ADDR"] = found.stdout.split()[0]
+    os.environ.setdefault("MASTER_PORT", PORT)
+    on_this_node = os.environ.get("SLURM_NTASKS_PER_NODE", count)
+    os.environ.update(
+        RANK=rank_, WORLD_SIZE=count, LOCAL_RANK=os.environ.get("SLURM_LOCALID", "0"), LOCAL_WORLD_SIZE=on_this_node
+    )
+
+
+def check() -> None:
+    """Build the FCN of fashion-fcn, take a training step on noise, and say so."""
+    cfg = tasks.read("fashion-fcn")
+    tasks.plain_batch_norm(cfg.model)
+    with quiet(prints=False):
+        register_all_modules()
+        model = MODELS.build(cfg.model).to(get_device())
+        samples = [SegDataSample(gt_sem_seg=PixelData(data=torch.randint(0, 11, (1, 112, 112)))) for _ in range(2)]
+        batch = {"inputs": [torch.randint(0, 256, (3, 112, 112), dtype=torch.uint8)] * 2, "data_samples": samples}
+        optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
+        loss = model.train_step(batch, optimizer)["loss"]
+    print(f"mmseg: a training step of an FCN on {get_device()} works, loss {loss.item():.2f}")
+    compiled = "there" if importlib.util.find_spec("mmcv._ext") else "not compiled; no task of this suite needs them"
+    print(f"mmcv.ops: {compiled}")

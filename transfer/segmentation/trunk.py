@@ -1,0 +1,81 @@
+"""The backbone in mmseg's words, its way into a built model, and the proof that it arrived."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from torch import Tensor, nn
+
+from converters import Backbone, trunk_of
+from converters.targets import TARGETS
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """A backbone as mmseg takes it.
+
+    Attributes:
+        backbone: what was read from --ckpt.
+        settings: what a model needs to be for these weights: its `backbone` (type, depth, style, ...) and
+            `data_preprocessor` (mean, std, bgr_to_rgb).
+        tensors: the weights under mmseg's names.
+    """
+
+    backbone: Backbone
+    settings: dict[str, dict[str, Any]]
+    tensors: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, backbone: Backbone) -> Trunk:
+        """Convert a backbone.
+
+        Raises:
+            ValueError: mmseg has no such network; the message names the layer.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "backbone.pth"
+            TARGETS["openmmlab"].save(backbone, path)
+            model = Config.fromfile(path.with_suffix(".py")).model.to_dict()
+            tensors = torch.load(path, weights_only=True)["state_dict"]
+        del model["backbone"]["init_cfg"]  # `load` does it instead, strictly
+        return cls(backbone, {name: model[name] for name in ("backbone", "data_preprocessor")}, tensors)
+
+    def fit(self, cfg: Config) -> None:
+        """Change a task's config from its ResNet-50 to this network, the widths that its heads take included."""
+        cfg.model.backbone.update(self.settings["backbone"])
+        widths = [self.backbone.feature_dim >> shift for shift in (3, 2, 1, 0)]
+        for head in ("decode_head", "auxiliary_head"):
+            if head in cfg.model:
+                where = cfg.model[head].in_index
+                cfg.model[head].in_channels = widths[where] if isinstance(where, int) else [widths[i] for i in where]
+
+    def check(self, cfg: Config) -> None:
+        """Compare a config with the settings.
+
+        Raises:
+            ValueError: names the first that differs.
+        """
+        for part, wanted in self.settings.items():
+            for name, value in wanted.items():
+                found = cfg.model[part].get(name)
+                if (list(found) if isinstance(found, tuple) else found) != value:
+                    source = self.backbone.source.path
+                    raise ValueError(f"model.{part}.{name}={found!r}: {source} needs {value!r}; leave it so")
+
+    def load(self, model: nn.Module) -> int:
+        """Load the weights into a built segmentor, compare every tensor of its trunk, and return how many there are.
+
+        Raises:
+            VerificationError: the trunk has other tensors, or one of them is not the backbone's.
+        """
+        own = model.get_submodule("backbone")
+        shapes = {name: tensor.shape for name, tensor in own.state_dict().items()}
+        # Where names or shapes differ nothing is loaded, and the comparison says which.
+        if shapes == {name: tensor.shape for name, tensor in self.tensors.items()}:
+            own.load_state_dict(self.tensors, strict=True)
+        return self.backbone.compare(trunk_of(model.state_dict(), "openmmlab"))
