@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,12 @@ def append(path: Path, record: Record) -> None:
         file.write(line.encode())
 
 
-def read(path: Path) -> list[Record]:
+def read(path: Path, tasks: Collection[str] | None = None) -> list[Record]:
     """All records of a file, in order; none where there is no file.
+
+    Args:
+        path: a *.jsonl file.
+        tasks: names that a record's task may have; None: any.
 
     Raises:
         ValueError: names the file and line that is broken.
@@ -87,6 +92,8 @@ def read(path: Path) -> list[Record]:
             row.pop("config_hash", None)
             if row.keys() != fields:
                 raise ValueError(f"fields {sorted(row.keys() ^ fields)} are missing or unknown")
+            if tasks is not None and row["task"] not in tasks:
+                raise ValueError(f"task {row['task']!r} is unknown; results/tasks.py lists the tasks")
             records.append(Record(**row))
         except ValueError as error:
             raise ValueError(f"{path}:{number}: {error}") from error

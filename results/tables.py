@@ -1,8 +1,10 @@
-"""Tables from records: `python -m results.tables` writes those of the README between their markers.
+"""Tables and plots from records: `python results/tables.py` writes results/tables and the README's tables.
+
+Each table comes as Markdown, LaTeX (booktabs), CSV and in one HTML page; the README takes those between its markers:
 
     <!-- table:NAME begin --> ... <!-- table:NAME end -->
 
-With --check nothing is written and a difference is an error: what stands in the README is what the records say.
+With --check nothing is written and a difference is an error: what stands in the repository is what the records say.
 """
 
 from __future__ import annotations
@@ -11,68 +13,160 @@ import argparse
 import json
 import re
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 
-from results.record import read
+if not __package__:  # run as a script: find the packages beside this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-ROOT = Path(__file__).parents[1]
-RECORDS = ROOT / "results" / "records"
+from results import plots, report
+from results.frame import Pretraining, frame, load, published
+from results.grid import Cell, Grid
+from results.record import Record
+from results.tasks import METRICS, TASKS
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results"
+ABLATION = ("unimoco", "supcon", "supcon_in", "info_nce")
+TITLES = {
+    "classification": "Linear classification and kNN by label ratio",
+    "detection": "Object detection and instance segmentation",
+    "segmentation": "Semantic segmentation",
+    "semi": "Semi-supervised and low-shot classification",
+}
 
 
-def mean_std(values: pd.Series[float], scale: float = 100.0, digits: int = 1) -> str:
-    """`mean ± sample standard deviation (n)`; without the spread where n = 1; "–" where there is nothing."""
-    if not len(values):
-        return "–"
-    mean = f"{scale * values.mean():.{digits}f}"
-    spread = f" ± {scale * values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean}{spread} ({len(values)})"
+def measured(name: str, title: str, rows: pd.DataFrame, baseline: str, papers: pd.DataFrame | None = None) -> Grid:
+    """A table of pre-trainings against measurements.
+
+    Args:
+        name: of the table's files.
+        title: for people.
+        rows: those of `frame` that it shows.
+        baseline: method whose row the others are compared with, the one with the fewest labels.
+        papers: rows of `published`; figures of the same method and label ratio get columns of their own.
+    """
+    pretrainings = sorted(set(rows["pretraining"]))
+    columns = _columns(rows)
+    letters = {key: chr(ord("a") + i) for i, key in enumerate(dict.fromkeys((t, p) for t, p, _ in columns))}
+    several = len({p.arch for p in pretrainings}) > 1
+    grid = Grid(name, title, ["pre-training"])
+    grid.header += [f"{TASKS[t].title} ({letters[t, p]}): {METRICS.get(m, m)}" for t, p, m in columns]
+    cells: dict[Pretraining, list[Cell]] = {p: [] for p in pretrainings}
+    for task, protocol, metric in columns:
+        chosen = rows[(rows["task"] == task) & (rows["protocol"] == protocol) & (rows["metric"] == metric)]
+        for p in pretrainings:
+            cells[p].append(Cell.of(chosen.loc[chosen["pretraining"] == p, "value"]))
+    notes = [f"({letter}) {protocol}." for (_, protocol), letter in letters.items()]
+    if papers is not None:
+        notes += _add_papers(grid, cells, papers, dict.fromkeys(task for task, _, _ in columns))
+    titles = {p: p.title + f", {p.arch}" * several for p in pretrainings}
+    grid.rows = [(titles[p], cells[p]) for p in pretrainings]
+    first = next((p for p in pretrainings if p.method == baseline), None)
+    grid.compare(titles.get(first) if first else None, {i: TASKS[t].least for i, (t, _, _) in enumerate(columns)})
+    arch = "" if several or not pretrainings else f" Backbone: {pretrainings[0].arch}."
+    legend = "In %: mean ± sample standard deviation (number of runs), difference to "
+    grid.notes = [legend + (f"“{titles[first]}”." if first else "no row.") + arch, *notes, _commits(rows)]
+    return grid
 
 
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; the first column is left-aligned, the others right."""
-    lines = [header, [":--"] + ["--:"] * (len(header) - 1), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def _columns(rows: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """(task, protocol, metric) in the order of tasks.py."""
+    have = set(zip(rows["task"], rows["protocol"], rows["metric"], strict=True))
+    return [
+        (name, protocol, metric)
+        for name, task in TASKS.items()
+        for protocol in sorted({p for t, p, _ in have if t == name})
+        for metric in task.metrics
+        if (name, protocol, metric) in have
+    ]
 
 
-def label_ratio() -> str:
-    """kNN on Fashion-MNIST test by share of labels in pre-training."""
-    records = [r for r in read(RECORDS / "knn.jsonl") if r.config["queries"] == "fashion:test"]
-    known = ("format", "label_ratio", "epochs")
-    table = pd.DataFrame({name: r.checkpoint.get(name) for name in known} | r.metrics for r in records)
-    ks = [name for name in table.columns if name.startswith("knn_top1_k")]
-    groups = {"none: random initialisation": table[table["format"] == "random"]}
-    for (ratio, epochs), group in table.dropna(subset=["label_ratio"]).groupby(["label_ratio", "epochs"]):
-        groups[f"UniMoCo, {ratio:.0%} of the labels, {epochs:.3g} epochs"] = group
-    rows = [[name, *(mean_std(group[k].dropna()) for k in ks)] for name, group in groups.items() if len(group)]
-    header = ["pre-training", *(f"k = {name.removeprefix('knn_top1_k')}" for name in ks)]
-    protocols = sorted({r.protocol for r in records})
-    commits = sorted({str(r.checkpoint["git_commit"])[:8] for r in records if "git_commit" in r.checkpoint})
-    return (
-        f"{markdown(header, rows)}\n\nTop-1 in %, mean ± sample standard deviation over pre-training seeds (n). "
-        f"Protocol: {'; '.join(protocols)}; bank: the 60,000 training images; 10,000 test images. "
-        f"Trained at commit {', '.join(commits)}; records: results/records/knn.jsonl."
-    )
+def _add_papers(
+    grid: Grid, cells: dict[Pretraining, list[Cell]], papers: pd.DataFrame, tasks: dict[str, None]
+) -> list[str]:
+    """Adds a column for each headline figure that papers give for these rows; returns the notes on them."""
+    sources = []
+    for paper in dict.fromkeys(TASKS[task].paper or task for task in tasks):
+        of_task = papers[papers["task"] == paper]
+        for metric in dict.fromkeys(of_task["metric"]):
+            chosen = of_task[of_task["metric"] == metric]
+            found = {}
+            for p in cells:
+                same = chosen[(chosen["method"] == p.method) & (chosen["label_ratio"] == p.label_ratio)]
+                if len(same):
+                    found[p] = same.iloc[0]
+            if not any(p.method == "unimoco" for p in found):
+                continue
+            grid.header.append(f"† {paper}: {METRICS.get(metric, metric)}")
+            for p, row in cells.items():
+                row.append(Cell(text=f"{found[p]['value']:g}" if p in found else ""))
+            sources += [f"{row['source']}{f' ({m})' if (m := row['mark']) else ''}" for row in found.values()]
+    if not sources:
+        return []
+    told = "; ".join(dict.fromkeys(sources))
+    return [f"† Published figures (ResNet-50, ImageNet), not ours and not comparable with the others: {told}."]
+
+
+def _commits(rows: pd.DataFrame) -> str:
+    commits = sorted(set(rows["commit"]))
+    return f"Measured at commit {', '.join(commits)} (+: with changes that were not committed)." if commits else ""
+
+
+def cost(rows: pd.DataFrame) -> Grid:
+    """What each task costs, by backbone and device."""
+    grid = Grid("cost", "Cost", ["task", "backbone", "device", "runs", "seconds", "peak memory, MiB", "images/s"])
+    runs = rows.drop_duplicates(["sha256", "task", "protocol", "seed"])
+    runs = runs.assign(arch=[p.arch for p in runs["pretraining"]])
+    for column in ("cost_seconds", "cost_peak_mib", "cost_images"):
+        runs = runs if column in runs else runs.assign(**{column: float("nan")})
+    for (task, protocol, arch, device), group in runs.groupby(["task", "protocol", "arch", "device"], sort=False):
+        seconds, memory = group["cost_seconds"].median(), group["cost_peak_mib"].median()
+        speed = (group["cost_images"] / group["cost_seconds"]).median()
+        texts = [arch, device, str(len(group)), *("" if pd.isna(v) else f"{v:.0f}" for v in (seconds, memory, speed))]
+        grid.rows.append((f"{TASKS[str(task)].title}: {protocol}", [Cell(text=str(text)) for text in texts]))
+    grid.notes = ["Medians over the runs; whole command, reading and evaluating included."]
+    return grid
+
+
+def paper_figures(papers: pd.DataFrame) -> Grid:
+    """Everything in published.csv."""
+    grid = Grid("published", "Published figures", ["task", "method", "labels", "epochs", "metric", "value", "source"])
+    for row in papers.to_dict("records"):
+        labels = "" if row["label_ratio"] < 0 else f"{row['label_ratio']:.0%}"
+        epochs = "" if row["epochs"] < 0 else f"{row['epochs']:g}"
+        source = "; ".join(filter(None, [row["source"], row["mark"], row["note"]]))
+        texts = [row["method"], labels, epochs, METRICS.get(row["metric"], row["metric"]), f"{row['value']:g}", source]
+        grid.rows.append((row["task"], [Cell(text=text) for text in texts]))
+    return grid
+
+
+def grids(records: list[Record], papers: pd.DataFrame) -> list[Grid]:
+    """All tables."""
+    rows = frame(records)
+    method = rows["pretraining"].map(lambda p: p.method)
+    main = rows[~method.isin([m for m in ABLATION if m != "unimoco"])]
+    tables = [measured(name, title, main[main["table"] == name], "unimoco", papers) for name, title in TITLES.items()]
+    most = rows[method.isin(ABLATION) & (rows["pretraining"].map(lambda p: p.label_ratio) == 1)]
+    first = [metric == TASKS[task].metrics[0] for task, metric in zip(most["task"], most["metric"], strict=True)]
+    headline = most[pd.Series(first, index=most.index, dtype=bool)]
+    ablation = measured("ablation", "Losses, all labels", headline, "unimoco")
+    return [*(table for table in [*tables, ablation] if table.rows), cost(rows), paper_figures(papers)]
 
 
 def benchmarks() -> str:
-    """Ratios of the newest benchmark record."""
-    path = RECORDS / "benchmarks.jsonl"
-    if not path.exists():
-        return "No run on record."
-    record = json.loads(path.read_text().splitlines()[-1])
-    rows = [[name, f"{ratio:.2f}"] for name, ratio in record["ratios"].items()]
+    """Ratios of the newest benchmark record of pre-training."""
+    record = json.loads((RESULTS / "benchmarks" / "pretrain.jsonl").read_text().splitlines()[-1])
+    rows = [(name, [Cell(text=f"{ratio:.2f}")]) for name, ratio in record["ratios"].items()]
     precision = "bf16" if record["bf16"] else "fp32"
-    return (
-        f"{markdown(['ours / reference', 'ratio'], rows)}\n\nOne run, medians of {record['rounds']} rounds, "
-        f"{record['threads']} CPU threads, {precision}, torch {record['versions']['torch']}, "
-        f"commit {str(record['git_commit'])[:8]}."
+    note = (
+        f"One run, medians of {record['rounds']} rounds, {record['threads']} CPU threads, {precision}, "
+        f"torch {record['versions']['torch']}, commit {str(record['git_commit'])[:8]}."
     )
-
-
-TABLES: dict[str, Callable[[], str]] = {"label-ratio": label_ratio, "benchmarks": benchmarks}
+    return Grid("benchmarks", "Speed", ["ours / reference", "ratio"], rows, [note]).markdown()
 
 
 def fill(text: str, name: str, table: str) -> str:
@@ -88,20 +182,53 @@ def fill(text: str, name: str, table: str) -> str:
     return pattern.sub(lambda _: f"{begin}\n{table}\n{end}", text)
 
 
+def write(folder: Path) -> dict[str, str]:
+    """Writes every file of results/tables into `folder`; returns the README's tables by name."""
+    records, papers = load(RESULTS / "records"), published(RESULTS / "published.csv")
+    tables = grids(records, papers)
+    for grid in tables:
+        for suffix, text in (("md", grid.markdown()), ("tex", grid.latex()), ("csv", grid.csv())):
+            (folder / f"{grid.name}.{suffix}").write_text(text.rstrip("\n") + "\n")
+    pictures = plots.draw(frame(records), papers, RESULTS / "curves", folder)
+    (folder / "index.html").write_text(report.page(tables, pictures, RESULTS / "pictures"))
+    return {grid.name: grid.markdown() for grid in tables if f"<!-- table:{grid.name} " in _readme()}
+
+
+def _readme() -> str:
+    return (ROOT / "README.md").read_text()
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Writes or checks the README's tables; returns 1 where --check finds a difference."""
-    parser = argparse.ArgumentParser(prog="results/tables.py", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; fail where the README differs")
+    """Writes or checks tables and README; returns 1 where --check finds a difference, 2 for a broken record."""
+    parser = argparse.ArgumentParser(prog="results/tables.py", description=__doc__.partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where something differs")
     options = parser.parse_args(arguments)
-    readme = ROOT / "README.md"
-    before = after = readme.read_text()
-    for name, table in TABLES.items():
-        after = fill(after, name, table())
-    if options.check and after != before:
-        print("README.md differs from the records; run: python -m results.tables", file=sys.stderr)
-        return 1
-    if after != before:
-        readme.write_text(after)
+    kept = RESULTS / "tables"
+    with tempfile.TemporaryDirectory() as temporary:
+        made, readme = Path(temporary), _readme()
+        try:
+            texts: dict[str, Callable[[], str] | str] = {**write(made), "benchmarks": benchmarks}
+            for name, text in texts.items():
+                readme = fill(readme, name, text if isinstance(text, str) else text())
+        except ValueError as error:
+            print(f"tables: error: {error}", file=sys.stderr)
+            return 2
+        new = {path.name: path.read_bytes() for path in made.iterdir()}
+    old = {path.name: path.read_bytes() for path in kept.iterdir()} if kept.is_dir() else {}
+    differing = sorted(name for name in new.keys() | old.keys() if new.get(name) != old.get(name))
+    differing += ["README.md"] if readme != _readme() else []
+    if options.check:
+        if differing:
+            told = ", ".join(differing)
+            print(f"tables: these differ from the records: {told}; run: python results/tables.py", file=sys.stderr)
+        return int(bool(differing))
+    kept.mkdir(exist_ok=True)
+    for name in old.keys() - new.keys():
+        (kept / name).unlink()
+    for name, content in new.items():
+        (kept / name).write_bytes(content)
+    (ROOT / "README.md").write_text(readme)
+    print(f"{len(new)} files in {kept.relative_to(ROOT)}, {len(differing)} of them new or changed")
     return 0
 
 

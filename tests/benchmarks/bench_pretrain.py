@@ -1,6 +1,6 @@
 """Speed and memory of pre-training against plain references, as ratios measured in one run on one machine.
 
-    python tests/benchmarks/bench_pretrain.py [--rounds 5] [--record results/records/benchmarks.jsonl]
+    python tests/benchmarks/bench_pretrain.py [--rounds 5] [--record results/benchmarks/pretrain.jsonl]
 
 Each variant lives in a process of its own, so that none finds memory that another has warmed, and they take turns, so
 that a busy machine slows all of them; a figure is the median over the rounds. Ours has the allocator settings that

@@ -1,21 +1,102 @@
-"""Tables: means and spreads, markers, and the README that stands in the repository."""
+"""Tables: those that stand in the repository are what the records say, and regenerate to the same bytes."""
 
 from __future__ import annotations
 
-import pandas as pd
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
-from results.tables import fill, main, markdown, mean_std
+from results import tables
+from results.frame import frame, published
+from results.record import Record
+from results.tables import ROOT, fill, grids, main
+
+from .conftest import record
+
+PAPERS = published(ROOT / "results" / "published.csv")
 
 
-def test_the_readme_is_what_the_records_say() -> None:
-    assert main(["--check"]) == 0
+def test_the_repository_is_what_the_records_say() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "results" / "tables.py"), "--check"],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
-def test_mean_and_sample_standard_deviation() -> None:
-    assert mean_std(pd.Series([0.80, 0.82])) == "81.0 ± 1.4 (2)"
-    assert mean_std(pd.Series([0.5])) == "50.0 (1)"
-    assert mean_std(pd.Series([], dtype=float)) == "–"
+def test_tables_regenerate_to_the_same_bytes(tmp_path: Path) -> None:
+    kept = ROOT / "results" / "tables"
+    tables.write(tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {p.name: p.read_bytes() for p in kept.iterdir()}
+
+
+def test_a_difference_is_found_and_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    write = tables.write
+
+    def other(folder: Path) -> dict[str, str]:
+        made = write(folder)
+        (folder / "cost.md").write_text("another")
+        return made
+
+    monkeypatch.setattr(tables, "write", other)
+    assert main(["--check"]) == 1
+    assert "cost.md" in capsys.readouterr().err
+
+
+def test_rows_columns_and_the_papers_figures(study: list[Record]) -> None:
+    table = next(grid for grid in grids(study, PAPERS) if grid.name == "classification")
+    assert [title for title, _ in table.rows] == [
+        "random initialisation",
+        "UniMoCo, 0 % of the labels, 4 epochs",
+        "UniMoCo, 10 % of the labels, 4 epochs",
+        "UniMoCo, 100 % of the labels, 4 epochs",
+    ]
+    texts = {title: dict(zip(table.header[1:], map(str, cells), strict=True)) for title, cells in table.rows}
+    all_labels = texts["UniMoCo, 100 % of the labels, 4 epochs"]
+    assert all_labels["linear (a): top-1"] == "70.0 ± 0.0 (2) ↑20.0"
+    assert all_labels["† imagenet-linear: top-1"] == "76.4"
+    assert texts["random initialisation"]["linear (a): top-5"] == "–"
+    assert any("UniMoCo README" in note and "not ours" in note for note in table.notes)
+    assert "some protocol" in " ".join(table.notes)
+    assert "00000000" in " ".join(table.notes)
+
+
+def test_losses_are_compared_where_all_labels_are_kept(study: list[Record]) -> None:
+    rival = record("supcon", 0, {"top1": 0.65}, label_ratio=1.0, epochs=4.0)
+    made = {grid.name: grid for grid in grids([*study, rival], PAPERS)}
+    assert [title.split(",")[0] for title, _ in made["ablation"].rows] == ["UniMoCo", "SupCon"]
+    assert str(made["ablation"].rows[1][1][0]) == "65.0 (1) ↓5.0"
+    assert not any("SupCon" in title for title, _ in made["classification"].rows)
+
+
+def test_protocols_are_never_mixed(study: list[Record]) -> None:
+    import dataclasses
+
+    longer = [dataclasses.replace(r, protocol="longer", config={"e": 100}) for r in study if r.seed == 0]
+    table = grids([*study, *longer], PAPERS)[0]
+    assert [name for name in table.header if "top-1" in name and "†" not in name] == [
+        "linear (a): top-1", "linear (b): top-1",
+    ]  # fmt: skip
+    assert [cell.n for cell in table.rows[0][1][:4]] == [2, 0, 1, 0]
+
+
+def test_cost_is_per_task_and_device(study: list[Record]) -> None:
+    (cost,) = [grid for grid in grids(study, PAPERS) if grid.name == "cost"]
+    assert [str(cell) for cell in cost.rows[0][1]] == ["resnet18", "cpu", "8", "60", "–", "10"]
+
+
+def test_a_broken_record_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "knn.jsonl").write_text("{}\n")
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    assert main(["--check"]) == 2
+    error = capsys.readouterr().err
+    assert "knn.jsonl:1" in error
+    assert len(error.strip().splitlines()) == 1
 
 
 def test_a_table_replaces_the_one_between_its_markers() -> None:
@@ -23,12 +104,10 @@ def test_a_table_replaces_the_one_between_its_markers() -> None:
     once = fill(text, "x", "new \\1")
     assert once == "a\n<!-- table:x begin -->\nnew \\1\n<!-- table:x end -->\nb"
     assert fill(once, "x", "new \\1") == once
+    with pytest.raises(ValueError, match="no markers"):
+        fill(text, "y", "t")
 
 
-def test_missing_markers_are_an_error() -> None:
-    with pytest.raises(ValueError, match="table:x begin"):
-        fill("nothing here", "x", "table")
-
-
-def test_markdown_aligns_the_first_column_left() -> None:
-    assert markdown(["a", "b"], [["1", "2"]]) == "| a | b |\n| :-- | --: |\n| 1 | 2 |"
+def test_an_empty_study_makes_no_table_but_the_papers() -> None:
+    assert not len(frame([]))
+    assert [grid.name for grid in grids([], PAPERS)] == ["cost", "published"]

@@ -1,0 +1,151 @@
+"""A table before it is text: cells with mean, spread and n, and its renderings as Markdown, LaTeX, HTML and CSV."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass, field, replace
+
+import pandas as pd
+
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Mean ± sample standard deviation over n runs; the text of a label or of a published figure instead.
+
+    Attributes:
+        mean: in the unit of the column; None where nothing was measured.
+        std: sample standard deviation; None for n = 1.
+        n: number of runs.
+        bold: it leads its column by more than its spread.
+        change: difference to the baseline row; None on that row.
+        text: what to print where it is no measurement.
+    """
+
+    mean: float | None = None
+    std: float | None = None
+    n: int = 0
+    bold: bool = False
+    change: float | None = None
+    text: str = ""
+
+    @staticmethod
+    def of(values: pd.Series[float]) -> Cell:
+        """From the values of the runs."""
+        if not len(values):
+            return Cell()
+        return Cell(float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None, len(values))
+
+    def __str__(self) -> str:
+        if self.mean is None:
+            return self.text or MISSING
+        spread = "" if self.std is None else f" ± {self.std:.1f}"
+        change = ""
+        if self.change is not None:
+            moved = round(self.change, 1)
+            change = f" {'↑' if moved > 0 else '↓' if moved < 0 else '='}{abs(moved):.1f}"
+        return f"{self.mean:.1f}{spread} ({self.n}){change}"
+
+
+@dataclass
+class Grid:
+    """Rows of cells under headers, with footnotes.
+
+    Attributes:
+        name: of its files.
+        title: for people.
+        header: of all columns, that of the row titles first.
+        rows: the title of each row and its cells.
+        notes: lines below the table.
+    """
+
+    name: str
+    title: str
+    header: list[str]
+    rows: list[tuple[str, list[Cell]]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def compare(self, baseline: str | None, least: dict[int, int] | None = None) -> None:
+        """Marks the leader of each column and the difference of each row to the baseline row.
+
+        Args:
+            baseline: title of that row; None or unknown: no differences.
+            least: by column, the number of runs below which nothing is bold (2 where not given).
+        """
+        for place in range(len(self.header) - 1):
+            column = [cells[place] for _, cells in self.rows]
+            base = next((c.mean for (title, _), c in zip(self.rows, column, strict=True) if title == baseline), None)
+            leader = _leader(column, (least or {}).get(place, 2))
+            for number, ((title, cells), cell) in enumerate(zip(self.rows, column, strict=True)):
+                change = cell.mean - base if base is not None and cell.mean is not None and title != baseline else None
+                cells[place] = replace(cell, bold=number == leader, change=change)
+
+    def _texts(self, bold: str) -> list[list[str]]:
+        return [
+            [title, *(bold.format(cell) if cell.bold else str(cell) for cell in cells)] for title, cells in self.rows
+        ]
+
+    def markdown(self) -> str:
+        """A Markdown table and its notes."""
+        lines = [self.header, [":--"] + ["--:"] * (len(self.header) - 1), *self._texts("**{}**")]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return "\n\n".join([table, *(" ".join(self.notes),) * bool(self.notes)])
+
+    def latex(self) -> str:
+        """A booktabs table; the notes stand below it."""
+        texts = [[escaped(text) for text in row] for row in self._texts("\x02{}\x03")]
+        table = pd.DataFrame(texts, columns=[escaped(name) for name in self.header])
+        body = table.to_latex(index=False, escape=False, column_format="l" + "r" * (len(self.header) - 1))
+        notes = "".join(f"{{\\footnotesize {escaped(note)}\\par}}\n" for note in self.notes)
+        return f"% {self.title}\n{body}{notes}"
+
+    def html(self) -> str:
+        """A table that a click on a header sorts, and its notes."""
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in self.header)
+        body = []
+        for title, cells in self.rows:
+            row = [f"<td>{html.escape(title)}</td>"]
+            for cell in cells:
+                key = "" if cell.mean is None else f' data-value="{cell.mean!r}"'
+                text = html.escape(str(cell))
+                row.append(f"<td{key}>{f'<b>{text}</b>' if cell.bold else text}</td>")
+            body.append(f"<tr>{''.join(row)}</tr>")
+        notes = "".join(f"<p class=note>{html.escape(note)}</p>" for note in self.notes)
+        table = f"<table class=sortable><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+        return f'<section id="{self.name}"><h2>{html.escape(self.title)}</h2>{table}{notes}</section>'
+
+    def csv(self) -> str:
+        """A line for each measured or published cell: row, column, mean, std, n."""
+        rows = [
+            [title, column, cell.mean, cell.std, cell.n or None, cell.text]
+            for title, cells in self.rows
+            for column, cell in zip(self.header[1:], cells, strict=True)
+            if cell.mean is not None or cell.text
+        ]
+        table = pd.DataFrame(rows, columns=["row", "column", "mean", "std", "n", "text"]).astype({"n": "Int64"})
+        return str(table.to_csv(index=False, lineterminator="\n", float_format="%.4f"))
+
+
+LATEX_SIGNS = str.maketrans(
+    {
+        "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+        "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
+        "†": r"$\dagger$", "≥": r"$\geq$", "×": r"$\times$", "–": "--", "\x02": r"\textbf{", "\x03": "}",
+    }
+)  # fmt: skip
+
+
+def escaped(text: str) -> str:
+    """Text for LaTeX; \\x02 and \\x03 hold the place of bold's braces."""
+    return text.translate(LATEX_SIGNS)
+
+
+def _leader(column: list[Cell], least: int) -> int | None:
+    """Place of the cell that leads the others by more than its own spread; None where none does."""
+    measured = sorted(((c.mean, i) for i, c in enumerate(column) if c.mean is not None), reverse=True)
+    if len(measured) < 2:
+        return None
+    (best, place), (second, _) = measured[0], measured[1]
+    std = column[place].std
+    return place if std is not None and column[place].n >= least and best - second > std else None

@@ -1,0 +1,73 @@
+"""The report: one HTML file that holds tables, plots and pictures, and needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import html
+from pathlib import Path
+
+from results.grid import Grid
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; color: #222 }
+h1 { margin-bottom: 0 } h2 { margin-top: 2.5rem } nav a { margin-right: 1rem }
+.scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+th { cursor: pointer; text-align: right; vertical-align: bottom; border-bottom: 2px solid #444; padding: .3rem .7rem }
+th::after { content: " ↕"; color: #aaa } th[aria-sort=ascending]::after { content: " ↑"; color: #222 }
+th[aria-sort=descending]::after { content: " ↓"; color: #222 }
+td { text-align: right; padding: .25rem .7rem; border-bottom: 1px solid #ddd; white-space: nowrap }
+td:first-child, th:first-child { text-align: left } #published td { white-space: normal; text-align: left }
+.note { color: #555; font-size: .85em; margin: .3rem 0 } figure { margin: 1rem 0 } figure img { max-width: 100% }
+"""
+# Cells with a number sort by it; the others stay below, whichever way.
+SCRIPT = """
+for (const table of document.querySelectorAll("table.sortable"))
+  table.tHead.rows[0].querySelectorAll("th").forEach((head, place) => head.addEventListener("click", () => {
+    const down = head.getAttribute("aria-sort") !== "descending";
+    for (const other of head.parentNode.children) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", down ? "descending" : "ascending");
+    const key = row => {
+      const cell = row.cells[place], value = cell.dataset.value ?? cell.textContent;
+      return value !== "" && !isNaN(value) ? Number(value) : value === "–" ? null : value;
+    };
+    const rows = [...table.tBodies[0].rows].sort((a, b) => {
+      const [x, y] = [key(a), key(b)];
+      if (x === null || y === null) return (x === null) - (y === null);
+      const order = typeof x === "number" && typeof y === "number" ? x - y : String(x).localeCompare(String(y));
+      return down ? -order : order;
+    });
+    table.tBodies[0].append(...rows);
+  }));
+"""
+
+
+def page(tables: list[Grid], plots: list[Path], pictures: Path) -> str:
+    """The whole page.
+
+    Args:
+        tables: in their order.
+        plots: SVG files.
+        pictures: folder of PNG files, shown where it exists; a file name is its caption.
+    """
+    links = "".join(f'<a href="#{table.name}">{html.escape(table.title)}</a>' for table in tables)
+    sections = "".join(
+        table.html().replace("<table", "<div class=scroll><table").replace("</table>", "</table></div>")
+        for table in tables
+    )
+    shown = [*plots, *sorted(pictures.glob("*.png"))]
+    figures = "".join(_figure(path) for path in shown)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>UniMoCo: results</title>'
+        f"<style>{STYLE}</style></head>\n<body><h1>How good is this backbone, really?</h1>"
+        f"<p>Made from results/records and results/published.csv by <code>python results/tables.py</code>. "
+        f"A click on a header sorts.</p><nav>{links}<a href=#figures>Plots and pictures</a></nav>\n{sections}"
+        f"<section id=figures><h2>Plots and pictures</h2>{figures}</section>\n<script>{SCRIPT}</script></body></html>\n"
+    )
+
+
+def _figure(path: Path) -> str:
+    kind = {".svg": "image/svg+xml", ".png": "image/png"}[path.suffix]
+    data = base64.b64encode(path.read_bytes()).decode()
+    caption = html.escape(path.stem.replace("_", " "))
+    image = f'<img alt="{caption}" src="data:{kind};base64,{data}">'
+    return f"<figure>{image}<figcaption class=note>{caption}</figcaption></figure>"

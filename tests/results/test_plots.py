@@ -1,0 +1,40 @@
+"""Plots: which there are, and that the same numbers give the same bytes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from results import plots
+from results.frame import frame, published
+from results.record import Record
+from results.tables import ROOT
+
+PAPERS = published(ROOT / "results" / "published.csv")
+
+
+def draw(study: list[Record], folder: Path) -> dict[str, bytes]:
+    folder.mkdir()
+    curves = folder.parent / "curves"
+    curves.mkdir(exist_ok=True)
+    rows = [{"step": 0, "knn": 0.1}, {"step": 1, "loss": 2.0, "chance": 3.0}, {"step": 2, "loss": 1.0, "chance": 3.0}]
+    (curves / "run.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {path.name: path.read_bytes() for path in plots.draw(frame(study), PAPERS, curves, folder)}
+
+
+def test_plots_are_the_same_bytes_each_time(study: list[Record], tmp_path: Path) -> None:
+    first = draw(study, tmp_path / "a")
+    assert first == draw(study, tmp_path / "b")
+    assert set(first) == {"label_ratio_linear.svg", "curves.svg"}
+    text = first["label_ratio_linear.svg"].decode()
+    assert "measured here" in text
+    assert "imagenet-linear: as published" in text
+
+
+def test_one_label_ratio_makes_no_curve(study: list[Record], tmp_path: Path) -> None:
+    only = [r for r in study if r.checkpoint.get("label_ratio", 0.0) == 0]
+    assert "label_ratio_linear.svg" not in draw(only, tmp_path / "a")
+
+
+def test_without_records_there_are_the_courses_alone(tmp_path: Path) -> None:
+    assert set(draw([], tmp_path / "a")) == {"curves.svg"}
