@@ -16,7 +16,7 @@ th { cursor: pointer; text-align: right; vertical-align: bottom; border-bottom: 
 th::after { content: " ↕"; color: #aaa } th[aria-sort=ascending]::after { content: " ↑"; color: #222 }
 th[aria-sort=descending]::after { content: " ↓"; color: #222 }
 td { text-align: right; padding: .25rem .7rem; border-bottom: 1px solid #ddd; white-space: nowrap }
-td:first-child, th:first-child { text-align: left } #published td { white-space: normal; text-align: left }
+td:first-child, th:first-child { text-align: left } #published td, #published th { white-space: normal; text-align: left }
 .note { color: #555; font-size: .85em; margin: .3rem 0 } figure { margin: 1rem 0 } figure img { max-width: 100% }
 """
 # Cells with a number sort by it; the others stay below, whichever way.
@@ -50,19 +50,20 @@ def page(tables: list[Grid], plots: list[Path], pictures: Path) -> str:
         pictures: folder of PNG files, shown where it exists; a file name is its caption.
     """
     links = "".join(f'<a href="#{table.name}">{html.escape(table.title)}</a>' for table in tables)
-    sections = "".join(
-        table.html().replace("<table", "<div class=scroll><table").replace("</table>", "</table></div>")
-        for table in tables
-    )
-    shown = [*plots, *sorted(pictures.glob("*.png"))]
-    figures = "".join(_figure(path) for path in shown)
+    figures = "".join(_figure(path) for path in [*plots, *sorted(pictures.glob("*.png"))])
+    shown = f"<section id=figures><h2>Plots and pictures</h2>{figures}</section>"
+    *ours, last = (_section(table) for table in tables)  # the papers' figures close the page
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>UniMoCo: results</title>'
         f"<style>{STYLE}</style></head>\n<body><h1>How good is this backbone, really?</h1>"
         f"<p>Made from results/records and results/published.csv by <code>python results/tables.py</code>. "
-        f"A click on a header sorts.</p><nav>{links}<a href=#figures>Plots and pictures</a></nav>\n{sections}"
-        f"<section id=figures><h2>Plots and pictures</h2>{figures}</section>\n<script>{SCRIPT}</script></body></html>\n"
+        f"A click on a header sorts.</p><nav>{links}<a href=#figures>Plots and pictures</a></nav>\n{''.join(ours)}"
+        f"{shown}{last}\n<script>{SCRIPT}</script></body></html>\n"
     )
+
+
+def _section(table: Grid) -> str:
+    return table.html().replace("<table", "<div class=scroll><table").replace("</table>", "</table></div>")
 
 
 def _figure(path: Path) -> str:

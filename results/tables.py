@@ -139,7 +139,14 @@ def paper_figures(papers: pd.DataFrame) -> Grid:
         labels = "" if row["label_ratio"] < 0 else f"{row['label_ratio']:.0%}"
         epochs = "" if row["epochs"] < 0 else f"{row['epochs']:g}"
         source = "; ".join(filter(None, [row["source"], row["mark"], row["note"]]))
-        texts = [row["method"], labels, epochs, METRICS.get(row["metric"], row["metric"]), f"{row['value']:g}", source]
+        texts = [
+            row["method"],
+            labels,
+            epochs,
+            METRICS.get(row["metric"], row["metric"]),
+            f"{row['value']:.4g}",
+            source,
+        ]
         grid.rows.append((row["task"], [Cell(text=text) for text in texts]))
     return grid
 
@@ -154,7 +161,12 @@ def grids(records: list[Record], papers: pd.DataFrame) -> list[Grid]:
     first = [metric == TASKS[task].metrics[0] for task, metric in zip(most["task"], most["metric"], strict=True)]
     headline = most[pd.Series(first, index=most.index, dtype=bool)]
     ablation = measured("ablation", "Losses, all labels", headline, "unimoco")
-    return [*(table for table in [*tables, ablation] if table.rows), cost(rows), paper_figures(papers)]
+    return [
+        *(table for table in tables if table.rows),
+        *[ablation] * (len(ablation.rows) > 1),
+        cost(rows),
+        paper_figures(papers),
+    ]
 
 
 def benchmarks() -> str:

@@ -12,8 +12,8 @@ METRICS = {
     "top1": "top-1", "top5": "top-5", "mAP": "mAP", "mIoU": "mIoU", "mAcc": "mAcc", "aAcc": "aAcc",
     "bbox_AP": "AP box", "bbox_AP50": "AP50 box", "bbox_AP75": "AP75 box",
     "segm_AP": "AP mask", "segm_AP50": "AP50 mask", "segm_AP75": "AP75 mask", "keypoints_AP": "AP keypoints",
-    "knn_top1": "kNN top-1",
-    **{f"knn_top1_k{k}": f"kNN top-1, k = {k}" for k in (10, 20, 100, 200)},
+    "knn_top1": "top-1",
+    **{f"knn_top1_k{k}": f"top-1, k = {k}" for k in (10, 20, 100, 200)},
     **{f"mAP_k{k}": f"mAP, k = {k}" for k in (1, 2, 4, 8, 16, 32, 64, 96)},
 }  # fmt: skip
 
