@@ -1,73 +1,175 @@
-"""Weighted kNN on the frozen features of a checkpoint.
+"""Weighted kNN on the frozen features of a checkpoint (Wu et al., arXiv 1805.01978, section 3.4).
 
 python transfer/knn.py --ckpt runs/fashion/last.pth
 python transfer/knn.py --ckpt random:resnet18 --seeds 0 1
+python transfer/knn.py --ckpt X --data /data/imagenet --store fp16 --temperature '[0.07, 0.1]'
+torchrun --nproc-per-node 8 -m transfer.knn --ckpt X --data /data/imagenet       each GPU holds an eighth of the bank
+
+The training images vote, each with exp(cosine similarity / T). All k and T are answered in one pass, which reads the
+bank in blocks; beside the features of the test images it takes as much memory for a million images as for a thousand,
+and says how much. Where --test names the training images, no image votes for itself.
 """
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
+import numpy as np
 import torch
 from jsonargparse import ArgumentParser, Namespace
+from torch import Tensor
+from torch.nn import functional as F
 
 from pretrain.config import MonitorConfig
-from pretrain.distributed import start, stop
-from pretrain.images import ImageSet, load_images
-from pretrain.knn import accuracy, extract_features, knn_predict
-from transfer.common import Metrics, Run, add_options, measure, read_checkpoint, summary, told
+from pretrain.distributed import all_gather, rank, start, stop, world_size
+from pretrain.engine import autocast_type
+from pretrain.images import ImageSet
+from pretrain.knn import accuracy, check_neighbours, gather_nearest, nearest, votes
+from transfer.classification import options, pictures
+from transfer.classification.data import ClassData, load_class_data, source_names
+from transfer.classification.features import Extraction
+from transfer.common import Metrics, Run, measure, read_checkpoint, summary, told
+
+CHUNK, BLOCK = 1024, 16384  # queries and bank images handled at a time
+FIRST = 5  # classes looked at a query
 
 
 def parser() -> ArgumentParser:
     """The options."""
-    p = ArgumentParser(prog="transfer/knn.py", description=__doc__)
-    add_options(p, "knn.jsonl")
-    p.add_argument("--bank", default="fashion:train", help="source of the labelled images that vote")
-    p.add_argument("--queries", default="fashion:test", help="source of the images to classify")
-    p.add_argument("--root", default="data", help="folder of Fashion-MNIST")
-    p.add_argument("--size", type=int, help="side of the view in pixels; default: that of the pre-training, else 224")
-    p.add_argument("--k", type=list[int], default=[10, 20, 100, 200], help="numbers of neighbours")
-    p.add_argument("--temperature", type=float, default=MonitorConfig.temperature, help="T of the votes")
-    p.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    p = options.classification_parser("knn", __doc__)
+    p.add_argument("--k", type=int | list[int], default=[10, 20, 100, 200], help="numbers of neighbours")
+    p.add_argument("--temperature", type=float | list[float], default=MonitorConfig.temperature, help="T of the votes")
     return p
 
 
-def evaluate(options: Namespace) -> None:
-    """Reads the checkpoint, computes features and votes, and says the result."""
-    device = start(options.device)
+def plan(o: Namespace, seed: int, device: torch.device) -> Run:
+    """What is measured for a seed, before anything is computed."""
+    backbone = read_checkpoint(o.ckpt, seed)
+    size, dtype = options.view_size(o, backbone), autocast_type(o.precision, device)
+    bank, queries = source_names(o)
+    config = {"bank": bank, "queries": queries, "k": as_list(o.k), "size": size} | options.label_options(o)
+    temperatures = as_list(o.temperature)
+    config["temperature"] = temperatures[0] if len(temperatures) == 1 else temperatures
+    said = "/".join(f"{t:g}" for t in temperatures)
+    protocol = f"weighted kNN, T {said}, pooled features, L2-normalised, {size} px"
+    if dtype is not None or o.store != "fp32":
+        config |= {"precision": str(dtype or torch.float32), "store": o.store}
+        protocol += f", {str(dtype or torch.float32).removeprefix('torch.')} trunk, {o.store} bank"
+    if bank == queries:
+        protocol += ", leave one out"
+    return Run(backbone, "knn", protocol, seed, config, o.out)
 
-    def plan(seed: int) -> Run:
-        backbone = read_checkpoint(options.ckpt, seed)
-        size = options.size or int(backbone.meta.get("image_size", 224))
-        config = {name: options[name] for name in ("bank", "queries", "k", "temperature")} | {"size": size}
-        protocol = f"weighted kNN, T {options.temperature:g}, pooled features, L2-normalised, {size} px"
-        return Run(backbone, "knn", protocol, seed, config, options.out)
+
+def as_list(value: object) -> list:
+    """One value or several as a list."""
+    return list(value) if isinstance(value, list) else [value]
+
+
+def evaluate(o: Namespace) -> None:
+    """Measures all seeds and says the result."""
+    device = start(o.device)
 
     def do(run: Run) -> tuple[Metrics, dict[str, float]]:
-        bank, queries = (load_images([source], options.root) for source in (options.bank, options.queries))
-        metrics = votes(run.backbone.build().to(device), bank, queries, run.config["size"], device, options)
-        return metrics, {"images": float(len(bank) + len(queries))}
+        data = load_class_data(o)
+        check_neighbours(as_list(o.k), len(data.train) - int(data.same))
+        if min(as_list(o.temperature)) <= 0:
+            raise ValueError(f"--temperature {min(as_list(o.temperature))}: must be above 0")
+        extract = Extraction(run.config["size"], device, o.precision, options.STORES[o.store], o.cache, o.workers)
+        bank, queries = features_of(run, data, extract)
+        metrics = vote(data, bank, queries, as_list(o.k), as_list(o.temperature))
+        if o.pictures and run.seed == o.seeds[0] and world_size() == 1:
+            draw(run, data, bank, queries)
+        return metrics, {"images": float(len(data.train) + (0 if data.same else len(data.test)))}
 
-    print(summary(measure(map(plan, options.seeds), do, options, device)))
+    records = measure((plan(o, seed, device) for seed in o.seeds), do, o, device)
+    if rank() == 0:
+        print(records[0].protocol)
+        print(summary(records))
 
 
-def votes(
-    network: torch.nn.Module, bank: ImageSet, queries: ImageSet, size: int, device: torch.device, options: Namespace
-) -> dict[str, float]:
-    """Top-1 accuracy for each k."""
-    if bank.classes != queries.classes:
-        raise ValueError(f"{options.bank} and {options.queries} have different classes")
-    features = [extract_features(network, images, size, device) for images in (bank, queries)]
-    labels = [torch.from_numpy(images.labels).to(device) for images in (bank, queries)]
-    ranked = knn_predict(features[0], labels[0], features[1], len(bank.classes), options.k, options.temperature)
-    return {f"knn_top1_k{k}": accuracy(order, labels[1]) for k, order in ranked.items()}
+def features_of(run: Run, data: ClassData, extract: Extraction) -> tuple[Tensor, Tensor]:
+    """Raw features of this rank's part of the bank, and float32 features of all test images on the device."""
+    network = run.backbone.build().to(extract.device).to(memory_format=torch.channels_last)
+
+    def of_part(images: ImageSet, name: str) -> Tensor:
+        mine = images if world_size() == 1 else images.subset(np.arange(*part(len(images))))
+        return extract(run.backbone, network, mine, name)
+
+    bank = of_part(data.train, data.train_name)
+    mine = bank if data.same else of_part(data.test, data.test_name)
+    return bank, all_parts(mine.to(extract.device).float(), len(data.test))
+
+
+def vote(data: ClassData, bank: Tensor, queries: Tensor, ks: list[int], temperatures: list[float]) -> Metrics:
+    """Top-1, and top-5 where there are more classes than that, for each k and T.
+
+    Every rank searches its part of the bank for all test images; the nearest of all parts vote.
+
+    Args:
+        data: bank and test images.
+        bank: (B, D) raw features of this rank's part.
+        queries: (N, D) float32, raw features of all test images.
+        ks: numbers of neighbours.
+        temperatures: T of the votes.
+    """
+    queries = F.normalize(queries, dim=1)
+    first, last = part(len(data.train))
+    own = torch.arange(len(queries), device=queries.device) - first if data.same else None  # elsewhere: no row here
+    say_memory(len(data.train), bank, queries, max(ks))
+    labels = torch.from_numpy(data.train.labels[first:last])
+    found = gather_nearest(nearest(bank, labels, queries, max(ks), CHUNK, BLOCK, own, normalise=True), max(ks))
+    truth, classes = torch.from_numpy(data.test.labels).to(queries.device), len(data.classes)
+    metrics: Metrics = {}
+    for temperature in temperatures:
+        at = f"_T{temperature:g}" if len(temperatures) > 1 else ""
+        for k in ks:
+            ranked = votes(found, classes, k, temperature, FIRST)
+            metrics[f"knn{at}_top1_k{k}"] = accuracy(ranked, truth)
+            if classes > FIRST:
+                metrics[f"knn{at}_top5_k{k}"] = accuracy(ranked, truth, FIRST)
+    return metrics
+
+
+def part(images: int) -> tuple[int, int]:
+    """First and last + 1 of this rank's images: equal, consecutive parts, the last ones one image shorter."""
+    bounds = [-(-images * r // world_size()) for r in (rank(), rank() + 1)]
+    return bounds[0], bounds[1]
+
+
+def all_parts(mine: Tensor, images: int) -> Tensor:
+    """(N, D) from every rank's consecutive part of it."""
+    if world_size() == 1:
+        return mine
+    longest = -(-images // world_size())
+    gathered = all_gather(F.pad(mine, (0, 0, 0, longest - len(mine)))[None])
+    sizes = [-(-images * (r + 1) // world_size()) - -(-images * r // world_size()) for r in range(world_size())]
+    return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])
+
+
+def say_memory(images: int, bank: Tensor, queries: Tensor, k: int) -> None:
+    """How much memory the search takes, and that it does not grow with the bank."""
+    if rank() == 0:
+        block = min(BLOCK, len(bank))
+        search = 4 * (block * bank.shape[1] + 2 * CHUNK * block + queries.numel()) + 12 * len(queries) * k
+        print(
+            f"bank: {images} images, {bank.numel() * bank.itemsize / 2**20:.0f} MiB in {bank.dtype} on this process; "
+            f"searching it takes {search / 2**20:.0f} MiB, whatever its size"
+        )
+
+
+def draw(run: Run, data: ClassData, bank: Tensor, queries: Tensor) -> None:
+    """A few test images and their nearest neighbours."""
+    path: Path = options.run_folder(run, "knn") / "neighbours.png"
+    pictures.neighbours(path, data.train, data.test, bank, queries.cpu())
+    print(f"picture: {path}")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Measures and says the result; 0, or 2 for a mistake in the input."""
-    options = parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        return told("knn", lambda: evaluate(options))
+        return told("knn", lambda: evaluate(options.parse(parser(), given)))
     finally:
         stop()
 

@@ -1,0 +1,109 @@
+"""The options that linear, knn, finetune and svm share, and recipes that fill them."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+
+from converters import Backbone
+from pretrain.labels import LabelConfig
+from transfer.common import Run, add_options
+
+RECIPES = Path(__file__).parents[1] / "configs" / "classification"
+STORES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def classification_parser(name: str, description: str | None) -> ArgumentParser:
+    """A parser with the options of all benchmarks, of data and of features; records go to NAME.jsonl."""
+    p = ArgumentParser(prog=f"transfer/{name}.py", description=description)
+    p.add_argument("--recipe", action="config", help=f"one of {', '.join(recipe_names())}; or a YAML file")
+    add_options(p, f"{name}.jsonl")
+    p.add_argument(
+        "--data", type=str | list[str], default="fashion",
+        help="training images: a folder of class folders, a manifest of `path<TAB>label` lines, fashion:train, or a "
+        "list [A, B] of these; or a folder with train/ and val/ (ImageNet) or `fashion`, which name --test too",
+    )  # fmt: skip
+    p.add_argument("--test", type=str | None, help="test images, as --data; the same as --data: leave one out (kNN)")
+    p.add_argument("--root", default="data", help="folder of Fashion-MNIST")
+    p.add_argument("--classes", type=str | None, help="file with one class name a line that fixes the class map")
+    p.add_dataclass_arguments(
+        LabelConfig, "labels", help="training images that keep their label; the others are left out"
+    )
+    p.add_argument(
+        "--size", type=int | None, help="side of the view, pixels; default: that of the pre-training, else 224"
+    )
+    p.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    p.add_argument("--workers", type=int | None, help="loader processes")
+    p.add_argument(
+        "--precision", choices=["auto", "fp32", "bf16", "fp16"], default="fp32", help="of the trunk's arithmetic"
+    )
+    p.add_argument("--store", choices=list(STORES), default="fp32", help="precision in which features are kept")
+    p.add_argument(
+        "--cache", type=Path | None, default=Path("runs/features"), help="folder of kept features; null: none"
+    )
+    p.add_argument(
+        "--pictures", type=bool, default=True, help="draw the pictures of the first seed into its run folder"
+    )
+    return p
+
+
+def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
+    """Command line -> options; `--recipe NAME` means a file of this package.
+
+    Raises:
+        ValueError: no such recipe.
+    """
+    resolved, waiting = [], False
+    for argument in arguments:
+        if waiting or argument.startswith("--recipe="):
+            resolved.append(f"--recipe={_recipe_file(argument.removeprefix('--recipe='))}")
+            waiting = False
+        elif argument == "--recipe":
+            waiting = True
+        else:
+            resolved.append(argument)
+    if waiting:
+        raise ValueError(f"--recipe: name a recipe or a file; there are {', '.join(recipe_names())}")
+    resolved.sort(key=lambda argument: not argument.startswith("--recipe="))  # options win wherever they stand
+    return parser.parse_args(resolved)
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the project."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def _recipe_file(name: str) -> Path:
+    for path in (RECIPES / f"{name}.yaml", Path(name)):
+        if path.is_file():
+            return path
+    near = difflib.get_close_matches(name, recipe_names(), n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(recipe_names())}"
+    raise ValueError(f"--recipe {name}: no such recipe or file; {hint}")
+
+
+def view_size(options: Namespace, backbone: Backbone) -> int:
+    """Side of the evaluation view: as asked for, else that of the pre-training, else 224.
+
+    Raises:
+        ValueError: not a positive number.
+    """
+    size = int(backbone.meta.get("image_size", 224)) if options.size is None else options.size
+    if size < 1:
+        raise ValueError(f"--size {size}: must be a positive number of pixels")
+    return size
+
+
+def label_options(options: Namespace) -> dict[str, object]:
+    """The part of a record's config that says which labels were used; empty where all were."""
+    labels = LabelConfig(**options.labels.as_dict())
+    return {} if labels == LabelConfig() else {"labels": options.labels.as_dict()}
+
+
+def run_folder(run: Run, name: str) -> Path:
+    """Folder of a run: that of its task, parted by `name` and by a hash of the options."""
+    config_hash = run.record({"none": 0.0}, {}, torch.device("cpu")).config_hash
+    return run.folder.parent / f"{name}-{config_hash[:6]}" / run.folder.name

@@ -1,0 +1,129 @@
+"""What people would rather look at: confusion matrix, map of the features, nearest neighbours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
+from torch import Tensor
+from torch.nn import functional as F
+
+from pretrain.checkpoint import write_atomically
+from pretrain.images import ImageSet
+from pretrain.labels import choose_balanced
+
+SHOWN = 30  # classes in a confusion matrix; of more, those that are confused most
+POINTS = 1500
+QUERIES, NEIGHBOURS = 8, 8
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda part: figure.savefig(part, dpi=110, format="png"))
+
+
+def confusion(path: Path, labels: np.ndarray, predicted: np.ndarray, classes: list[str], title: str) -> None:
+    """Rows are true classes, columns predictions, in % of the row; of many classes the most confused ones.
+
+    Args:
+        path: PNG to write.
+        labels: (N,) true classes.
+        predicted: (N,) predicted classes.
+        classes: class names.
+        title: above the picture.
+    """
+    chosen = np.unique(labels)
+    if len(chosen) > SHOWN:
+        wrong = [(predicted[labels == c] != c).mean() for c in chosen]
+        chosen = np.sort(chosen[np.argsort(wrong)[-SHOWN:]])
+        title += f": the {SHOWN} classes most often missed"
+    counts = confusion_matrix(labels, predicted, labels=np.arange(len(classes)))
+    shares = 100 * counts[chosen] / counts[chosen].sum(1, keepdims=True)
+    side = 2.2 + 0.5 * len(chosen)
+    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
+    axes = figure.subplots()
+    display = ConfusionMatrixDisplay(shares[:, chosen], display_labels=[classes[c] for c in chosen])
+    display.plot(ax=axes, cmap="Blues", values_format=".0f", xticks_rotation=45, colorbar=False)
+    for text in display.text_.ravel():
+        text.set_visible(float(text.get_text()) >= 1)  # zeros only hide the rest
+    for tick in axes.get_xticklabels():
+        tick.set_horizontalalignment("right")
+    axes.set(title=f"{title}: predictions in % of each class", xlabel="predicted", ylabel="true")
+    _save(figure, path)
+
+
+def feature_map(path: Path, features: Tensor, labels: np.ndarray, classes: list[str], title: str) -> None:
+    """t-SNE of up to 1,500 L2-normalised features, class-balanced, coloured by class; PCA to 50 dimensions first.
+
+    Args:
+        path: PNG to write.
+        features: (N, D).
+        labels: (N,).
+        classes: class names.
+        title: above the picture.
+    """
+    rows = choose_balanced(labels, min(1.0, POINTS / len(labels)), seed=0)
+    points = F.normalize(features[torch.from_numpy(rows)].float(), dim=1).numpy()
+    points = PCA(min(50, *points.shape), random_state=0).fit_transform(points)
+    perplexity = min(30, (len(rows) - 1) / 3)
+    places = TSNE(perplexity=perplexity, init="pca", max_iter=500, random_state=0).fit_transform(points)
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    axes = figure.subplots()
+    colours = mpl.colormaps["tab10" if len(classes) <= 10 else "gist_ncar"].resampled(max(10, len(classes)))
+    for c, name in enumerate(classes):
+        x, y = places[labels[rows] == c].T
+        axes.scatter(x, y, s=9, color=colours(c), label=name, linewidths=0)
+    if len(classes) <= SHOWN:
+        axes.legend(markerscale=2.5, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    axes.set(title=f"{title}: t-SNE of {len(rows)} test features", xticks=[], yticks=[])
+    _save(figure, path)
+
+
+def neighbours(path: Path, train: ImageSet, test: ImageSet, train_features: Tensor, test_features: Tensor) -> None:
+    """A few test images, each with the training images nearest to it by cosine; a wrong class is framed in red.
+
+    Args:
+        path: PNG to write.
+        train: B images.
+        test: N images.
+        train_features: (B, D).
+        test_features: (N, D).
+    """
+    rng = np.random.default_rng(0)
+    classes = rng.permutation(np.unique(test.labels))[:QUERIES]
+    rows = [int(rng.choice(np.flatnonzero(test.labels == c))) for c in classes]
+    queries = F.normalize(test_features[rows].float(), dim=1)
+    similarity = torch.cat(
+        [queries @ F.normalize(part.float(), dim=1).T for part in train_features.split(16384)], dim=1
+    )
+    if train is test:
+        similarity[torch.arange(len(rows)), rows] = -torch.inf
+    top, nearest = similarity.topk(min(NEIGHBOURS, len(train) - (train is test)), dim=1)
+    figure = Figure(figsize=(1.15 * (top.shape[1] + 1), 1.3 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), top.shape[1] + 1, squeeze=False)
+    for line, row in enumerate(rows):
+        _image(grid[line][0], test, row, test.classes[test.labels[row]], "black")
+        for column in range(top.shape[1]):
+            number = int(nearest[line, column])
+            right = train.labels[number] == test.labels[row]
+            _image(
+                grid[line][column + 1], train, number, f"{top[line, column]:.2f}", "tab:green" if right else "tab:red"
+            )
+    figure.suptitle(
+        "test image, and the training images nearest to it with their cosine (red: another class)", fontsize=9
+    )
+    _save(figure, path)
+
+
+def _image(axes: mpl.axes.Axes, images: ImageSet, number: int, text: str, colour: str) -> None:
+    axes.imshow(images.read(number))
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(text, fontsize=7, color=colour, pad=2)
+    for side in axes.spines.values():
+        side.set(color=colour, linewidth=1.5)

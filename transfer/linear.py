@@ -1,0 +1,178 @@
+"""Linear classification on the frozen trunk of a checkpoint.
+
+python transfer/linear.py --ckpt runs/fashion/last.pth                      minutes: features once, then L-BFGS
+python transfer/linear.py --ckpt X --data /data/imagenet --mode moco        the papers' protocol
+python transfer/linear.py --ckpt X --recipe fashion_linear_moco             a recipe; options win over it
+
+Modes: `cached`: logistic regression on features that are computed once, the penalty chosen on a held-out tenth of
+train. `moco`: SGD on random crops, base learning rate 30 per 256 images, 100 epochs. (30 is no slip: pooled features of
+a frozen ResNet are not normalised and small, so are the gradients of the head.) `lars`: SimSiam's, for batches of
+thousands. `sweep`: many heads with other rates and weight decays on one pass of the trunk, chosen on a held-out tenth
+of train. Figures are those of the last epoch on the test images; afterwards every tensor of the trunk is compared with
+the checkpoint.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pretrain.checkpoint import write_atomically
+from pretrain.distributed import rank, start, stop, world_size
+from pretrain.engine import autocast_type
+from transfer.classification import logistic, options, pictures
+from transfer.classification.data import ClassData, hold_out, load_class_data, source_names
+from transfer.classification.features import Extraction
+from transfer.classification.heads import load_head, per_class, predict, save_head, scores
+from transfer.classification.online import MODES, HeadOptim, Work, best_head, rates_in_words, train_heads
+from transfer.classification.schedule import CropConfig
+from transfer.common import Metrics, Run, measure, read_checkpoint, summary, told
+
+CACHED = "cached"
+
+
+def parser(mode: str = "moco") -> ArgumentParser:
+    """The options; those of --optim start from the mode's."""
+    p = options.classification_parser("linear", __doc__)
+    p.add_argument("--mode", choices=[CACHED, *MODES], default=CACHED, help="how the head is trained")
+    p.add_dataclass_arguments(HeadOptim, "optim", default=MODES.get(mode, HeadOptim()), help="all modes but `cached`")
+    p.add_dataclass_arguments(CropConfig, "crop", help="training views of all modes but `cached`")
+    p.add_argument(
+        "--penalties", type=list[float], default=list(logistic.PENALTIES), help="of mode `cached`, to choose from"
+    )
+    p.add_argument("--head", type=Path | None, help="a head.pth to start from (all modes but `cached`)")
+    p.add_argument("--resume", action="store_true", help="go on after the last whole epoch of the run")
+    return p
+
+
+def parse(arguments: list[str]) -> Namespace:
+    """Command line -> options, the mode's own defaults below a recipe and the command line."""
+    return options.parse(parser(options.parse(parser(), arguments).mode), arguments)
+
+
+def plan(o: Namespace, seed: int, device: torch.device) -> Run:
+    """What is measured for a seed, before anything is computed."""
+    backbone = read_checkpoint(o.ckpt, seed)
+    size, dtype = options.view_size(o, backbone), autocast_type(o.precision, device)
+    train, test = source_names(o)
+    config = {"mode": o.mode, "data": train, "test": test, "size": size, "precision": str(dtype or torch.float32)}
+    config |= {"store": o.store} | options.label_options(o)
+    if o.mode == CACHED:
+        config["penalties"] = sorted(o.penalties)
+        how = "logistic regression on centre views, L-BFGS, penalty chosen on a held-out tenth of train"
+    else:
+        optim, crop = HeadOptim(**o.optim.as_dict()), CropConfig(**o.crop.as_dict())
+        crop.view(size)
+        config |= {"optim": asdict(optim), "crop": asdict(crop), "head": str(o.head) if o.head else None}
+        rates = "/".join(f"{lr:g}" for lr in optim.base_lr)
+        how = f"{optim.optimizer.upper()}, base lr {rates}, {optim.in_words()}, {crop.in_words()}, last epoch"
+        if len(optim.heads) > 1:
+            how += f", best of {len(optim.heads)} heads on a held-out tenth of train"
+    protocol = f"linear, {o.mode}: {how}; pooled features, test centre crop, {size} px"
+    return Run(backbone, "linear", protocol, seed, config, o.out, ("scikit-learn",))
+
+
+def evaluate(o: Namespace) -> None:
+    """Measures all seeds and says the result."""
+    device = start(o.device)
+    if world_size() > 1 and o.mode == CACHED:
+        raise ValueError("--mode cached runs in one process; the other modes use many")
+
+    def do(run: Run) -> tuple[Metrics, dict[str, float]]:
+        return measure_one(run, load_class_data(o), o, device)
+
+    records = measure((plan(o, seed, device) for seed in o.seeds), do, o, device)
+    if rank() == 0:
+        print(records[0].protocol)
+        print(summary(records))
+
+
+def measure_one(run: Run, data: ClassData, o: Namespace, device: torch.device) -> tuple[Metrics, dict[str, float]]:
+    """Trains and tests one head; leaves it, its classes' accuracies and pictures in the run folder."""
+    network = run.backbone.build().to(device).to(memory_format=torch.channels_last)
+    extract = Extraction(run.config["size"], device, o.precision, options.STORES[o.store], o.cache, o.workers)
+    folder = options.run_folder(run, o.mode)
+    if o.mode == CACHED:
+        head, chosen = cached_head(run, data, o, extract, network)
+    else:
+        head, chosen = online_head(run, data, o, extract, network, folder)
+    features = extract(run.backbone, network, data.test, data.test_name)
+    ranked, labels = predict(head, features), torch.from_numpy(data.test.labels)
+    compared = run.backbone.compare(network.state_dict())
+    if rank() == 0:
+        print(f"the trunk is unchanged: {compared} tensors equal those of the checkpoint")
+        save_head(folder / "head.pth", head, data.classes, run.backbone)
+        table = pd.Series(per_class(ranked, labels, data.classes), name="top1").rename_axis("class")
+        write_atomically(folder / "per_class.csv", table.to_csv)
+        if o.pictures and run.seed == o.seeds[0]:
+            draw(folder, run, data, ranked, features)
+    return scores(ranked, labels, data.classes), {"images": float(len(data.train) + len(data.test)), **chosen}
+
+
+def cached_head(
+    run: Run, data: ClassData, o: Namespace, extract: Extraction, network: nn.Module
+) -> tuple[nn.Linear, dict[str, float]]:
+    """Logistic regression on the features of the centre views; returns the head and what was chosen."""
+    fit, held = (torch.from_numpy(rows) for rows in hold_out(data.train.labels, run.seed))
+    features = extract(run.backbone, network, data.train, data.train_name)
+    labels = torch.from_numpy(data.train.labels)
+    head, penalty, tried = logistic.fit(
+        features, labels, len(data.classes), fit, held, extract.device, o.penalties, tqdm.write
+    )
+    return head, {"penalty": penalty} | ({"held_out_top1": tried[penalty]} if tried else {})
+
+
+def online_head(
+    run: Run, data: ClassData, o: Namespace, extract: Extraction, network: nn.Module, folder: Path
+) -> tuple[nn.Linear, dict[str, float]]:
+    """The head, or the best of several on held-out images, trained on random views; and what was chosen."""
+    optim, crop = HeadOptim(**o.optim.as_dict()), CropConfig(**o.crop.as_dict())
+    if rank() == 0:
+        print(rates_in_words(optim))
+    work = Work(folder, run.seed, extract.device, extract.dtype, extract.size, o.workers, o.resume)
+    first = load_head(o.head, data.classes, run.backbone) if o.head else None
+    width = run.backbone.feature_dim
+    if len(optim.heads) == 1:
+        return train_heads(network, width, data.train, optim, crop, work, first)[0], {}
+    fit, held = hold_out(data.train.labels, run.seed)
+    heads = train_heads(network, width, data.train.subset(fit), optim, crop, work, first)
+    held_images = data.train.subset(held)
+    features = replace(extract, cache=None)(run.backbone, network, held_images, "the held-out tenth")
+    tried = [accuracy_on(head, features, torch.from_numpy(held_images.labels)) for head in heads]
+    best = best_head(heads, tried)
+    for (lr, decay), value in zip(optim.heads, tried, strict=True):
+        tqdm.write(f"base lr {lr:g}, weight decay {decay:g}: {value:.2%} of held-out images")
+    (lr, decay) = optim.heads[best]
+    return heads[best], {"held_out_top1": tried[best], "base_lr": lr, "weight_decay": decay}
+
+
+def accuracy_on(head: nn.Linear, features: Tensor, labels: Tensor) -> float:
+    """Top-1 accuracy on features (N, D) with labels (N,)."""
+    return float((predict(head, features, 1)[:, 0] == labels).double().mean())
+
+
+def draw(folder: Path, run: Run, data: ClassData, ranked: Tensor, features: Tensor) -> None:
+    """Confusion matrix and map of the test features."""
+    name = Path(run.backbone.source.path).parent.name or run.backbone.source.path
+    pictures.confusion(folder / "confusion.png", data.test.labels, ranked[:, 0].numpy(), data.classes, name)
+    pictures.feature_map(folder / "features.png", features, data.test.labels, data.classes, name)
+    print(f"pictures: {folder}/confusion.png, features.png")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measures and says the result; 0, or 2 for a mistake in the input."""
+    try:
+        return told("linear", lambda: evaluate(parse(sys.argv[1:] if arguments is None else arguments)))
+    finally:
+        stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
