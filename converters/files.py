@@ -106,7 +106,7 @@ def _check_zip(path: Path) -> None:
 
 
 def _torch_load(path: Path, trust: bool, mmap: bool) -> Any:
-    if trust:
+    if trust:  # --trust: the user says that the file is theirs
         return torch.load(path, map_location="cpu", mmap=mmap, weights_only=False)
     with torch.serialization.safe_globals(_TORCH_ALLOWED):
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -81,3 +82,15 @@ def test_the_code_keeps_its_floors() -> None:
     for package, may in allowed.items():
         for file in (ROOT / package).rglob("*.py"):
             assert set(pattern.findall(file.read_text())) <= may, file
+
+
+def test_no_file_and_no_function_is_long() -> None:
+    files = run("git", "ls-files", "*.py").stdout.split() or [str(p) for p in ROOT.glob("[a-z]*/**/*.py")]
+    assert len(files) > 50
+    long = []
+    for name in files:
+        text = (ROOT / name).read_text()
+        long += [f"{name}: {text.count(chr(10))} lines"] * (text.count("\n") > 400)
+        functions = (n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef) and n.end_lineno)
+        long += [f"{name}: {f.name}" for f in functions if f.end_lineno - f.lineno >= 60]  # type: ignore[operator]
+    assert not long

@@ -18,18 +18,13 @@ from torchvision import transforms
 from torchvision.transforms import functional as TF
 
 from pretrain import augment
-from pretrain.augment import Image, ViewConfig, ViewMaker, crop_box, evaluation_view
+from pretrain.augment import Image, ViewConfig, ViewMaker, crop_box
+from tests.pretrain.pictures import difference
 
 # ViewConfig that only crops and resizes.
 PLAIN = ViewConfig(size=56, flip=0, jitter=0, grey=0, blur=0)
 # Where two samples of one distribution differ this much, it is by a chance of one in a thousand; the seeds are fixed.
 ALIKE = 1e-3
-
-
-def difference(ours: Image, theirs: Pil.Image | np.ndarray) -> np.ndarray:
-    """Absolute difference of two uint8 images."""
-    assert ours.dtype == np.uint8
-    return np.abs(ours.astype(int) - np.asarray(theirs).astype(int))
 
 
 # Single operations. PIL cuts decimals off where OpenCV rounds: hence at most 1, and about 0.5 on the average.
@@ -402,35 +397,3 @@ def test_every_image_size_gives_the_view_size(china: Image, shape: tuple[int, in
 def test_options_out_of_range_are_errors_that_name_them(option: dict[str, float], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         ViewConfig(**option)
-
-
-# The evaluation view
-
-
-@pytest.mark.parametrize("size", [224, 64, 96, 33])
-@pytest.mark.parametrize("crop", [(427, 640), (427, 300), (401, 401)])
-def test_evaluation_view_is_torchvisions_resize_and_centre_crop(photo: Image, size: int, crop: tuple[int, int]) -> None:
-    image = np.ascontiguousarray(photo[: crop[0], : crop[1]])
-    theirs = TF.center_crop(TF.resize(Pil.fromarray(image), round(size * 256 / 224)), size)
-    assert difference(evaluation_view(image, size), theirs).max() <= 1
-
-
-@pytest.mark.parametrize("size", [32, 64, 224])
-def test_evaluation_view_of_a_garment_is_the_whole_of_it(size: int) -> None:
-    image = np.zeros((28, 28, 3), np.uint8)
-    image[[0, 0, -1, -1], [0, -1, 0, -1]] = 255  # its corners
-    theirs = TF.resize(Pil.fromarray(image), [size, size])
-    view = evaluation_view(image, size)
-    assert difference(view, theirs).max() <= 1
-    assert view[[0, 0, -1, -1], [0, -1, 0, -1]].min() > 200
-
-
-def test_evaluation_view_at_a_garments_own_size(china: Image) -> None:
-    image = np.ascontiguousarray(china[:28, :28])
-    theirs = TF.center_crop(TF.resize(Pil.fromarray(image), 32), 28)
-    assert difference(evaluation_view(image, 28), theirs).max() <= 1
-
-
-@pytest.mark.parametrize("shape", [(20, 300), (300, 20), (1, 1), (31, 33)])
-def test_evaluation_view_of_odd_shapes_has_the_size(china: Image, shape: tuple[int, int]) -> None:
-    assert evaluation_view(china[: shape[0], : shape[1]], 32).shape == (32, 32, 3)
