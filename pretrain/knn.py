@@ -6,6 +6,7 @@ Shapes: B bank images, N queries, D feature width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +39,49 @@ def pooled_features(encoder: nn.Module, x: Tensor) -> Tensor:
     return output
 
 
-@torch.no_grad()
+class InThreads:
+    """Runs an encoder in evaluation, on a CPU each part of a batch in a thread of one core; for use in `with`.
+
+    The feature maps of small images are too small to be shared by cores, which would wait for each other after every
+    operation. Elsewhere, and with one core, the whole batch is run at once.
+
+    Args:
+        encoder: see `pooled_features`; in evaluation inside `with` and, module by module, as it was afterwards.
+        device: where it is.
+        dtype: autocast type; None = fp32.
+    """
+
+    def __init__(self, encoder: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> None:
+        self.encoder, self.device, self.dtype = encoder, device, dtype
+        self.cores = torch.get_num_threads() if device.type == "cpu" else 1
+        self.pool = ThreadPoolExecutor(self.cores, initializer=torch.set_num_threads, initargs=(1,))
+
+    def __enter__(self) -> InThreads:
+        self.training = {module: module.training for module in self.encoder.modules()}
+        self.encoder.eval()
+        if self.cores > 1:
+            torch.set_num_threads(1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pool.shutdown()
+        if self.cores > 1:
+            torch.set_num_threads(self.cores)
+        for module, mode in self.training.items():
+            module.training = mode
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(n, S, S, 3) uint8 -> pooled features (n, D) float32 on the device, without a gradient."""
+        if self.cores == 1 or len(images) < self.cores:
+            return self._run(images)
+        return torch.cat(list(self.pool.map(self._run, images.chunk(self.cores))))
+
+    @torch.no_grad()
+    def _run(self, images: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            return pooled_features(self.encoder, network_input(images, self.device)).float()
+
+
 def raw_features(
     encoder: nn.Module,
     images: ImageSet,
@@ -51,7 +94,7 @@ def raw_features(
     """Pooled backbone features of this process's images, batch by batch and in order: (n, D) float32 on the device.
 
     Args:
-        encoder: see `pooled_features`; in evaluation meanwhile and, module by module, as it was afterwards.
+        encoder: see `InThreads`.
         images: all of them are computed here.
         size: side of the evaluation view, in pixels.
         device: where to compute.
@@ -62,16 +105,9 @@ def raw_features(
     if workers is None:
         workers = 0 if images.in_memory and device.type == "cpu" else default_workers(device)
     loader = DataLoader(EvaluationViews(images, size), batch_size=batch, num_workers=workers, worker_init_fn=one_thread)
-    training = {module: module.training for module in encoder.modules()}
-    encoder.eval()
-    try:
+    with InThreads(encoder, device, dtype) as run:
         for views in loader:
-            with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                features = pooled_features(encoder, network_input(views, device))
-            yield features.float()
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+            yield run(views)
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from pretrain.checkpoint import write_atomically
 from pretrain.data import GlobalBatches, default_workers, train_loader
 from pretrain.distributed import all_mean_, any_rank, rank, world_size
 from pretrain.images import CorruptImageError, ImageSet
-from pretrain.knn import network_input, pooled_features
+from pretrain.knn import InThreads
 from transfer.classification.data import OneView
 from transfer.classification.heads import new_head
 from transfer.classification.schedule import CropConfig, Schedule
@@ -177,15 +177,13 @@ def train_heads(
         OneView(images, images.labels, crop.view(work.size), work.seed),
         GlobalBatches(len(images), optim.batch, work.seed, step, steps), work.loaders(images), work.device,
     )  # fmt: skip
-    network.eval()
     corrupt: set[int] = set()
-    with tqdm(total=steps, initial=step, unit="step", disable=rank() != 0) as bar:
+    run = InThreads(network, work.device, work.dtype)
+    with run, tqdm(total=steps, initial=step, unit="step", disable=rank() != 0) as bar:
         for batch in loader:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * optim.rate(step // per_epoch)
-            with torch.no_grad(), torch.autocast(work.device.type, work.dtype, enabled=work.dtype is not None):
-                features = pooled_features(network, network_input(batch.q, work.device)).float()
-            losses = _step(heads, optimizer, features, batch.labels.to(work.device))
+            losses = _step(heads, optimizer, run(batch.q), batch.labels.to(work.device))
             count_corrupt(corrupt, batch.corrupt, len(images))
             step += 1
             bar.update()
