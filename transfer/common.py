@@ -91,10 +91,10 @@ def machine(packages: Sequence[str]) -> str:
     return str(tabulate(rows, disable_numparse=True, tablefmt="plain"))
 
 
-def require(package: str) -> None:
-    """Raises a ValueError that says how to install a framework that is not there."""
+def require(package: str, install: str = "bash setup.sh") -> None:
+    """Raises a ValueError that says which command installs a package that is not there."""
     if importlib.util.find_spec(package) is None:
-        raise ValueError(f"{package} is not installed: bash setup.sh installs it")
+        raise ValueError(f"{package} is not installed: {install} installs it")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,166 @@
+"""Detection and instance segmentation with detectron2: a checkpoint in, COCO or VOC figures out.
+
+python transfer/detect.py --ckpt runs/fashion/last.pth --task fashion-fpn            # minutes on two CPU cores
+python transfer/detect.py --ckpt moco_v2.pth --task coco-c4-1x --data-root /data     # all GPUs of this machine
+python transfer/detect.py --ckpt X --task voc-c4-24k --seeds 0 1 2 3 4 TEST.EVAL_PERIOD 4000    # detectron2's settings
+python transfer/detect.py --check
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+
+from transfer.common import Metrics, Run, add_options, measure, on_record, read_checkpoint, require, summary, told
+from transfer.detection.tasks import TASKS, headline
+
+SETTING = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")  # a key of detectron2's configuration
+
+
+def parser() -> ArgumentParser:
+    """The options."""
+    tasks = "; ".join(f"{task}: {headline(task)}" for task in TASKS)
+    p = ArgumentParser(prog="transfer/detect.py", description=__doc__)
+    add_options(p, "detection.jsonl")
+    p.add_argument("--task", type=str, help=tasks.replace("%", "%%"))
+    p.add_argument(
+        "--data-root", type=str, help="folder of the data sets; default: data for fashion, else $DETECTRON2_DATASETS"
+    )  # fmt: skip
+    p.add_argument("--batch", type=int, help="images an iteration over all devices; the schedule follows")
+    p.add_argument("--no-scale", action="store_true", help="keep the published schedule whatever the devices")
+    p.add_argument("--resume", action="store_true", help="go on with a run that was interrupted")
+    p.add_argument("--eval-only", action="store_true", help="evaluate the run folder's detector again")
+    p.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    p.add_argument("--num-gpus", type=int, help="on this machine; default: all")
+    p.add_argument("--num-machines", type=int, default=1, help="that work together")
+    p.add_argument("--machine-rank", type=int, default=0, help="number of this machine")
+    p.add_argument("--dist-url", default="auto", help="where several machines meet, e.g. tcp://host0:29500")
+    p.add_argument("--check", action="store_true", help="say versions and what works on this machine")
+    p.add_argument("settings", nargs="*", default=[], help="KEY VALUE …: detectron2's settings, at the end of the line")
+    return p
+
+
+def detect(options: Namespace) -> None:
+    """Plans a run for each seed, does those that are not on record, and says the result."""
+    if not options.task:
+        raise ValueError(f"--task is missing: one of {', '.join(TASKS)}")
+    require("detectron2")
+    from transfer.detection import config, data, run
+
+    devices = choose_devices(options)
+    root = data_root(options)
+    depth = config.read_task(options.task).MODEL.RESNETS.DEPTH
+    jobs: dict[Path, run.Job] = {}
+
+    def plan(seed: int) -> Run:
+        backbone = read_checkpoint(options.ckpt, seed, f"resnet{depth}")
+        cfg, changes = config.resolve(
+            options.task, backbone, devices, seed, options.settings, options.batch, not options.no_scale
+        )
+        planned = Run(
+            backbone, options.task, cfg.TASK.PROTOCOL, seed, config.for_record(cfg), options.out, config.packages()
+        )
+        data.register(cfg, root)
+        cfg = config.with_output(cfg, planned.folder)
+        jobs[planned.folder] = run.Job(cfg, backbone, root, options.eval_only, config.packages())
+        print(f"{options.task} seed {seed}: {planned.folder}" + f"\n{changes}" * bool(changes), flush=True)
+        return planned
+
+    def do(planned: Run) -> tuple[Metrics, dict[str, float]]:
+        job = jobs[planned.folder]
+        prepare_folder(planned.folder, options, job.cfg)
+        run.launch(job, devices, options.machine_rank, options.dist_url)
+        metrics, cost = run.read_results(planned.folder)
+        return metrics, cost | {"images": float(job.cfg.SOLVER.IMS_PER_BATCH * job.cfg.SOLVER.MAX_ITER)}
+
+    if options.machine_rank:  # the first machine keeps the records
+        for planned in map(plan, options.seeds):
+            if options.force or on_record(planned, options.records) is None:
+                do(planned)
+        return
+    records = measure(map(plan, options.seeds), do, options, torch.device(devices.kind))
+    print(summary(records, [name for name in records[0].metrics if "AP-" not in name]))
+    print("\n".join(f"pictures: {folder / 'vis'}, curve: {folder / 'curve.png'}" for folder in jobs))
+
+
+def choose_devices(options: Namespace):  # type: ignore[no-untyped-def]  # Devices needs detectron2
+    """The devices that --device, --num-gpus and --num-machines ask for.
+
+    Raises:
+        ValueError: there are fewer, or machines that cannot meet.
+    """
+    from transfer.detection.config import Devices
+
+    there = torch.cuda.device_count()
+    if options.device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"--device {options.device}: use auto, cpu or cuda (CUDA_VISIBLE_DEVICES chooses among GPUs)")
+    kind = ("cuda" if there else "cpu") if options.device == "auto" else options.device
+    gpus = (there if kind == "cuda" else 0) if options.num_gpus is None else options.num_gpus
+    if (kind == "cuda" and not 1 <= gpus <= there) or (kind == "cpu" and gpus):
+        raise ValueError(f"--device {kind} --num-gpus {gpus}: this torch sees {there} GPUs here")
+    if not 0 <= options.machine_rank < options.num_machines:
+        raise ValueError(f"--machine-rank {options.machine_rank}: must lie below --num-machines {options.num_machines}")
+    if options.num_machines > 1 and (kind == "cpu" or options.dist_url == "auto"):
+        raise ValueError("--num-machines: several machines need GPUs and --dist-url tcp://HOST:PORT of the first")
+    return Devices(kind, gpus, options.num_machines)
+
+
+def data_root(options: Namespace) -> Path:
+    """--data-root, or the usual place."""
+    usual = "data" if options.task.startswith("fashion") else os.environ.get("DETECTRON2_DATASETS", "datasets")
+    return Path(options.data_root or usual).expanduser()
+
+
+def prepare_folder(folder: Path, options: Namespace, cfg) -> None:  # type: ignore[no-untyped-def]  # detectron2's CfgNode
+    """Makes the run folder, or checks that the one there is may be gone on with.
+
+    Raises:
+        ValueError: it holds a run and no option says what to do with it, or there is none to evaluate.
+    """
+    from transfer.detection.run import begun, check_same
+
+    if not begun(folder):
+        if options.eval_only:
+            raise ValueError(f"--eval-only: {folder} holds no trained detector; leave the option out")
+    elif options.resume or options.eval_only:
+        check_same(cfg, folder)
+    elif not options.force:
+        raise ValueError(f"{folder} holds a run that is not on record: --resume goes on with it, --force begins anew")
+    else:
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Options, and the KEY VALUE pairs behind them: from the first word that looks like a key."""
+    for place, word in enumerate(arguments):
+        if "." in word and SETTING.fullmatch(word):
+            return arguments[:place], arguments[place:]
+    return arguments, []
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measures and says the result; 0, or 2 for a mistake in the input."""
+    given, settings = split(sys.argv[1:] if arguments is None else arguments)
+    options = parser().parse_args(given)
+    options.settings = [*options.settings, *settings]
+
+    def work() -> None:
+        if options.check:
+            from transfer.detection.check import report
+
+            print(report(data_root(options) if options.task else Path(options.data_root or "datasets")))
+        else:
+            detect(options)
+
+    return told("detect", work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

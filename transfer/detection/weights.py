@@ -1,0 +1,42 @@
+"""The backbone into detectron2's model, and the proof that it is there."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from pathlib import Path
+
+from detectron2.checkpoint import DetectionCheckpointer
+from torch import nn
+
+from converters import Backbone, trunk_of
+from converters.backbone import is_counter
+from converters.targets import TARGETS
+
+
+def load_backbone(model: nn.Module, backbone: Backbone) -> int:
+    """Loads the backbone the way detectron2's users do, and compares every tensor of its trunk.
+
+    detectron2 itself only warns when names do not match, and trains from scratch.
+
+    Returns:
+        How many tensors were compared: 100 for R18, 265 for R50.
+
+    Raises:
+        VerificationError: names the tensors of the built model that are not the backbone's.
+    """
+    quiet = logging.getLogger("fvcore.common.checkpoint"), logging.getLogger("detectron2.checkpoint")
+    levels = [logger.level for logger in quiet]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "backbone.pkl"
+        TARGETS["detectron2"].save(backbone, path)
+        for logger in quiet:  # they list the heads, which no backbone has
+            logger.setLevel(logging.ERROR)
+        try:
+            DetectionCheckpointer(model).load(str(path))
+        finally:
+            for logger, level in zip(quiet, levels, strict=True):
+                logger.setLevel(level)
+    # BN's step counters are never read, and detectron2's files do without them.
+    state = {name: tensor for name, tensor in model.state_dict().items() if not is_counter(name)}
+    return backbone.compare(trunk_of(state, "detectron2"), ignore=is_counter)
