@@ -1,0 +1,125 @@
+"""Fine-tuning of a whole checkpoint on few labels, or all: semi-supervised classification.
+
+python transfer/finetune.py --ckpt runs/fashion/last.pth --recipe fashion_finetune
+python transfer/finetune.py --ckpt X --recipe imagenet_finetune_10percent --labels.list 10percent.txt
+python transfer/finetune.py --ckpt X --data /data/birds --labels.ratio 0.1 --head runs/transfer/.../head.pth
+
+Which labels are used is --labels.ratio with a seed, or --labels.list (SimCLR's lists work as they are): the very code
+of pre-training. Trunk and head have learning rates of their own; of several pairs one is chosen on a held-out tenth of
+the labelled images, then training is done once more on all of them. Figures are those of the last epoch on the test
+images.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+
+from pretrain.distributed import rank, start, stop, world_size
+from pretrain.engine import autocast_type
+from pretrain.images import ImageSet
+from transfer.classification import options, pictures
+from transfer.classification.data import hold_out, load_class_data, source_names
+from transfer.classification.heads import load_head, scores
+from transfer.classification.loop import STATE, Work
+from transfer.classification.schedule import CropConfig
+from transfer.classification.tuning import TuneOptim, predict_all, tune
+from transfer.common import Metrics, Run, measure, read_checkpoint, summary, told
+
+
+def parser() -> ArgumentParser:
+    """The options."""
+    p = options.classification_parser("finetune", __doc__)
+    p.set_defaults({"precision": "auto"})
+    p.add_dataclass_arguments(TuneOptim, "optim")
+    p.add_dataclass_arguments(CropConfig, "crop", help="training views")
+    p.add_argument("--head", type=Path | None, help="a head.pth of linear.py to start from, in place of a random one")
+    p.add_argument("--resume", action="store_true", help="go on after the last whole epoch of the run")
+    return p
+
+
+def plan(o: Namespace, seed: int, device: torch.device) -> Run:
+    """What is measured for a seed, before anything is computed."""
+    backbone = read_checkpoint(o.ckpt, seed)
+    optim, crop = TuneOptim(**o.optim.as_dict()), CropConfig(**o.crop.as_dict())
+    size, dtype = options.view_size(o, backbone), autocast_type(o.precision, device)
+    crop.view(size)
+    train, test = source_names(o)
+    config = {"data": train, "test": test, "size": size, "precision": str(dtype or torch.float32)}
+    config |= {"labels": o.labels.as_dict(), "optim": asdict(optim), "crop": asdict(crop)}
+    config["head"] = str(o.head) if o.head else None
+    share = f"labels of {Path(o.labels.list).name}" if o.labels.list else f"{o.labels.ratio:.3g} of the labels"
+    protocol = f"fine-tuning, {share}: SGD, {optim.in_words()}, weight decay {optim.weight_decay:g}, "
+    protocol += f"{crop.in_words()}, {optim.rates_in_words()}, last epoch; test centre crop, {size} px"
+    return Run(backbone, "finetune", protocol, seed, config, o.out)
+
+
+def evaluate(o: Namespace) -> None:
+    """Measures all seeds and says the result."""
+    device = start(o.device)
+    if world_size() > 1 and device.type == "cpu":
+        raise ValueError("several processes need GPUs here: batch norm must see the whole batch")
+
+    def do(run: Run) -> tuple[Metrics, dict[str, float]]:
+        return measure_one(run, o, device)
+
+    records = measure((plan(o, seed, device) for seed in o.seeds), do, o, device)
+    if rank() == 0:
+        print(records[0].protocol)
+        print(summary(records))
+
+
+def measure_one(run: Run, o: Namespace, device: torch.device) -> tuple[Metrics, dict[str, float]]:
+    """Chooses the rates, trains on all labelled images, tests."""
+    data = load_class_data(o)
+    optim, crop = TuneOptim(**o.optim.as_dict()), CropConfig(**o.crop.as_dict())
+    folder = options.run_folder(run, "finetune")
+    dtype = autocast_type(o.precision, device)
+    work = Work(folder, run.seed, device, dtype, run.config["size"], o.workers, o.resume)
+    head = load_head(o.head, data.classes, run.backbone) if o.head else None
+    chosen: dict[str, float] = {}
+    if len(optim.pairs) > 1:
+        fit, held = hold_out(data.train.labels, run.seed)
+        tried = {}
+        for pair in optim.pairs:
+            at = replace(work, folder=folder / f"trunk{pair[0]:g}_head{pair[1]:g}")
+            model = tune(run.backbone, data.train.subset(fit), optim.only(pair), crop, at, head)
+            tried[pair] = top1(model, data.train.subset(held), work)
+            if rank() == 0:
+                print(f"lr {pair[0]:g}, head x {pair[1]:g}: {tried[pair]:.2%} of held-out images", flush=True)
+        best = max(tried, key=lambda pair: tried[pair])
+        chosen = {"base_lr": best[0], "head_factor": best[1], "held_out_top1": tried[best]}
+        optim = optim.only(best)
+    model = tune(run.backbone, data.train, optim, crop, work, head)
+    ranked, labels = predict_all(model, data.test, work), torch.from_numpy(data.test.labels)
+    if rank() == 0 and o.pictures and run.seed == o.seeds[0]:
+        path = folder / "confusion.png"
+        pictures.confusion(path, data.test.labels, ranked[:, 0].numpy(), data.classes, "fine-tuned")
+        print(f"picture: {path}")
+    if rank() == 0:
+        for state in folder.rglob(STATE):
+            state.unlink()
+    cost = {"images": float(len(data.train)), "labelled": float(len(data.train)), **chosen}
+    return scores(ranked, labels, data.classes), cost
+
+
+def top1(model: torch.nn.Module, images: ImageSet, work: Work) -> float:
+    """Share of the images whose class the model names first."""
+    return float((predict_all(model, images, work)[:, 0] == torch.from_numpy(images.labels)).double().mean())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measures and says the result; 0, or 2 for a mistake in the input."""
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        return told("finetune", lambda: evaluate(options.parse(parser(), given)))
+    finally:
+        stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
