@@ -5,9 +5,10 @@ Shapes: B bank images, N queries, D feature width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,11 +40,37 @@ def pooled_features(encoder: nn.Module, x: Tensor) -> Tensor:
     return output
 
 
-class InThreads:
-    """Runs an encoder in evaluation, on a CPU each part of a batch in a thread of one core; for use in `with`.
+class Cores:
+    """Inside `with`, a CPU's cores work on separate parts: a thread each, whose operations use one core.
 
-    The feature maps of small images are too small to be shared by cores, which would wait for each other after every
-    operation. Elsewhere, and with one core, the whole batch is run at once.
+    Operations on small tensors gain little from being shared by cores, which wait for each other after each of them,
+    and wait long where the machine has other work. Elsewhere, and with one core, parts are done one after the other.
+
+    Args:
+        device: where the work is done.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.count = torch.get_num_threads() if device.type == "cpu" else 1
+
+    def __enter__(self) -> Cores:
+        if self.count > 1:
+            torch.set_num_threads(1)
+            self.pool = ThreadPoolExecutor(self.count, initializer=torch.set_num_threads, initargs=(1,))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.count > 1:
+            self.pool.shutdown()
+            torch.set_num_threads(self.count)
+
+    def map(self, work: Callable[[Any], Any], parts: Iterable[Any]) -> list[Any]:
+        """work(part) of each part, in order; `work` switches gradients off itself, as threads start with them on."""
+        return list(self.pool.map(work, parts) if self.count > 1 else map(work, parts))
+
+
+class Trunk:
+    """Runs an encoder in evaluation without gradients, inside `with`; on a CPU each core takes a part of the batch.
 
     Args:
         encoder: see `pooled_features`; in evaluation inside `with` and, module by module, as it was afterwards.
@@ -52,29 +79,22 @@ class InThreads:
     """
 
     def __init__(self, encoder: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> None:
-        self.encoder, self.device, self.dtype = encoder, device, dtype
-        self.cores = torch.get_num_threads() if device.type == "cpu" else 1
-        self.pool = ThreadPoolExecutor(self.cores, initializer=torch.set_num_threads, initargs=(1,))
+        self.encoder, self.device, self.dtype, self.cores = encoder, device, dtype, Cores(device)
 
-    def __enter__(self) -> InThreads:
+    def __enter__(self) -> Trunk:
         self.training = {module: module.training for module in self.encoder.modules()}
         self.encoder.eval()
-        if self.cores > 1:
-            torch.set_num_threads(1)
+        self.cores.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.pool.shutdown()
-        if self.cores > 1:
-            torch.set_num_threads(self.cores)
+        self.cores.__exit__()
         for module, mode in self.training.items():
             module.training = mode
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(n, S, S, 3) uint8 -> pooled features (n, D) float32 on the device, without a gradient."""
-        if self.cores == 1 or len(images) < self.cores:
-            return self._run(images)
-        return torch.cat(list(self.pool.map(self._run, images.chunk(self.cores))))
+        """(n, S, S, 3) uint8 -> pooled features (n, D) float32 on the device."""
+        return torch.cat(self.cores.map(self._run, images.chunk(self.cores.count)))
 
     @torch.no_grad()
     def _run(self, images: Tensor) -> Tensor:
@@ -94,7 +114,7 @@ def raw_features(
     """Pooled backbone features of this process's images, batch by batch and in order: (n, D) float32 on the device.
 
     Args:
-        encoder: see `InThreads`.
+        encoder: see `Trunk`.
         images: all of them are computed here.
         size: side of the evaluation view, in pixels.
         device: where to compute.
@@ -105,7 +125,7 @@ def raw_features(
     if workers is None:
         workers = 0 if images.in_memory and device.type == "cpu" else default_workers(device)
     loader = DataLoader(EvaluationViews(images, size), batch_size=batch, num_workers=workers, worker_init_fn=one_thread)
-    with InThreads(encoder, device, dtype) as run:
+    with Trunk(encoder, device, dtype) as run:
         for views in loader:
             yield run(views)
 

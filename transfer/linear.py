@@ -31,7 +31,8 @@ from transfer.classification import logistic, options, pictures
 from transfer.classification.data import ClassData, hold_out, load_class_data, source_names
 from transfer.classification.features import Extraction
 from transfer.classification.heads import load_head, per_class, predict, save_head, scores
-from transfer.classification.online import MODES, HeadOptim, Work, best_head, rates_in_words, train_heads
+from transfer.classification.loop import STATE, Work
+from transfer.classification.online import MODES, HeadOptim, best_head, rates_in_words, train_heads
 from transfer.classification.schedule import CropConfig
 from transfer.common import Metrics, Run, measure, read_checkpoint, summary, told
 
@@ -111,6 +112,7 @@ def measure_one(run: Run, data: ClassData, o: Namespace, device: torch.device) -
         save_head(folder / "head.pth", head, data.classes, run.backbone)
         table = pd.Series(per_class(ranked, labels, data.classes), name="top1").rename_axis("class")
         write_atomically(folder / "per_class.csv", table.to_csv)
+        (folder / STATE).unlink(missing_ok=True)
         if o.pictures and run.seed == o.seeds[0]:
             draw(folder, run, data, ranked, features)
     return scores(ranked, labels, data.classes), {"images": float(len(data.train) + len(data.test)), **chosen}
@@ -120,11 +122,11 @@ def cached_head(
     run: Run, data: ClassData, o: Namespace, extract: Extraction, network: nn.Module
 ) -> tuple[nn.Linear, dict[str, float]]:
     """Logistic regression on the features of the centre views; returns the head and what was chosen."""
-    fit, held = (torch.from_numpy(rows) for rows in hold_out(data.train.labels, run.seed))
+    held = torch.from_numpy(hold_out(data.train.labels, run.seed)[1])
     features = extract(run.backbone, network, data.train, data.train_name)
     labels = torch.from_numpy(data.train.labels)
     head, penalty, tried = logistic.fit(
-        features, labels, len(data.classes), fit, held, extract.device, o.penalties, tqdm.write
+        features, labels, len(data.classes), held, extract.device, o.penalties, tqdm.write
     )
     return head, {"penalty": penalty} | ({"held_out_top1": tried[penalty]} if tried else {})
 
