@@ -118,13 +118,13 @@ def _commits(rows: pd.DataFrame) -> str:
 
 def cost(rows: pd.DataFrame) -> Grid:
     """What each task costs, by backbone and device."""
-    grid = Grid("cost", "Cost", ["task", "backbone", "device", "runs", "seconds", "peak memory, MiB", "images/s"])
+    grid = Grid("cost", "Cost", ["task", "backbone", "device", "runs", "seconds", "GPU memory, MiB", "images/s"])
     runs = rows.drop_duplicates(["sha256", "task", "protocol", "seed"])
     runs = runs.assign(arch=[p.arch for p in runs["pretraining"]])
-    for column in ("cost_seconds", "cost_peak_mib", "cost_images"):
+    for column in ("cost_seconds", "cost_gpu_memory_bytes", "cost_images"):
         runs = runs if column in runs else runs.assign(**{column: float("nan")})
     for (task, protocol, arch, device), group in runs.groupby(["task", "protocol", "arch", "device"], sort=False):
-        seconds, memory = group["cost_seconds"].median(), group["cost_peak_mib"].median()
+        seconds, memory = group["cost_seconds"].median(), group["cost_gpu_memory_bytes"].median() / 2**20
         speed = (group["cost_images"] / group["cost_seconds"]).median()
         texts = [arch, device, str(len(group)), *("" if pd.isna(v) else f"{v:.0f}" for v in (seconds, memory, speed))]
         grid.rows.append((f"{TASKS[str(task)].title}: {protocol}", [Cell(text=str(text)) for text in texts]))

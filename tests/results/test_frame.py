@@ -53,7 +53,7 @@ def test_published_figures_have_sources_and_the_papers_own_are_complete() -> Non
     ours = papers[papers["method"] == "unimoco"]
     linear = ours[(ours["task"] == "imagenet-linear") & (ours["metric"] == "top1")]
     assert list(linear["value"]) == [71.1, 72.0, 75.1, 76.2, 76.4]  # README of the paper's repository
-    detection = ours[(ours["task"] == "coco-c4-1x") & (ours["metric"] == "bbox_AP")]
+    detection = ours[(ours["task"] == "coco-c4-1x") & (ours["metric"] == "bbox/AP")]
     assert list(detection["value"]) == [39.0, 39.3, 39.6, 39.8, 39.6]
     assert not papers.duplicated(["task", "method", "label_ratio", "epochs", "metric", "source", "note"]).any()
 
@@ -75,3 +75,11 @@ def test_stand_ins_name_tasks_that_papers_report() -> None:
 
 def test_a_record_without_epochs_still_has_a_row() -> None:
     assert Pretraining.of(record("swav", 0, {"top1": 0.5}).checkpoint).title == "swav"
+
+
+def test_every_task_that_has_a_configuration_is_known() -> None:
+    configs = Path(__file__).parents[2] / "transfer" / "configs"
+    files = [*(configs / "detection").glob("*.yaml"), *(configs / "segmentation").glob("*.py")]
+    tasks = {path.stem for path in files if not path.stem.startswith("base")}
+    assert len(tasks) > 15
+    assert tasks <= set(TASKS)
