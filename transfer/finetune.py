@@ -54,7 +54,7 @@ def plan(o: Namespace, seed: int, device: torch.device) -> Run:
     config["head"] = str(o.head) if o.head else None
     share = f"labels of {Path(o.labels.list).name}" if o.labels.list else f"{o.labels.ratio:.3g} of the labels"
     protocol = f"fine-tuning, {share}: SGD, {optim.in_words()}, weight decay {optim.weight_decay:g}, "
-    protocol += f"{crop.in_words()}, {optim.rates_in_words()}, last epoch; test centre crop, {size} px"
+    protocol += f"{crop.in_words()}, {optim.rates_in_words()}, last epoch; {options.fine_print(o, size, dtype)}"
     return Run(backbone, "finetune", protocol, seed, config, o.out)
 
 

@@ -76,7 +76,7 @@ def plan(o: Namespace, seed: int, device: torch.device) -> Run:
         how = f"{optim.optimizer.upper()}, base lr {rates}, {optim.in_words()}, {crop.in_words()}, last epoch"
         if len(optim.heads) > 1:
             how += f", best of {len(optim.heads)} heads on a held-out tenth of train"
-    protocol = f"linear, {o.mode}: {how}; pooled features, test centre crop, {size} px"
+    protocol = f"linear, {o.mode}: {how}; {options.fine_print(o, size, dtype)}"
     return Run(backbone, "linear", protocol, seed, config, o.out, ("scikit-learn",))
 
 

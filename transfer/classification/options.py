@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from converters import Backbone
 from pretrain.labels import LabelConfig
+from transfer.classification.data import source_names
 from transfer.common import Run, add_options
 
 RECIPES = Path(__file__).parents[1] / "configs" / "classification"
@@ -95,6 +96,13 @@ def view_size(options: Namespace, backbone: Backbone) -> int:
     if size < 1:
         raise ValueError(f"--size {size}: must be a positive number of pixels")
     return size
+
+
+def fine_print(options: Namespace, size: int, dtype: torch.dtype | None) -> str:
+    """What every protocol says at its end: data, feature layer, view, precision."""
+    train, test = source_names(options)
+    arithmetic = str(dtype or torch.float32).removeprefix("torch.")
+    return f"train {train}, test {test}; pooled features, centre view of {size} px in the test, {arithmetic}"
 
 
 def label_options(options: Namespace) -> dict[str, object]:
