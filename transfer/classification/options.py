@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 from converters import Backbone
 from pretrain.labels import LabelConfig
 from transfer.classification.data import source_names
+from transfer.classification.multilabel import voc_sources
 from transfer.common import Run, add_options
 
 RECIPES = Path(__file__).parents[1] / "configs" / "classification"
@@ -100,7 +101,7 @@ def view_size(options: Namespace, backbone: Backbone) -> int:
 
 def fine_print(options: Namespace, size: int, dtype: torch.dtype | None) -> str:
     """What every protocol says at its end: data, feature layer, view, precision."""
-    train, test = source_names(options)
+    train, test = voc_sources(options.data) or source_names(options)
     arithmetic = str(dtype or torch.float32).removeprefix("torch.")
     return f"train {train}, test {test}; pooled features, centre view of {size} px in the test, {arithmetic}"
 
