@@ -49,27 +49,35 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def begin(run: Run, resume: bool, eval_only: bool) -> Path | None:
-    """Prepare the run's folder; return its checkpoint to go on from, or None for a fresh start.
+def find_checkpoint(run: Run, resume: bool, eval_only: bool) -> Path | None:
+    """Return the checkpoint of the run to go on from, or None for a fresh start.
 
     Raises:
         ValueError: there is nothing to evaluate, or what is there was trained with other options.
     """
     checkpoint, told = newest_checkpoint(run.folder), run.folder / HASH
-    keep = checkpoint is not None and (resume or eval_only)
-    config_hash = run.record({"none": 0.0}, {}, torch.device("cpu")).config_hash
     if eval_only and checkpoint is None:
         raise ValueError(f"--eval-only: {run.folder} has no checkpoint; train first")
-    if keep and (not told.is_file() or told.read_text().strip() != config_hash):
+    if checkpoint is None or not (resume or eval_only):
+        return None
+    if not told.is_file() or told.read_text().strip() != config_hash(run):
         raise ValueError(f"{run.folder} was trained with other options: repeat those, or leave --resume out")
+    return checkpoint
+
+
+def config_hash(run: Run) -> str:
+    """Return the hash that the run's record will have."""
+    return run.record({"none": 0.0}, {}, torch.device("cpu")).config_hash
+
+
+def start_anew(run: Run) -> None:
+    """Take what an earlier run left out of the folder."""
     barrier()
-    if rank() == 0 and not keep:
-        run.folder.mkdir(parents=True, exist_ok=True)
+    if rank() == 0:
         for old in (*run.folder.glob("*.pth"), run.folder / POINTER, run.folder / "metrics.jsonl"):
             old.unlink(missing_ok=True)
-        write_text(told, config_hash + "\n")
+        write_text(run.folder / HASH, config_hash(run) + "\n")
     barrier()
-    return checkpoint if keep else None
 
 
 def iterations_done(checkpoint: Path | None) -> int:
@@ -103,9 +111,14 @@ def build(cfg: Config, run: Run, checkpoint: Path | None) -> Runner:
     if not torch.cuda.is_available():  # mmengine would name a GPU
         settings["model_wrapper_cfg"] = {"type": "MMDistributedDataParallel", "device_ids": None}
     try:
-        return RUNNERS.build(Config(settings, filename=cfg.filename))
+        runner = RUNNERS.build(Config(settings, filename=cfg.filename))
+        # Now, so that a mistake in any part is told before anything is trained or replaced.
+        _ = runner.train_loop, runner.val_loop  # properties that build
+        runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+        runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
     except (TypeError, KeyError, AssertionError) as error:
         raise ValueError(f"{cfg.filename}: mmseg cannot build it: {error}") from error
+    return runner
 
 
 def measure_one(cfg: Config, run: Run, trunk: Trunk, images: int, options: Any) -> tuple[Metrics, dict[str, float]]:
@@ -121,10 +134,12 @@ def measure_one(cfg: Config, run: Run, trunk: Trunk, images: int, options: Any) 
     Returns:
         Metrics of the last iteration, and what they cost.
     """
-    checkpoint = begin(run, options.resume, options.eval_only)
-    done, folder, began = iterations_done(checkpoint), RunFolder(run.folder), time.time()
+    checkpoint = find_checkpoint(run, options.resume, options.eval_only)
+    done, folder = iterations_done(checkpoint), RunFolder(run.folder)
     with quiet():
         runner = build(cfg, run, checkpoint)
+        if checkpoint is None:
+            start_anew(run)
         batch = cfg.train_dataloader.batch_size * runner.world_size
         seen = FiguresHook(folder, cfg.default_hooks.logger.interval, done, batch / images)
         shown = PicturesHook()
@@ -141,7 +156,7 @@ def measure_one(cfg: Config, run: Run, trunk: Trunk, images: int, options: Any) 
             folder.close()
     if rank() == 0:
         leave_pictures(run.folder, shown, runner.val_dataloader.dataset.metainfo)
-    return seen.metrics, {**cost(runner), "images": float(batch * (runner.max_iters - done)), "began": began}
+    return seen.metrics, {**cost(runner), "images": float(batch * (runner.max_iters - done))}
 
 
 def leave_pictures(folder: Path, shown: PicturesHook, metainfo: dict[str, Any]) -> None:

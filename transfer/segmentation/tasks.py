@@ -15,6 +15,8 @@ from mmengine.config import Config, DictAction
 from transfer.scaling import Schedule, comparison, for_devices
 from transfer.segmentation import FOLDER, task_names
 
+# Variables of a config file that have been copied to where they count: changing them later would change nothing.
+SHORTHANDS = ("norm_cfg", "train_pipeline", "test_pipeline", "metainfo", "crop_size", "dataset_type", "img_scale")
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
 
@@ -29,7 +31,10 @@ def read(task: str) -> Config:
         near = difflib.get_close_matches(task, task_names(), 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(f"--task {task}: there is none{hint} (one of {', '.join(task_names())}, or a config file)")
-    return Config.fromfile(path)
+    cfg = Config.fromfile(path)
+    for name in SHORTHANDS:
+        cfg.pop(name, None)
+    return cfg
 
 
 def override(cfg: Config, assignments: Sequence[str]) -> None:
@@ -126,9 +131,8 @@ def rescale(cfg: Config, processes: int, batch: int | None, accumulate: int, sca
 
 
 def mixed_precision(cfg: Config, cuda: bool) -> None:
-    """Train under autocast: float16 on a GPU, with its loss scaled, bfloat16 on the CPU."""
-    cfg.optim_wrapper.type = "AmpOptimWrapper"
-    cfg.optim_wrapper.dtype = "float16" if cuda else "bfloat16"
+    """Train under autocast: float16 on a GPU, with its loss scaled, bfloat16 on the CPU. Evaluation is in float32."""
+    cfg.optim_wrapper.type = "AmpOptimWrapper" if cuda else "CpuAmpOptimWrapper"
 
 
 def limit_workers(cfg: Config) -> None:

@@ -1,6 +1,8 @@
 """What all tasks share. Stock mmengine and mmseg, save for the metric, which keeps figures unrounded and by class."""
 
-custom_imports = dict(imports=["transfer.segmentation.metric"], allow_failed_imports=False)
+custom_imports = dict(
+    imports=["transfer.segmentation.metric", "transfer.segmentation.autocast"], allow_failed_imports=False
+)
 default_scope = "mmseg"
 env_cfg = dict(
     cudnn_benchmark=True, mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0), dist_cfg=dict(backend="nccl")

@@ -1,0 +1,236 @@
+"""The command on small data: public layouts, mistakes, records. Run by test_segment.py in a process of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from results.record import read
+from transfer.scenes import ensure_scenes
+from transfer.segment import main
+from transfer.segmentation import task_names
+
+ROOT = Path(__file__).parents[2]
+CLASSES = {"voc12aug": 21, "cityscapes": 19, "ade20k": 150}
+
+
+def write(path: Path, content: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(content).save(path)
+
+
+@pytest.fixture(scope="module")
+def public(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four images of noise to train on and two to evaluate, in the trees of VOC12aug, Cityscapes and ADE20K."""
+    root, rng = tmp_path_factory.mktemp("public"), np.random.default_rng(0)
+
+    def pair(image: Path, mask: Path, labels: int) -> None:
+        write(image, rng.integers(0, 256, (72, 96, 3), dtype=np.uint8))
+        content = rng.integers(0, labels, (72, 96), dtype=np.uint8)
+        content[:4] = 255 if labels < 150 else 0  # borders count for nothing
+        write(mask, content)
+
+    voc = root / "VOCdevkit" / "VOC2012"
+    for names, masks, numbers in (("train", "", (0, 1)), ("aug", "Aug", (2, 3)), ("val", "", (4, 5))):
+        for i in numbers:
+            pair(voc / f"JPEGImages/2007_{i}.jpg", voc / f"SegmentationClass{masks}/2007_{i}.png", 21)
+        (voc / "ImageSets" / "Segmentation").mkdir(parents=True, exist_ok=True)
+        (voc / f"ImageSets/Segmentation/{names}.txt").write_text("".join(f"2007_{i}\n" for i in numbers))
+    for split, other, count in (("train", "training", 4), ("val", "validation", 2)):
+        for i in range(count):
+            name, city = f"ulm_{i:06}_000019", root / "cityscapes"
+            mask = city / f"gtFine/{split}/ulm/{name}_gtFine_labelTrainIds.png"
+            pair(city / f"leftImg8bit/{split}/ulm/{name}_leftImg8bit.png", mask, 19)
+            ade = root / "ade" / "ADEChallengeData2016"
+            name = f"ADE_{split}_{i:08}"
+            pair(ade / f"images/{other}/{name}.jpg", ade / f"annotations/{other}/{name}.png", 151)
+    return root
+
+
+def small(task: str) -> list[str]:
+    """Two iterations at 64 pixels of a task that is otherwise as published."""
+    values = {"train_cfg.max_iters": 2, "train_cfg.val_interval": 2, "model.data_preprocessor.size": "(64,64)"}
+    crop, scale, resize = "3.crop_size=(64,64)", "2.scale=(96,72)", "1.scale=(96,72)"
+    inner = ["datasets.0.", "datasets.1."] if task.startswith("voc") else [""]
+    told = [f"train_dataloader.dataset.{which}pipeline.{value}" for which in inner for value in (crop, scale)]
+    if "16s" not in task:
+        told += [f"val_dataloader.dataset.pipeline.{resize}"]
+    if task == "cityscapes-fcn-40k":
+        values |= {"model.test_cfg.crop_size": "(64,64)", "model.test_cfg.stride": "(43,43)"}
+    return ["--batch", "2", "--cfg-options", *told, *(f"{key}={value}" for key, value in values.items())]
+
+
+@pytest.mark.parametrize("task", [name for name in task_names() if name != "fashion-fcn"])
+def test_each_published_task_trains_and_evaluates_in_its_layout(
+    task: str, public: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = tmp_path / "r.jsonl"
+    arguments = ["--ckpt", "random", "--task", task, "--data-root", str(public), "--records", str(records)]
+    assert main([*arguments, "--out", str(tmp_path / "out"), *small(task)]) == 0, capsys.readouterr().err
+    said = capsys.readouterr().out
+    assert "backbone: 318 of 318 tensors in the built model equal those of the checkpoint" in said
+    assert "SyncBN is BN here" in said
+    (record,) = read(records)
+    assert record.checkpoint["arch"] == "resnet50"
+    classes = CLASSES[task.split("-")[0]]
+    figures = record.metrics
+    assert len([name for name in figures if name.startswith("IoU/")]) == classes
+    assert figures["mIoU"] == pytest.approx(np.mean([v for k, v in figures.items() if k.startswith("IoU/")]))
+    assert 0 <= figures["mIoU"] <= figures["mAcc"] <= 1
+    (run,) = (tmp_path / "out").glob("*/*/seed0")
+    for name in ("vis/predictions.png", "curve.png"):
+        assert cv2.imread(str(run / name)) is not None
+    for name in ("config.yaml", "command.txt", "environment.json", "metrics.jsonl", f"{task}.py"):
+        assert (run / name).stat().st_size
+    assert list(run.glob("tensorboard/events*"))
+
+
+@pytest.fixture(scope="module")
+def garments(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("garments")
+    (root / "FashionMNIST").symlink_to(ROOT / "data" / "FashionMNIST")
+    ensure_scenes(root, train=16, val=4, size=48)
+    return root
+
+
+Command = Callable[..., int]
+
+
+@pytest.fixture
+def fashion(garments: Path, tmp_path: Path) -> Command:
+    """Two iterations of fashion-fcn on 16 scenes."""
+    sizes = ["scenes.train=16", "scenes.val=4", "scenes.size=48", "train_cfg.max_iters=2", "train_cfg.val_interval=2"]
+
+    def run(*more: str, options: tuple[str, ...] = ()) -> int:
+        where = {"data-root": garments, "out": tmp_path / "out", "records": tmp_path / "r.jsonl"}
+        places = [f"--{name}={value}" for name, value in where.items()]
+        fixed = ["--ckpt", "random", "--task", "fashion-fcn", "--batch", "4", "--no-scale"]
+        return main([*fixed, *places, *more, "--cfg-options", *sizes, *options])
+
+    return run
+
+
+def test_a_run_is_measured_once_resumed_and_evaluated_again(
+    fashion: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = tmp_path / "r.jsonl"
+    assert fashion("--eval-only") == 2
+    assert "has no checkpoint; train first" in capsys.readouterr().err
+    assert fashion("--seeds", "0", "1") == 0
+    assert "std (n = 2)" in capsys.readouterr().out
+    assert fashion("--seeds", "0") == 0
+    assert "on record" in capsys.readouterr().out
+    one, other = read(records)
+    assert one.key != other.key
+    assert {"seconds", "seconds_per_iteration", "data_share", "peak_mib", "images"} <= one.cost.keys()
+    assert one.environment["versions"]["onedl-mmsegmentation"]
+    assert fashion("--eval-only", "--force") == 0
+    assert read(records)[-1].metrics == one.metrics
+    assert fashion("--resume", options=("optim_wrapper.optimizer.lr=0.5",)) == 2
+    assert "was trained with other options" in capsys.readouterr().err
+    assert len(read(records)) == 3
+
+
+def test_mixed_precision_and_accumulation_train(fashion: Command, tmp_path: Path) -> None:
+    assert fashion("--amp", "--accumulate", "2") == 0
+    (record,) = read(tmp_path / "r.jsonl")
+    assert record.config["optim_wrapper"]["type"] == "CpuAmpOptimWrapper"
+    assert record.config["batch"] == 4
+    assert "of 4" in record.protocol
+
+
+def test_a_loss_that_is_no_number_stops(fashion: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fashion(options=("optim_wrapper.optimizer.lr=1e38", "train_cfg.max_iters=9")) == 2
+    error = capsys.readouterr().err
+    assert "the loss is " in error.splitlines()[-1]
+    assert "a lower lr may help" in error
+    assert not (tmp_path / "r.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "options", "message"),
+    [
+        (["--ckpt=/no/such.pth"], (), "/no/such.pth"),
+        (["--task=fashion-fnc"], (), "did you mean fashion-fcn?"),
+        (["--batch=0"], (), "--batch 0: must be a multiple"),
+        (["--accumulate=0"], (), "--accumulate 0: must be at least 1"),
+        (["--launcher=mpi"], (), "--launcher mpi: must be one of auto, none, pytorch, slurm"),
+        (["--launcher=pytorch"], (), "torchrun has not started this"),
+        (["--launcher=slurm"], (), "srun has not started this"),
+        (["--resume", "--force"], (), "leave one of them out"),
+        ([], ("model.decode_head.num_classes=7",), "model.decode_head.num_classes=7"),
+        ([], ("model.decode_head.num_convolutions=7",), "num_convolutions"),
+        ([], ("train_cfg.max_iter=7",), "max_iter"),
+        (["--task=cityscapes-fcn-40k"], (), "Expected below it: cityscapes/leftImg8bit/{train,val}/CITY/"),
+        (["--task=voc12aug-fcn-20k"], (), "VOCdevkit/VOC2012/SegmentationClassAug/*.png"),
+        (["--task=ade20k-upernet-80k"], (), "ADEChallengeData2016.zip"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    wrong: list[str], options: tuple[str, ...], message: str, fashion: Command, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    for name in ("RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    other = any(word.startswith("--task") for word in wrong)
+    assert (bare(wrong, tmp_path) if other else fashion(*wrong, options=options)) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "r.jsonl").exists()
+
+
+def bare(arguments: list[str], root: Path) -> int:
+    return main(["--ckpt", "random:resnet18", "--data-root", str(root), "--records", str(root / "r.jsonl"), *arguments])
+
+
+def test_a_foreign_file_is_told(fashion: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"state_dict": {"transformer.0.weight": torch.zeros(3)}}, tmp_path / "foreign.pth")
+    assert fashion(f"--ckpt={tmp_path / 'foreign.pth'}") == 2
+    error = capsys.readouterr().err
+    assert "foreign.pth" in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_missing_mmseg_is_told(
+    fashion: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "mmseg" else real(name, *rest))
+    assert fashion() == 2
+    assert capsys.readouterr().err.strip() == "segment: error: mmseg is not installed: bash setup.sh installs it"
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda voc: (voc / "SegmentationClass/2007_4.png").unlink(), "1 of 4 files are missing"),
+        (lambda voc: write(voc / "SegmentationClass/2007_0.png", np.full((72, 96), 30, np.uint8)), "labels [30]"),
+        (lambda voc: write(voc / "SegmentationClassAug/2007_3.png", np.zeros((9, 9, 3), np.uint8)), "is no mask"),
+    ],
+)
+def test_data_that_do_not_fit_are_told(
+    break_it: Callable[[Path], None], message: str, public: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(public / "VOCdevkit", tmp_path / "VOCdevkit")
+    break_it(tmp_path / "VOCdevkit" / "VOC2012")
+    assert bare(["--task", "voc12aug-fcn-20k", "--out", str(tmp_path / "out")], tmp_path) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_check_says_what_works(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--check"]) == 0
+    said = capsys.readouterr().out
+    assert "onedl-mmsegmentation" in said
+    assert "a training step of an FCN" in said

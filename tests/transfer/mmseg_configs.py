@@ -1,0 +1,219 @@
+"""Resolved configs against the protocols, and what options make of them. Run by test_segment.py in its own process."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from jsonargparse import Namespace
+from mmseg.registry import MODELS
+from mmseg.utils import register_all_modules
+
+from converters import VerificationError, trunk_of
+from transfer.common import read_checkpoint
+from transfer.segment import parser
+from transfer.segmentation import session, task_names, tasks
+
+register_all_modules()
+CPU = session.join("none")
+D8 = {"strides": (1, 2, 1, 1), "dilations": (1, 1, 2, 4), "contract_dilation": True}
+POLY = {"lr": 0.01, "weight_decay": 5e-4, "scheduler": "PolyLR", "power": 0.9, "eta_min": 1e-4}
+HEAD = {"type": "FCNHead", "channels": 512, "num_convs": 2, "concat_input": True, "dropout_ratio": 0.1}
+AUXILIARY = {"type": "FCNHead", "channels": 256, "num_convs": 1, "in_index": 2, "weight": 0.4}
+D16 = {"strides": (1, 2, 2, 1), "dilations": (1, 1, 1, 2), "contract_dilation": False}
+MOCO = {"type": "FCNHead", "channels": 256, "num_convs": 2, "dilation": 6, "concat_input": False, "dropout_ratio": 0}
+MOCO_TRANSFORMS = ["RandomResize", "RandomCrop", "RandomFlip"]
+TRANSFORMS = [*MOCO_TRANSFORMS, "PhotoMetricDistortion"]
+# iterations, batch, crop, classes, align_corners, test, backbone, head, auxiliary, optimiser, transforms
+PROTOCOLS: dict[str, tuple[Any, ...]] = {
+    # DenseCL: VOC12+aug 512, 20k, 16; Cityscapes 769, 40k, 8, slide 769/513; ADE20K 512, 80k, 16
+    "voc12aug-fcn-20k": (20000, 16, 512, 21, False, "whole", D8, HEAD, AUXILIARY, POLY, TRANSFORMS),
+    "cityscapes-fcn-40k": (40000, 8, 769, 19, True, "slide", D8, HEAD, AUXILIARY, POLY, TRANSFORMS),
+    "ade20k-fcn-80k": (80000, 16, 512, 150, False, "whole", D8, HEAD, AUXILIARY, POLY, TRANSFORMS),
+    # MoCo, appendix A.5: crop 513 / 769, batch 16, lr .003 / .01, 30k / 90k, x0.1 at 70 % and 90 %, wd 1e-4
+    "voc12aug-fcn16s-30k": (
+        30000, 16, 513, 21, True, "whole", D16, MOCO, None,
+        {"lr": 0.003, "weight_decay": 1e-4, "scheduler": "MultiStepLR", "milestones": [21000, 27000], "gamma": 0.1},
+        MOCO_TRANSFORMS,
+    ),
+    "cityscapes-fcn16s-90k": (
+        90000, 16, 769, 19, True, "whole", D16, MOCO, None,
+        {"lr": 0.01, "weight_decay": 1e-4, "scheduler": "MultiStepLR", "milestones": [63000, 81000], "gamma": 0.1},
+        MOCO_TRANSFORMS,
+    ),
+    # mmseg's zoo
+    "voc12aug-deeplabv3-20k": (
+        20000, 16, 512, 21, False, "whole", D8, {"type": "ASPPHead", "channels": 512, "dilations": (1, 12, 24, 36)},
+        AUXILIARY, POLY, TRANSFORMS,
+    ),
+    "ade20k-upernet-80k": (
+        80000, 16, 512, 150, False, "whole", {"strides": (1, 2, 2, 2), "dilations": (1, 1, 1, 1)},
+        {"type": "UPerHead", "channels": 512, "pool_scales": (1, 2, 3, 6)}, AUXILIARY, POLY, TRANSFORMS,
+    ),
+}  # fmt: skip
+BASE_SCALES = {"voc12aug": (2048, 512), "ade20k": (2048, 512), "cityscapes-fcn": (2049, 1025)}
+
+
+def resolve(task: str, *options: str, arch: str = "resnet50") -> session.Plan:
+    parsed: Namespace = parser().parse_args(["--task", task, *options])
+    return session.resolve(parsed, read_checkpoint(f"random:{arch}", 0), CPU)
+
+
+def pipeline(loader: Any) -> dict[str, Any]:
+    (steps, *others) = [dataset.pipeline for dataset in tasks.datasets(loader)]
+    assert all(other == steps for other in others)
+    return {step.type: step for step in steps}
+
+
+def holds(found: Any, wanted: dict[str, Any]) -> None:
+    for name, value in wanted.items():
+        own = found.loss_decode.loss_weight if name == "weight" else found[name]
+        assert (tuple(own) if isinstance(value, tuple) else own) == value, name
+
+
+def test_every_task_is_compared() -> None:
+    assert set(PROTOCOLS) | {"fashion-fcn"} == set(task_names())
+
+
+@pytest.mark.parametrize("task", PROTOCOLS)
+def test_a_resolved_config_is_its_protocol(task: str) -> None:
+    iterations, batch, crop, classes, corners, mode, backbone, head, auxiliary, optimiser, transforms = PROTOCOLS[task]
+    cfg = resolve(task, "--batch", str(batch)).cfg  # the published batch on one device: nothing is scaled
+    assert (cfg.train_cfg.max_iters, cfg.train_dataloader.batch_size) == (iterations, batch)
+    assert tuple(cfg.model.data_preprocessor.size) == (crop, crop)
+    holds(cfg.model.backbone, {"type": "ResNet", "depth": 50, "style": "pytorch", "frozen_stages": -1, **backbone})
+    assert cfg.model.backbone.norm_eval is False
+    assert cfg.model.pretrained is None
+    holds(cfg.model.decode_head, {**head, "num_classes": classes, "align_corners": corners})
+    assert ("auxiliary_head" in cfg.model) == (auxiliary is not None)
+    if auxiliary:
+        holds(cfg.model.auxiliary_head, {**auxiliary, "num_classes": classes, "align_corners": corners})
+    holds(cfg.model.data_preprocessor, {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]})
+    assert cfg.model.data_preprocessor.bgr_to_rgb is True
+    assert cfg.model.test_cfg.mode == mode
+    if mode == "slide":
+        holds(cfg.model.test_cfg, {"crop_size": (769, 769), "stride": (513, 513)})
+    holds(cfg.optim_wrapper.optimizer, {"type": "SGD", "momentum": 0.9, "lr": optimiser["lr"]})
+    assert cfg.optim_wrapper.optimizer.weight_decay == optimiser["weight_decay"]
+    (schedule,) = cfg.param_scheduler
+    assert schedule.type == optimiser["scheduler"]
+    holds(schedule, {k: v for k, v in optimiser.items() if k not in ("lr", "weight_decay", "scheduler")})
+    assert schedule.get("end", iterations) == iterations
+    steps = pipeline(cfg.train_dataloader)
+    assert [
+        name for name in steps if name not in ("LoadImageFromFile", "LoadAnnotations", "PackSegInputs")
+    ] == transforms
+    assert tuple(steps["RandomCrop"].crop_size) == (crop, crop)
+    assert steps["RandomCrop"].get("cat_max_ratio") == (0.75 if auxiliary else None)
+    assert tuple(steps["RandomResize"].ratio_range) == (0.5, 2.0)
+    for start, scale in BASE_SCALES.items():
+        if task.startswith(start) and auxiliary:
+            assert tuple(steps["RandomResize"].scale) == tuple(pipeline(cfg.val_dataloader)["Resize"].scale) == scale
+    if not auxiliary:
+        assert "Resize" not in pipeline(cfg.val_dataloader), "MoCo evaluates at the original size"
+    assert all(
+        dataset.get("reduce_zero_label", False) == (classes == 150) for dataset in tasks.datasets(cfg.val_dataloader)
+    )
+
+
+def test_one_device_takes_a_quarter_of_the_batch_and_four_times_as_long() -> None:
+    plan = resolve("voc12aug-fcn-20k")
+    assert (plan.batch, plan.cfg.train_dataloader.batch_size, plan.cfg.train_cfg.max_iters) == (4, 4, 80000)
+    assert plan.cfg.optim_wrapper.optimizer.lr == pytest.approx(0.0025)
+    (schedule,) = plan.cfg.param_scheduler
+    assert (schedule.end, schedule.eta_min) == (80000, pytest.approx(0.25e-4))
+    assert plan.cfg.train_cfg.val_interval == 8000
+    assert "20000" in plan.notes[0]
+    assert "80000" in plan.notes[0]
+    assert any("SyncBN is BN" in note for note in plan.notes)
+    moco = resolve("cityscapes-fcn16s-90k").cfg
+    assert moco.param_scheduler[0].milestones == [8 * 63000, 8 * 81000]
+
+
+def test_accumulated_gradients_keep_the_published_schedule() -> None:
+    plan = resolve("cityscapes-fcn-40k", "--accumulate", "4")
+    assert (plan.batch, plan.cfg.train_dataloader.batch_size) == (8, 2)
+    assert plan.cfg.optim_wrapper.optimizer.lr == 0.01
+    assert plan.cfg.optim_wrapper.accumulative_counts == 4
+    assert plan.cfg.train_cfg.max_iters == plan.cfg.param_scheduler[0].end == 160000  # mmengine counts batches
+    assert "40000 iterations of 8" in tasks.protocol(plan.cfg, plan.batch)
+
+
+def test_no_scale_changes_nothing_but_the_batch() -> None:
+    cfg = resolve("voc12aug-fcn-20k", "--no-scale").cfg
+    assert (cfg.train_dataloader.batch_size, cfg.train_cfg.max_iters) == (4, 20000)
+    assert cfg.optim_wrapper.optimizer.lr == 0.01
+    assert cfg.param_scheduler[0].eta_min == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("arch", "widths"), [("resnet18", (256, 512)), ("resnet34", (256, 512)), ("resnet101", (1024, 2048))]
+)
+def test_heads_take_the_widths_of_the_backbone(arch: str, widths: tuple[int, int]) -> None:
+    cfg = resolve("voc12aug-fcn-20k", arch=arch).cfg
+    assert (cfg.model.auxiliary_head.in_channels, cfg.model.decode_head.in_channels) == widths
+    assert cfg.model.backbone.depth == int(arch.removeprefix("resnet"))
+    upernet = resolve("ade20k-upernet-80k", arch=arch).cfg.model.decode_head.in_channels
+    assert upernet == [widths[1] // 8, widths[1] // 4, widths[1] // 2, widths[1]]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("model.backbone.type=ResNetV1c", "model.backbone.type='ResNetV1c': random:resnet50?seed=0 needs 'ResNet'"),
+        ("model.backbone.style=caffe", "model.backbone.style"),
+        ("model.backbone.frozen_stages=1", "model.backbone.frozen_stages"),
+        ("model.data_preprocessor.bgr_to_rgb=False", "model.data_preprocessor.bgr_to_rgb"),
+        ("model.data_preprocessor.mean=[0,0,0]", "model.data_preprocessor.mean"),
+        ("train_cfg.max_iter=2", None),  # taken: the loop's constructor refuses it
+        ("optim_wraper.optimizer.lr=1", "did you mean optim_wrapper"),
+        ("train_dataloader.batchsize=1", "did you mean batch_size"),
+        ("train_pipeline=[]", "no such key"),
+        ("param_scheduler.3.end=1", "no param_scheduler.3"),
+        ("lr", "must be KEY=VALUE"),
+    ],
+)
+def test_an_override_that_would_do_nothing_or_harm_is_refused(option: str, message: str | None) -> None:
+    if message is None:
+        resolve("voc12aug-fcn-20k", "--cfg-options", option)
+        return
+    with pytest.raises(ValueError, match=re.escape(message)):
+        resolve("voc12aug-fcn-20k", "--cfg-options", option)
+
+
+def test_overrides_reach_into_lists() -> None:
+    plan = resolve("voc12aug-fcn-20k", "--cfg-options", "param_scheduler.0.end=7", "model.backbone.with_cp=True")
+    assert plan.cfg.param_scheduler[0].end == 7
+    assert plan.cfg.model.backbone.with_cp is True
+
+
+def test_figures_do_not_depend_on_paths_and_workers() -> None:
+    one = resolve("ade20k-fcn-80k")
+    other = resolve("ade20k-fcn-80k", "--cfg-options", "train_dataloader.num_workers=9", "train_cfg.val_interval=5")
+    third = resolve("ade20k-fcn-80k", "--cfg-options", "optim_wrapper.optimizer.lr=1")
+    told = [tasks.figures_depend_on(plan.cfg, plan.batch) for plan in (one, other, third)]
+    assert told[0] == told[1] != told[2]
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnext50_32x4d", "resnet50d"])
+def test_other_networks_arrive_whole(arch: str) -> None:
+    plan = resolve("voc12aug-fcn16s-30k", arch=arch)
+    model = MODELS.build(plan.cfg.model)
+    assert plan.trunk.load(model) == len(plan.trunk.backbone.tensors)
+    with torch.no_grad():
+        next(model.backbone.layer4[0].bn1.parameters())[3] += 1
+    with pytest.raises(VerificationError, match=r"layer4\.0\.bn1\.weight"):
+        plan.trunk.backbone.compare(trunk_of(model.state_dict(), "openmmlab"))
+
+
+def test_a_network_that_mmseg_does_not_have_is_told() -> None:
+    with pytest.raises(ValueError, match="openmmlab builds no wide_resnet50_2"):
+        resolve("voc12aug-fcn-20k", arch="wide_resnet50_2")
+
+
+def test_a_model_with_another_trunk_stops() -> None:
+    plan = resolve("voc12aug-fcn-20k", "--cfg-options", "model.backbone.base_channels=32", arch="resnet18")
+    with pytest.raises(VerificationError, match="different"):
+        plan.trunk.load(MODELS.build(plan.cfg.model))

@@ -1,0 +1,147 @@
+"""Segmentation. What needs mmseg runs in processes of its own: it does not go together with detectron2."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from results.record import read
+from transfer.segmentation import FOLDER, task_names
+from transfer.segmentation.pictures import learning_curve, overlay, predictions
+
+ROOT = Path(__file__).parents[2]
+ENTRY = str(ROOT / "transfer" / "segment.py")
+INSIDE = sorted(Path(__file__).parent.glob("mmseg_*.py"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", INSIDE, ids=lambda path: path.stem)
+def test_inside_mmseg(file: Path) -> None:
+    """Runs the tests of a file that imports mmseg."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", str(file), "-q", "-p", "no:cacheprovider"],
+        cwd=ROOT, capture_output=True, text=True, timeout=900, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+@pytest.fixture
+def garments(tmp_path: Path) -> Path:
+    """A data root with Fashion-MNIST, from which the scenes are made."""
+    (tmp_path / "FashionMNIST").symlink_to(ROOT / "data" / "FashionMNIST")
+    return tmp_path
+
+
+def command(root: Path, out: str, *more: str) -> list[str]:
+    """Eight iterations with a ResNet-18 on 16 scenes, a checkpoint after every second."""
+    sizes = {
+        "scenes.train": 16, "scenes.val": 4, "scenes.size": 48, "train_cfg.max_iters": 8, "train_cfg.val_interval": 4,
+        "param_scheduler.0.end": 8, "default_hooks.checkpoint.interval": 2, "default_hooks.logger.interval": 1,
+        "model.data_preprocessor.size": "(32,32)", "train_dataloader.dataset.pipeline.2.scale": "(48,48)",
+        "train_dataloader.dataset.pipeline.3.crop_size": "(32,32)",
+    }  # fmt: skip
+    values = [f"{key}={value}" for key, value in sizes.items()]
+    return [
+        ENTRY, "--ckpt", "random", "--task", "fashion-fcn", "--batch", "4", "--no-scale", "--data-root", str(root),
+        "--out", str(root / out), "--records", str(root / f"{out}.jsonl"), "--cfg-options", *values, *more,
+    ]  # fmt: skip
+
+
+def run(arguments: list[str], *launcher: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *launcher, *arguments], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True,
+        text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_in_the_same_bits(garments: Path) -> None:
+    whole = run(command(garments, "whole"))
+    assert whole.returncode == 0, whole.stderr
+    process = subprocess.Popen(
+        [sys.executable, *command(garments, "killed")], env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.time() + 200
+    while not list(garments.glob("killed/*/*/*/last_checkpoint")):
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.time() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (garments / "killed.jsonl").exists()
+    resumed = run([*command(garments, "killed"), "--resume"])
+    assert resumed.returncode == 0, resumed.stderr
+    assert "backbone:" not in resumed.stdout, "the backbone was loaded over trained weights"
+    states = []
+    for name in ("whole", "killed"):
+        (file,) = garments.glob(f"{name}/*/*/*/iter_8.pth")
+        states.append(torch.load(file, weights_only=False)["state_dict"])  # mmengine's own, made a minute ago
+    assert states[0].keys() == states[1].keys()
+    different = [key for key in states[0] if not torch.equal(states[0][key], states[1][key])]
+    assert not different, f"{len(different)} of {len(states[0])} tensors differ, {different[:3]}"
+    (one,), (other,) = (read(garments / f"{name}.jsonl") for name in ("whole", "killed"))
+    assert one.metrics == other.metrics
+    assert one.key == other.key
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+def test_two_processes_make_one_record(garments: Path) -> None:
+    arguments = command(garments, "two", "train_cfg.max_iters=2", "train_cfg.val_interval=2")
+    done = run(arguments, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    assert done.returncode == 0, done.stderr
+    (record,) = read(garments / "two.jsonl")
+    assert record.config["batch"] == 4
+    assert record.environment["processes"] == 2
+    assert "each process has statistics of its own" in done.stdout
+    assert done.stdout.count("metric ") == 1, "the table is printed once"
+
+
+def test_a_mistake_is_one_line_and_nothing_is_written(tmp_path: Path) -> None:
+    done = run([*command(tmp_path, "out"), "--ckpt", "/no/such/file.pth"])
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "/no/such/file.pth" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_task_opens_with_command_cost_and_published_figures() -> None:
+    assert len(task_names()) == 8
+    for name in task_names():
+        opening = (FOLDER / f"{name}.py").read_text().split('"""')[1]
+        for part in ("transfer/segment.py --ckpt", f"--task {name}", "\nCost:", "\nPublished"):
+            assert part in opening, f"{name} lacks {part}"
+
+
+def test_an_overlay_shows_classes_and_leaves_the_rest_grey() -> None:
+    image = np.full((2, 3, 3), (30, 60, 90), np.uint8)
+    labels = np.array([[0, 1, 255], [2, 1, 0]])
+    palette = np.array([[0, 0, 0], [200, 0, 0], [0, 100, 0]], np.uint8)
+    shown = overlay(image, labels, palette, strength=0.5)
+    assert shown[0, 0].tolist() == shown[0, 2].tolist() == [60, 60, 60]
+    assert shown[0, 1].tolist() == [130, 30, 30]
+    assert shown[1, 0].tolist() == [30, 80, 30]
+
+
+def test_pictures_are_written(tmp_path: Path) -> None:
+    import cv2
+
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((20, 30, 3), np.uint8))
+    truth, found = np.zeros((20, 30), np.uint8), np.ones((20, 30), np.uint8)
+    truth[0] = 255
+    predictions(
+        [(str(tmp_path / "a.png"), truth, found)], ["x", "y"], [[0, 0, 0], [9, 9, 9]], tmp_path / "vis" / "p.png"
+    )
+    (tmp_path / "m.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 1, "val/mIoU": 0.1}\n')
+    learning_curve(tmp_path / "m.jsonl", tmp_path / "curve.png")
+    for name in ("vis/p.png", "curve.png"):
+        assert cv2.imread(str(tmp_path / name)) is not None
