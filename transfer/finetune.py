@@ -35,8 +35,8 @@ def parser() -> ArgumentParser:
     """The options."""
     p = options.classification_parser("finetune", __doc__)
     p.set_defaults({"precision": "auto"})
-    p.add_dataclass_arguments(TuneOptim, "optim")
-    p.add_dataclass_arguments(CropConfig, "crop", help="training views")
+    p.add_class_arguments(TuneOptim, "optim")
+    p.add_class_arguments(CropConfig, "crop")
     p.add_argument("--head", type=Path | None, help="a head.pth of linear.py to start from, in place of a random one")
     p.add_argument("--resume", action="store_true", help="go on after the last whole epoch of the run")
     return p

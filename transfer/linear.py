@@ -43,8 +43,8 @@ def parser(mode: str = "moco") -> ArgumentParser:
     """The options; those of --optim start from the mode's."""
     p = options.classification_parser("linear", __doc__)
     p.add_argument("--mode", choices=[CACHED, *MODES], default=CACHED, help="how the head is trained")
-    p.add_dataclass_arguments(HeadOptim, "optim", default=MODES.get(mode, HeadOptim()), help="all modes but `cached`")
-    p.add_dataclass_arguments(CropConfig, "crop", help="training views of all modes but `cached`")
+    p.add_class_arguments(HeadOptim, "optim", default=asdict(MODES.get(mode, HeadOptim())))
+    p.add_class_arguments(CropConfig, "crop")
     p.add_argument(
         "--penalties", type=list[float], default=list(logistic.PENALTIES), help="of mode `cached`, to choose from"
     )

@@ -6,77 +6,161 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-import cv2
 import pytest
+import torch
 
+import transfer.knn
 from pretrain.images import load_images
+from pretrain.knn import accuracy, extract_features, knn_predict
 from results.record import read
-from transfer.knn import main
+from tests.pretrain.gloo import run_two
+from tests.transfer.garments import ROOT, arguments, write_garments
+from transfer.common import read_checkpoint
+from transfer.knn import main, parser, plan
 
-ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def garments(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Trousers and bags, which random features tell apart: 40 to vote, 20 to classify."""
-    images = load_images(["fashion:test"], root=str(ROOT / "data"))
-    path = tmp_path_factory.mktemp("garments")
-    for label in (1, 8):
-        for split, places in (("bank", slice(0, 20)), ("queries", slice(20, 30))):
-            (path / split / str(label)).mkdir(parents=True)
-            for i in (images.labels == label).nonzero()[0][places]:
-                cv2.imwrite(str(path / split / str(label) / f"{i}.png"), images.read(int(i)))
-    return path
+    return write_garments(tmp_path_factory.mktemp("garments"))
 
 
-def options(garments: Path, records: Path) -> list[str]:
-    values = {
-        "ckpt": "random:resnet18", "bank": garments / "bank", "queries": garments / "queries", "size": 32,
-        "k": "[1, 5]", "records": records, "device": "cpu",
-    }  # fmt: skip
-    return [f"--{name}={value}" for name, value in values.items()]
+def options(garments: Path, to: Path, **more: object) -> list[str]:
+    return arguments(garments, to, **{"k": "[1, 5]", **more})
 
 
 def test_a_random_network_is_measured_and_recorded_once(garments: Path, tmp_path: Path) -> None:
-    records = tmp_path / "knn.jsonl"
     for _ in range(2):
-        assert main(options(garments, records)) == 0
-    (record,) = read(records)
+        assert main(options(garments, tmp_path)) == 0
+    (record,) = read(tmp_path / "records.jsonl")
     assert record.metrics.keys() == {"knn_top1_k1", "knn_top1_k5"}
     assert record.metrics["knn_top1_k5"] > 0.9
     assert record.checkpoint["arch"] == "resnet18"
-    assert main([*options(garments, records), "--force"]) == 0
-    assert main([*options(garments, records), "--seeds", "1"]) == 0
-    one, again, other = read(records)
+    assert main([*options(garments, tmp_path), "--force"]) == 0
+    assert main([*options(garments, tmp_path), "--seeds", "1"]) == 0
+    one, again, other = read(tmp_path / "records.jsonl")
     assert one.key == again.key != other.key
     assert one.metrics == again.metrics
+
+
+def test_what_is_on_record_from_before_stays_on_record() -> None:
+    """The options of older records resolve to the same configuration."""
+    kept = [record for record in read(ROOT / "results" / "records" / "knn.jsonl") if record.task == "knn"]
+    assert kept
+    defaults = parser().parse_args(["--ckpt=random:resnet18", "--size=32"])
+    assert plan(defaults, 0, CPU).config == kept[0].config
+
+
+def top1(garments: Path, leave_one_out: bool, k: int, temperature: float) -> float:
+    network = read_checkpoint("random:resnet18", 0).build()
+    bank, queries = (load_images([str(garments / split)]) for split in ("train", "test"))
+    queries = bank if leave_one_out else queries
+    features = [extract_features(network, images, 32, CPU, workers=0) for images in (bank, queries)]
+    labels = [torch.from_numpy(images.labels) for images in (bank, queries)]
+    ranked = knn_predict(features[0], labels[0], features[1], 2, (k,), temperature, leave_one_out=leave_one_out)
+    return accuracy(ranked[k], labels[1])
+
+
+def test_every_k_and_t_equal_the_plain_classifier(garments: Path, tmp_path: Path) -> None:
+    assert main(options(garments, tmp_path, k="[1, 39]", temperature="[0.01, 1]")) == 0
+    (record,) = read(tmp_path / "records.jsonl")
+    expected = {
+        f"knn_T{t:g}_top1_k{k}": top1(garments, False, k, t) for t in (0.01, 1.0) for k in (1, 39)
+    }  # fmt: skip
+    assert record.metrics == pytest.approx(expected)
+
+
+def test_train_and_test_alike_means_leave_one_out(garments: Path, tmp_path: Path) -> None:
+    train = garments / "train"
+    assert main(options(garments, tmp_path, data=train, test=train, k="[1, 39]")) == 0
+    (record,) = read(tmp_path / "records.jsonl")
+    assert "leave one out" in record.protocol
+    assert record.metrics["knn_top1_k39"] == pytest.approx(top1(garments, True, 39, 0.07))
+    assert record.metrics["knn_top1_k1"] < 1
+
+
+@pytest.mark.parametrize("store", ["fp16", "bf16"])
+def test_a_bank_in_half_precision_is_said_and_near(store: str, garments: Path, tmp_path: Path) -> None:
+    assert main(options(garments, tmp_path, store=store)) == 0
+    (record,) = read(tmp_path / "records.jsonl")
+    assert f"{store} bank" in record.protocol
+    assert record.metrics["knn_top1_k5"] == pytest.approx(top1(garments, False, 5, 0.07), abs=0.051)  # one image
+    (kept,) = {path.stat().st_size for path in (tmp_path / "cache").glob("*.features") if path.stat().st_size > 30000}
+    assert kept == 40 * 512 * 2
+
+
+def test_the_picture_is_drawn(garments: Path, tmp_path: Path) -> None:
+    assert main(options(garments, tmp_path, pictures="true")) == 0
+    (picture,) = (tmp_path / "out").rglob("neighbours.png")
+    assert picture.stat().st_size > 5000
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("leave_one_out", [False, True])
+def test_two_processes_share_the_bank_and_find_the_same(leave_one_out: bool, tmp_path: Path) -> None:
+    garments = write_garments(tmp_path / "odd", train=20, test=5)
+    next((garments / "train" / "1").iterdir()).unlink()  # 39 bank images: unequal parts
+    (next((garments / "test" / "1").iterdir())).unlink()
+    k = "[1, 5, 38]"
+    test = {"data": garments / "train", "test": garments / "train"} if leave_one_out else {}
+    assert main(options(garments, tmp_path / "one", k=k, **test)) == 0
+    (alone,) = read(tmp_path / "one" / "records.jsonl")
+    results = run_two(shared, str(garments), str(tmp_path / "two"), k, leave_one_out)
+    assert [result["status"] for result in results] == [0, 0]
+    (together,) = read(tmp_path / "two" / "records.jsonl")  # one process writes
+    assert together.metrics == pytest.approx(alone.metrics)
+    parts = sorted(path.stat().st_size // 2048 for path in (tmp_path / "two" / "cache").glob("*.features"))
+    assert parts == ([19, 20] if leave_one_out else [4, 5, 19, 20])
+
+
+def shared(garments: str, to: str, k: str, leave_one_out: bool) -> dict[str, Any]:
+    """The command as one of two processes; the process group is there already and must outlive it."""
+    transfer.knn.start, transfer.knn.stop = (lambda device: torch.device(device)), (lambda: None)  # type: ignore[assignment]
+    test = {"data": f"{garments}/train", "test": f"{garments}/train"} if leave_one_out else {}
+    return {"status": main(options(Path(garments), Path(to), k=k, **test))}
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         (["--ckpt=/no/such.pth"], "/no/such.pth"),
-        (["--bank=/no/such/folder"], "/no/such/folder: no such file or folder"),
+        (["--data=/no/such/folder", "--test=fashion:test"], "/no/such/folder: no such file or folder"),
+        (["--data=/no/such/folder"], "--test is missing"),
         (["--k=[41]"], "k=41: must lie between 1 and the 40 images"),
-        (["--queries=fashion:test"], "have different classes"),
+        (["--temperature=0"], "--temperature 0.0: must be above 0"),
+        (["--size=0"], "--size 0: must be a positive number"),
+        (["--test=fashion:test"], "have different classes"),
+        (["--recipe=imagenet_kn"], "did you mean imagenet_knn?"),
+        (["--labels.ratio=0"], "none of the 40 training images"),
     ],
 )
 def test_a_mistake_is_one_line(
     wrong: list[str], message: str, garments: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    records = tmp_path / "knn.jsonl"
-    assert main([*options(garments, records), f"--root={ROOT / 'data'}", *wrong]) == 2
+    assert main([*options(garments, tmp_path), f"--root={ROOT / 'data'}", *wrong]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert len(error.strip().splitlines()) == 1
-    assert not records.exists()
+    assert not (tmp_path / "records.jsonl").exists()
+
+
+def test_an_unreadable_image_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    garments = write_garments(tmp_path / "broken", train=4, test=2)
+    broken = next((garments / "test" / "1").iterdir())
+    broken.write_bytes(broken.read_bytes()[:50])
+    assert main(options(garments, tmp_path, k="[1]")) == 2
+    assert str(broken) in capsys.readouterr().err
+    assert not list((tmp_path / "cache").glob("*.part"))
 
 
 def test_it_runs_as_a_script(garments: Path, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "transfer" / "knn.py"), *options(garments, tmp_path / "r.jsonl")],
+        [sys.executable, str(ROOT / "transfer" / "knn.py"), *options(garments, tmp_path)],
         env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "knn_top1_k5" in done.stdout
+    assert "whatever its size" in done.stdout

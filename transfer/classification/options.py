@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
@@ -20,7 +21,7 @@ STORES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 def classification_parser(name: str, description: str | None) -> ArgumentParser:
     """A parser with the options of all benchmarks, of data and of features; records go to NAME.jsonl."""
-    p = ArgumentParser(prog=f"transfer/{name}.py", description=description)
+    p = _Parser(prog=f"transfer/{name}.py", description=description, allow_abbrev=False)
     p.add_argument("--recipe", action="config", help=f"one of {', '.join(recipe_names())}; or a YAML file")
     add_options(p, f"{name}.jsonl")
     p.add_argument(
@@ -31,9 +32,7 @@ def classification_parser(name: str, description: str | None) -> ArgumentParser:
     p.add_argument("--test", type=str | None, help="test images, as --data; the same as --data: leave one out (kNN)")
     p.add_argument("--root", default="data", help="folder of Fashion-MNIST")
     p.add_argument("--classes", type=str | None, help="file with one class name a line that fixes the class map")
-    p.add_dataclass_arguments(
-        LabelConfig, "labels", help="training images that keep their label; the others are left out"
-    )
+    p.add_class_arguments(LabelConfig, "labels")
     p.add_argument(
         "--size", type=int | None, help="side of the view, pixels; default: that of the pre-training, else 224"
     )
@@ -50,6 +49,13 @@ def classification_parser(name: str, description: str | None) -> ArgumentParser:
         "--pictures", type=bool, default=True, help="draw the pictures of the first seed into its run folder"
     )
     return p
+
+
+class _Parser(ArgumentParser):
+    """Leaves it to `told` to say a mistake, in one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise ValueError(message) from ex
 
 
 def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
