@@ -66,6 +66,8 @@ def plan(o: Namespace, seed: int, device: torch.device) -> Run:
     config = {"mode": o.mode, "data": train, "test": test, "size": size, "precision": str(dtype or torch.float32)}
     config |= {"store": o.store} | options.label_options(o)
     if o.mode == CACHED:
+        if not o.penalties or min(o.penalties) < 0:
+            raise ValueError(f"--penalties {o.penalties}: one or more numbers, 0 or above")
         config["penalties"] = sorted(o.penalties)
         how = "logistic regression on centre views, L-BFGS, penalty chosen on a held-out tenth of train"
     else:
