@@ -34,6 +34,9 @@ def read(task: str) -> Config:
     cfg = Config.fromfile(path)
     for name in SHORTHANDS:
         cfg.pop(name, None)
+    # What a config of mmseg's own brings along, and this suite does in its way.
+    cfg.val_evaluator = cfg.test_evaluator = {**cfg.val_evaluator, "type": "ClassIoU"}
+    cfg.default_hooks.pop("visualization", None)
     return cfg
 
 
@@ -173,11 +176,11 @@ def figures_depend_on(cfg: Config, batch: int) -> dict[str, Any]:
 def protocol(cfg: Config, batch: int) -> str:
     """Return the settings in a line of words."""
     optimizer = cfg.optim_wrapper.optimizer
-    height, width = cfg.model.data_preprocessor.size
+    crop = "x".join(map(str, cfg.model.data_preprocessor.size))
     schedule = "/".join(scheduler.type for scheduler in cfg.param_scheduler)
     accumulate = cfg.optim_wrapper.get("accumulative_counts", 1)
     return (
         f"{cfg.model.decode_head.type}, {cfg.train_cfg.max_iters // accumulate} iterations of {batch}, "
-        f"crop {height}x{width}, {optimizer.type} lr {optimizer.lr:g} wd {optimizer.weight_decay:g} {schedule}, "
+        f"crop {crop}, {optimizer.type} lr {optimizer.lr:g} wd {optimizer.get('weight_decay', 0):g} {schedule}, "
         f"{cfg.model.test_cfg.mode} image, single scale"
     )

@@ -48,6 +48,7 @@ class Trunk:
     def fit(self, cfg: Config) -> None:
         """Change a task's config from its ResNet-50 to this network, the widths that its heads take included."""
         cfg.model.backbone.update(self.settings["backbone"])
+        cfg.model.pretrained = None  # mmseg's own configs name weights
         widths = [self.backbone.feature_dim >> shift for shift in (3, 2, 1, 0)]
         for head in ("decode_head", "auxiliary_head"):
             if head in cfg.model:
@@ -58,8 +59,10 @@ class Trunk:
         """Compare a config with the settings.
 
         Raises:
-            ValueError: names the first that differs.
+            ValueError: names the first that differs, or that other weights are asked for.
         """
+        if cfg.model.get("pretrained") or cfg.model.backbone.get("init_cfg"):
+            raise ValueError("model.pretrained, model.backbone.init_cfg: the weights come from --ckpt; leave them out")
         for part, wanted in self.settings.items():
             for name, value in wanted.items():
                 found = cfg.model[part].get(name)

@@ -1,0 +1,126 @@
+"""An iteration of transfer/segment.py against one of mmseg's own train loop with the same config.
+
+    python tests/benchmarks/bench_segment.py [--rounds 40] [--crop 112] [--record results/benchmarks/segment.jsonl]
+
+Both runners live in one process and take turns, iteration by iteration: images, forward, backward, step and every hook.
+mmseg's has its stock hooks and writes its scalars as its tools do, to JSON and TensorBoard; ours has in their place
+figures, progress bar, the check of the loss and the generators' states. Neither saves a checkpoint or evaluates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from converters import Backbone, read_backbone
+from pretrain.run_folder import RunFolder, environment
+from transfer.common import Run
+from transfer.segment import parser
+from transfer.segmentation import PACKAGES, data, quiet, run, session
+from transfer.segmentation.hooks import FiguresHook, PicturesHook, RandomStateHook, TrunkHook
+from transfer.segmentation.trunk import Trunk
+
+CPU = session.join("none")
+Iteration = Callable[[], None]
+
+
+def resolved(crop: int, backbone: Backbone) -> Config:
+    """fashion-fcn as the command resolves it, with another crop and nothing that happens only now and then."""
+    sizes = {"model.data_preprocessor.size": crop, "train_dataloader.dataset.pipeline.3.crop_size": crop}
+    values = [*(f"{key}=({side},{side})" for key, side in sizes.items()), "default_hooks.checkpoint.interval=100000"]
+    options = parser().parse_args(["--task", "fashion-fcn", "--cfg-options", *values])
+    cfg = session.resolve(options, backbone, CPU).cfg
+    data.find(cfg, Path("data"))
+    return cfg
+
+
+def begun(runner: Runner) -> Iteration:
+    """Bring a runner to where its loop would take the first batch; return what its loop does for each."""
+    loop, runner.optim_wrapper = runner.train_loop, runner.build_optim_wrapper(runner.optim_wrapper)
+    runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
+    runner.call_hook("before_run")
+    runner._init_model_weights()
+    runner.optim_wrapper.initialize_count_status(runner.model, 0, loop.max_iters)
+    runner.call_hook("before_train")
+    runner.call_hook("before_train_epoch")
+
+    def iteration() -> None:
+        runner.model.train()
+        loop.run_iter(next(loop.dataloader_iterator))
+
+    return iteration
+
+
+def ours(cfg: Config, backbone: Backbone, folder: Path) -> Iteration:
+    """The command's runner and hooks."""
+    runner = run.build(cfg, Run(backbone, "fashion-fcn", "benchmark", 0, {}, folder), None)
+    writes = RunFolder(folder / "ours")
+    writes.start({}, CPU, 0)
+    every = cfg.default_hooks.logger.interval
+    for hook in (
+        TrunkHook(Trunk.of(backbone)),
+        RandomStateHook(),
+        FiguresHook(writes, every, 0, 0.004),
+        PicturesHook(),
+    ):
+        runner.register_hook(hook)
+    return begun(runner)
+
+
+def stock(cfg: Config, folder: Path) -> Iteration:
+    """mmseg's, as its tools/train.py builds it."""
+    settings: dict[str, Any] = {
+        **cfg.to_dict(), "work_dir": str(folder / "stock"), "experiment_name": "stock", "randomness": {"seed": 0},
+        "visualizer": {
+            "type": "SegLocalVisualizer", "name": "visualizer",
+            "vis_backends": [{"type": "LocalVisBackend"}, {"type": "TensorboardVisBackend"}],
+        },
+        "log_level": "WARNING",
+    }  # fmt: skip
+    return begun(Runner.from_cfg(Config(settings)))
+
+
+def main() -> None:
+    """Measure, print, and append a record where asked to."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--rounds", type=int, default=40, help="iterations of each that count (default: 40)")
+    options.add_argument("--crop", type=int, default=112, help="pixels a side; small ones show hooks (default: 112)")
+    options.add_argument("--record", type=Path, help="file to append one JSON line to")
+    chosen = options.parse_args()
+    where = environment(CPU, PACKAGES)
+    backbone = read_backbone("random:resnet18")
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        session.register()
+        cfg = resolved(chosen.crop, backbone)
+        variants = {"ours": ours(cfg, backbone, Path(folder)), "stock": stock(cfg, Path(folder))}
+        seconds: dict[str, list[float]] = {name: [] for name in variants}
+        for number in range(chosen.rounds + 5):
+            # Each goes first in every other round: what one leaves in the caches helps neither.
+            for name in list(variants)[:: 1 if number % 2 else -1]:
+                began = time.perf_counter()
+                variants[name]()
+                if number >= 5:
+                    seconds[name].append(time.perf_counter() - began)
+    pairs = [mine / theirs for mine, theirs in zip(seconds["ours"], seconds["stock"], strict=True)]
+    ratio = statistics.median(pairs)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    print(f"iteration / mmseg's own: time {ratio:.3f}   (wanted: at most 1.02), crop {chosen.crop}")
+    print({name: f"{1e3 * value:.1f} ms" for name, value in medians.items()})
+    if chosen.record:
+        told = {"rounds": chosen.rounds, "crop": chosen.crop, "seconds": medians, **where}
+        chosen.record.parent.mkdir(parents=True, exist_ok=True)
+        with open(chosen.record, "a") as file:
+            file.write(json.dumps({"ratios": {"segmentation iteration / mmseg's own: time": ratio}, **told}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
