@@ -21,7 +21,7 @@ from pretrain.unimoco import ModelConfig
 RECIPES = Path(__file__).parent / "recipes"
 # What may differ between a run and its continuation, because it does not change what is computed.
 MAY_DIFFER = (
-    *("name", "runs", "device", "resume", "data.workers", "checkpoint"),
+    *("name", "runs", "device", "resume", "data.root", "data.workers", "checkpoint"),
     *(f"monitor.{option}" for option in ("log_every", "knn_every", "bank", "k", "temperature", "plateau")),
 )
 

@@ -26,6 +26,7 @@ from pretrain.supervised import CROSS_ENTROPY, Classifier, labelled_only
 from pretrain.unimoco import UniMoCo
 
 USER_ERROR, NON_FINITE = 2, 3
+SUMMARY = "summary.json"  # in the folder of a run that has finished
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,6 +56,9 @@ def pretrain(config: Config) -> int:
     t = build(config, images, kept, device)
     if saved:
         restore(t, saved)
+        if t.step == t.steps and (folder.path / SUMMARY).exists():  # finished before: its folder stays as it is
+            say_done(t, saved["progress"]["knn"], folder)
+            return 0
     folder.start(config.as_dict(), device, t.step, kept.text)
     describe(t, images, kept, folder)
     monitor = Monitor(config.monitor, folder, device, config.optim.batch, t.steps, t.step, saved and saved["progress"])
@@ -248,11 +252,10 @@ def describe(t: Training, images: ImageSet, kept: KeptLabels, folder: RunFolder)
 
 def finish(t: Training, monitor: Monitor, folder: RunFolder, done: bool, seconds: float, meta: dict[str, Any]) -> None:
     """Says how it ended and what to do next, and leaves summary.json."""
-    last = folder.path / checkpoint.LAST
     if not done:
+        last = folder.path / checkpoint.LAST
         say(f"stopped at step {t.step} of {t.steps}; saved in {last}. The same command goes on from there.")
         return
-    values = list(monitor.knn.values())
     summary = {
         **meta,
         "epochs": t.epoch,
@@ -260,7 +263,13 @@ def finish(t: Training, monitor: Monitor, folder: RunFolder, done: bool, seconds
         "seconds_since_last_start": round(seconds, 1),
         "knn": monitor.knn,
     }
-    write_text(folder.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_text(folder.path / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    say_done(t, monitor.knn, folder)
+
+
+def say_done(t: Training, knn: dict[str, float], folder: RunFolder) -> None:
+    """Says what came out and what to do next."""
+    last, values = folder.path / checkpoint.LAST, list(knn.values())
     say(f"done: {t.steps} steps, checkpoint {last}")
     if values:
         say(f"kNN on held-out images: {values[0]:.2%} before, {values[-1]:.2%} after")

@@ -25,10 +25,10 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 from results.plan import Cell
-from results.record import read
+from results.record import Record, read
 
 Status = Literal["done", "failed", "stopped", "not run", "submitted"]
 # Exit statuses of commands that were told to stop: 128 + signal, or killed by it.
@@ -166,16 +166,25 @@ def has_result(cell: Cell) -> bool:
     if not cell.records.is_file():
         return False
     stat = cell.records.stat()
-    return (cell.task, cell.seed, who) in _on_record(cell.records, stat.st_size, stat.st_mtime_ns)
+    return any(
+        (record.task, record.seed) == (cell.task, cell.seed)
+        and who in (record.checkpoint["sha256"], record.checkpoint.get("path"))
+        and all(json.dumps(_entry(record.config, name)) == value for name, value in cell.where)
+        for record in _read(cell.records, stat.st_size, stat.st_mtime_ns)
+    )
 
 
 @functools.lru_cache(maxsize=64)
-def _on_record(path: Path, *_stat: int) -> frozenset[tuple[str, int, str]]:
-    return frozenset(
-        (record.task, record.seed, str(who))
-        for record in read(path)
-        for who in (record.checkpoint["sha256"], record.checkpoint.get("path"))
-    )
+def _read(path: Path, *_stat: int) -> list[Record]:
+    return read(path)
+
+
+def _entry(config: Mapping[str, Any], name: str) -> Any:
+    """The entry under a dotted name; None where there is none."""
+    value: Any = config
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
 
 
 def is_done(cell: Cell, last: Mapping[str, Outcome]) -> bool:

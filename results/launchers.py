@@ -19,7 +19,7 @@ from typing import Any
 from results.cells import Execution, Outcome, State, is_done
 from results.plan import Cell
 
-POLL = 0.2  # seconds between two looks at a process
+POLL = 0.1  # seconds between two looks at a process
 SLURM_POLL = 5.0  # ... and at the queue
 SLURM_LAG = 60.0  # seconds for which a job that has left the queue may owe us its line on a slow shared file system
 SLURM_TIME = 24 * 60  # minutes of a job where none is given; a cell that needs more goes on in the next
@@ -148,6 +148,8 @@ class Slurm:
 
     def _submit(self, cells: Sequence[Cell], jobs: dict[str, str]) -> None:
         """Adds the ids of new jobs to `jobs`: first cells that wait for nothing new, then those that depend on them."""
+        import submitit
+
         new = {cell.name for cell in cells}
         for dependent in (False, True):
             groups: dict[tuple[str | None, int], list[Cell]] = defaultdict(list)
@@ -157,8 +159,11 @@ class Slurm:
                     groups[job, cell.gpus].append(cell)
             for (job, gpus), group in groups.items():
                 executor = self._executor(gpus, job)
-                with executor.batch():
-                    submitted = [executor.submit(SlurmCell(cell, self.state.folder)) for cell in group]
+                try:
+                    with executor.batch():
+                        submitted = [executor.submit(SlurmCell(cell, self.state.folder)) for cell in group]
+                except submitit.core.utils.FailedJobError as error:
+                    raise ValueError(f"sbatch refuses {len(group)} cells: {error}") from error
                 for cell, one in zip(group, submitted, strict=True):
                     jobs[cell.name] = one.job_id
                     self.state.append(Outcome(cell.name, "submitted", cell.command, job=one.job_id))

@@ -17,6 +17,7 @@
         task: knn                               # what its records call it
         command: python transfer/knn.py --ckpt {ckpt} --seeds {seed} --records {records}
         records: results/records/knn.jsonl
+        where: {size: 32}                       # of the record's config: tells it from others of the task
         seeds: [0]
         only: [unimoco, r1_*]                   # families or names of checkpoints; default: all
         minutes: 2
@@ -30,6 +31,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import itertools
+import json
 import re
 import shlex
 import string
@@ -45,7 +47,7 @@ PRETRAIN = "pretrain"
 TOP = ("runs", "pretrain", "paths", "checkpoints", "tasks", "after")
 COST = ("minutes", "gpu_hours", "gpus")
 CHECKPOINT = ("name", "over", "pretrain", "ckpt", *COST)
-TASK = ("task", "command", "records", "seeds", "only", *COST)
+TASK = ("task", "command", "records", "where", "seeds", "only", *COST)
 _SCHEME = re.compile(r"[a-z]+:")  # random:resnet18, timm:NAME, torchvision:NAME
 
 
@@ -61,6 +63,7 @@ class Cell:
         task: what its Record calls the task; None of pre-training.
         seed: of its Record.
         records: file of its Record; None of pre-training.
+        where: entries of its Record's config, under dotted names, as JSON: they tell it from others of the task.
         minutes: estimated wall time; None: unknown.
         gpus: devices that it is estimated for, and asks Slurm for.
     """
@@ -72,6 +75,7 @@ class Cell:
     task: str | None = None
     seed: int = 0
     records: Path | None = None
+    where: tuple[tuple[str, str], ...] = ()
     minutes: float | None = None
     gpus: int = 0
 
@@ -225,14 +229,23 @@ def _measurements(
         for seed in seeds:
             known = {**paths, "ckpt": checkpoint.ckpt, "seed": str(seed), "records": str(entry["records"])}
             command = _command(f"{key}.command", entry["command"], known)
+            where = _where(f"{key}.where", entry.get("where", {}), known)
             cells.append(
                 Cell(
                     f"{name}/{label}/seed{seed}", command, checkpoint.ckpt,
                     needs=checkpoint.name if checkpoint.command else None, task=str(entry["task"]), seed=seed,
-                    records=Path(entry["records"]), minutes=minutes, gpus=gpus,
+                    records=Path(entry["records"]), where=where, minutes=minutes, gpus=gpus,
                 )
             )  # fmt: skip
     return cells
+
+
+def _where(key: str, entry: Any, known: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Conditions on the config of a Record: (dotted name, value as JSON)."""
+    return tuple(
+        (name, json.dumps(_fill(f"{key}.{name}", value, known) if isinstance(value, str) else value))
+        for name, value in _mapping(key, entry).items()
+    )
 
 
 def _cost(key: str, entry: Mapping[str, Any]) -> tuple[float | None, int]:
@@ -256,8 +269,8 @@ def _command(key: str, template: Any, known: Mapping[str, str]) -> tuple[str, ..
     words = _words(key, template, known)
     if not words:
         raise ValueError(f"{key}: an empty command")
-    script = Path(words[1]) if len(words) > 1 and words[0] in ("python", "bash") else None
-    if script and script.suffix in (".py", ".sh") and not script.is_file():
+    script = next((Path(word) for word in words if word.endswith((".py", ".sh"))), None)
+    if script and not script.is_file():
         near = _nearest(str(script), map(str, script.parent.glob(f"*{script.suffix}")))
         raise ValueError(f"{key}: {script}: no such file{near}")
     return words

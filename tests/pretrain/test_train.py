@@ -170,7 +170,9 @@ def test_resume_never_leaves_a_run_alone(folder: Path, reference: Path, capsys: 
 
 def test_a_finished_run_is_not_run_again(folder: Path, reference: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = weights(reference)
+    files = {path: path.stat().st_mtime_ns for path in reference.rglob("*")}
     assert main(options(folder, reference.parent)) == 0
+    assert {path: path.stat().st_mtime_ns for path in reference.rglob("*")} == files
     said = capsys.readouterr().out
     assert f"done: {STEPS} steps" in said
     assert f"transfer/knn.py --ckpt {reference / 'last.pth'}" in said
