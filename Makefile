@@ -1,7 +1,7 @@
 .PHONY: setup format lint types test benchmark check
 setup:      ; bash setup.sh
 format:     ; ruff format . && ruff check --fix .
-lint:       ; ruff format --check . && ruff check . && shellcheck setup.sh pretrain/run.sh tests/run.sh .ci/run
+lint:       ; ruff format --check . && ruff check . && shellcheck setup.sh pretrain/*.sh results/*.sh tests/run.sh .ci/run
 types:      ; mypy
 test:       ; python -m pytest
 benchmark:  ; python -m tests.benchmarks

@@ -8,7 +8,7 @@ export PATH="$env/bin:$PATH"
 if [ $# = 0 ]; then
     ruff format --check .
     ruff check .
-    shellcheck setup.sh pretrain/run.sh tests/run.sh .ci/run
+    shellcheck setup.sh pretrain/*.sh results/*.sh tests/run.sh .ci/run
     mypy
 fi
 exec "$env/bin/python" -m pytest "$@"
