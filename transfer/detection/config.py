@@ -152,7 +152,10 @@ def _schedule(cfg: CfgNode, devices: Devices, batch: int | None, scale: bool) ->
     solver.STEPS, solver.MAX_ITER = after.steps, after.iterations
     if after == before:
         return []
-    head = f"schedule: published for {published} devices, scaled to {devices.world}; --no-scale keeps it"
+    head = (
+        f"schedule: published for {before.batch} images on {published} device{'s' * (published > 1)}, "
+        f"scaled to {after.batch} on {devices.world}; --no-scale keeps it"
+    )
     return [f"{head}\n{comparison(before, after)}"]
 
 

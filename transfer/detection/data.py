@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.common import DatasetFromList
@@ -154,6 +155,7 @@ def training_loader(cfg: CfgNode) -> DataLoader:
     return DataLoader(
         Augmented(rows, DatasetMapper(cfg, is_train=True), cfg.SEED), batch_sampler=batches,
         num_workers=cfg.DATALOADER.NUM_WORKERS, collate_fn=_as_it_is,
+        generator=torch.Generator(),  # else it draws from torch's own where a run begins, and where it is resumed
     )  # fmt: skip
 
 

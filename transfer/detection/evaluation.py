@@ -22,6 +22,7 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.evaluation.pascal_voc_evaluation import voc_eval
 from detectron2.utils import comm
 from faster_coco_eval import COCO, COCOeval_faster
+from pycocotools import mask as rle
 
 Results = dict[str, dict[str, float]]
 # faster-coco-eval's names and the field's
@@ -116,13 +117,13 @@ def coco_metrics(
 
 
 def _nowhere(truth: COCO, kind: str) -> dict[str, Any]:
-    """A detection of no use: one pixel with a score of 0."""
+    """A detection of nothing with a score of 0."""
     image = truth.dataset["images"][0]
     row = {"image_id": image["id"], "category_id": truth.dataset["categories"][0]["id"], "score": 0.0}
-    if kind == "keypoints":
-        return row | {"keypoints": [0.0] * 51, "bbox": [0.0, 0.0, 0.5, 0.5]}
-    corner = [[0.0, 0.0, 0.5, 0.0, 0.5, 0.5, 0.0, 0.5]]
-    return row | {"bbox": [0.0, 0.0, 0.5, 0.5], **({"segmentation": corner} if kind == "segm" else {})}
+    if kind == "segm":
+        empty = rle.encode(np.zeros((image["height"], image["width"]), np.uint8, order="F"))
+        return row | {"segmentation": {"size": empty["size"], "counts": empty["counts"].decode()}}
+    return row | {"bbox": [0.0, 0.0, 0.5, 0.5]} | ({"keypoints": [0.0] * 51} if kind == "keypoints" else {})
 
 
 def _silent(*arguments: Any, **options: Any) -> None:

@@ -1,0 +1,89 @@
+"""Tiny data sets in the real layouts of COCO, LVIS, VOC, made of coloured boxes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+VOC_CLASSES = ("aeroplane", "person", "tvmonitor")
+COCO_IDS = (1, 18, 90)  # person, dog, toothbrush: COCO's ids have gaps
+SIZE = (48, 64)  # height, width
+
+
+def picture(path: Path, number: int) -> list[tuple[int, int, int, int, int]]:
+    """Writes a JPEG with two coloured boxes; returns class, left, top, width and height of each."""
+    rng = np.random.default_rng(number)
+    image = rng.integers(90, 110, (*SIZE, 3), dtype=np.uint8)
+    boxes = []
+    for label in rng.choice(3, 2, replace=False).tolist():
+        left, top = int(rng.integers(0, 30)), int(rng.integers(0, 20))
+        colour = [0, 0, 0]
+        colour[label] = 255
+        cv2.rectangle(image, (left, top), (left + 24, top + 20), colour, -1)
+        boxes.append((label, left, top, 24, 20))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), image)
+    return boxes
+
+
+def coco(root: Path, lvis: bool = False) -> Path:
+    """COCO 2017, or LVIS v1 over its pictures: four images to train on, two to test on."""
+    for split, count in (("train", 4), ("val", 2)):
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        for number in range(count):
+            name = f"{100 * count + number:012d}.jpg"
+            boxes = picture(root / "coco" / f"{split}2017" / name, 10 * count + number)
+            image = {"id": 100 * count + number, "file_name": name, "height": SIZE[0], "width": SIZE[1]}
+            lists = {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+            more = lists | {"coco_url": f"http://images.cocodataset.org/{split}2017/{name}"} if lvis else {}
+            images.append(image | more)
+            for label, x, y, w, h in boxes:
+                annotations.append({
+                    "id": len(annotations) + 1, "image_id": image["id"], "bbox": [x, y, w, h], "area": w * h,
+                    "category_id": COCO_IDS[label], "iscrowd": 0,
+                    "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+                })  # fmt: skip
+        _write(root, split, {"info": {}, "images": images, "annotations": annotations}, lvis)
+    return root
+
+
+def _write(root: Path, split: str, content: dict[str, Any], lvis: bool) -> None:
+    if lvis:
+        content["categories"] = [{"id": i, "name": str(i), "frequency": "rcf"[i % 3]} for i in range(1, 1204)]
+        path = root / "lvis" / f"lvis_v1_{split}.json"
+    else:
+        from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+
+        things = [row for row in COCO_CATEGORIES if row["isthing"]]
+        content["categories"] = [{"id": row["id"], "name": row["name"]} for row in things]
+        path = root / "coco" / "annotations" / f"instances_{split}2017.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def voc(root: Path) -> Path:
+    """VOC 2007 and 2012: three images each to train on, two of 2007 to test on."""
+    for year, split, count in ((2007, "trainval", 3), (2012, "trainval", 3), (2007, "test", 2)):
+        folder = root / f"VOC{year}"
+        names = [f"{split}{number:06d}" for number in range(count)]
+        for number, name in enumerate(names):
+            boxes = picture(folder / "JPEGImages" / f"{name}.jpg", year + number)
+            objects = "".join(
+                f"<object><name>{VOC_CLASSES[label]}</name><pose>Frontal</pose><truncated>0</truncated>"
+                f"<difficult>0</difficult><bndbox><xmin>{x + 1}</xmin><ymin>{y + 1}</ymin><xmax>{x + w}</xmax>"
+                f"<ymax>{y + h}</ymax></bndbox></object>"
+                for label, x, y, w, h in boxes
+            )
+            size = f"<size><width>{SIZE[1]}</width><height>{SIZE[0]}</height><depth>3</depth></size>"
+            path = folder / "Annotations" / f"{name}.xml"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"<annotation>{size}{objects}</annotation>")
+        lists = folder / "ImageSets" / "Main" / f"{split}.txt"
+        lists.parent.mkdir(parents=True, exist_ok=True)
+        lists.write_text("\n".join(names) + "\n")
+    return root

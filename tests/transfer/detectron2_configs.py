@@ -1,0 +1,218 @@
+"""Resolved configurations against the protocols, and what options make of them. Run by test_detect.py on its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from converters.backbone import Backbone
+from transfer.common import read_checkpoint
+from transfer.detection import config
+from transfer.detection.config import Devices, flat, for_record, resolve
+from transfer.detection.tasks import TASKS, config_file, headline
+
+R18, R50 = (read_checkpoint(f"random:{arch}", 0) for arch in ("resnet18", "resnet50"))
+EIGHT = Devices("cuda", 8)
+ONE, CPU = Devices("cuda", 1), Devices("cpu", 0)
+
+# Written out from the sources that protocols name (MoCo's detection code and paper, PyContrast, mmselfsup, SoCo), not
+# from our YAML. What stands here is compared key by key with what the task resolves to on eight GPUs.
+COMMON: dict[str, Any] = {
+    "INPUT.FORMAT": "RGB", "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53], "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
+    "MODEL.RESNETS.DEPTH": 50, "MODEL.RESNETS.STRIDE_IN_1X1": False, "MODEL.BACKBONE.FREEZE_AT": 0,
+    "MODEL.RESNETS.NORM": "SyncBN", "TEST.PRECISE_BN.ENABLED": True, "TEST.PRECISE_BN.NUM_ITER": 200,
+    "SOLVER.IMS_PER_BATCH": 16, "SOLVER.BASE_LR": 0.02, "SOLVER.MOMENTUM": 0.9, "SOLVER.NESTEROV": False,
+    "SOLVER.WEIGHT_DECAY": 1e-4, "SOLVER.WEIGHT_DECAY_NORM": 0.0, "SOLVER.GAMMA": 0.1,
+    "SOLVER.LR_SCHEDULER_NAME": "WarmupMultiStepLR", "SOLVER.WARMUP_METHOD": "linear", "SOLVER.WARMUP_FACTOR": 1e-3,
+    "SOLVER.WARMUP_ITERS": 1000, "SOLVER.CLIP_GRADIENTS.ENABLED": False, "SOLVER.AMP.ENABLED": False,
+    "INPUT.MIN_SIZE_TRAIN": [640, 672, 704, 736, 768, 800], "INPUT.MIN_SIZE_TRAIN_SAMPLING": "choice",
+    "INPUT.MAX_SIZE_TRAIN": 1333, "INPUT.MIN_SIZE_TEST": 800, "INPUT.MAX_SIZE_TEST": 1333,
+    "INPUT.RANDOM_FLIP": "horizontal", "INPUT.CROP.ENABLED": False, "DATASETS.TRAIN": ["coco_2017_train"],
+    "DATASETS.TEST": ["coco_2017_val"], "TEST.DETECTIONS_PER_IMAGE": 100, "TEST.AUG.ENABLED": False,
+    "DATALOADER.SAMPLER_TRAIN": "TrainingSampler", "TASK.PRECISION": "fp32",
+}  # fmt: skip
+C4 = {
+    "MODEL.META_ARCHITECTURE": "GeneralizedRCNN", "MODEL.BACKBONE.NAME": "build_resnet_backbone",
+    "MODEL.RESNETS.OUT_FEATURES": ["res4"], "MODEL.ROI_HEADS.NAME": "Res5ROIHeadsExtraNorm",
+    "MODEL.ROI_HEADS.IN_FEATURES": ["res4"], "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 512,
+    "MODEL.ROI_HEADS.POSITIVE_FRACTION": 0.25, "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.05,
+    "MODEL.ROI_HEADS.NMS_THRESH_TEST": 0.5, "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 14,
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 12000, "MODEL.RPN.POST_NMS_TOPK_TRAIN": 2000, "MODEL.RPN.PRE_NMS_TOPK_TEST": 6000,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": 1000, "MODEL.ANCHOR_GENERATOR.SIZES": [[32, 64, 128, 256, 512]],
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [[0.5, 1.0, 2.0]],
+}  # fmt: skip
+FPN = {
+    "MODEL.META_ARCHITECTURE": "GeneralizedRCNN", "MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone",
+    "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"], "MODEL.FPN.NORM": "SyncBN",
+    "MODEL.FPN.IN_FEATURES": ["res2", "res3", "res4", "res5"], "MODEL.FPN.OUT_CHANNELS": 256,
+    "MODEL.ANCHOR_GENERATOR.SIZES": [[32], [64], [128], [256], [512]],
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [[0.5, 1.0, 2.0]],
+    "MODEL.RPN.IN_FEATURES": ["p2", "p3", "p4", "p5", "p6"], "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 2000,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 1000, "MODEL.RPN.PRE_NMS_TOPK_TEST": 1000, "MODEL.RPN.POST_NMS_TOPK_TEST": 1000,
+    "MODEL.ROI_HEADS.NAME": "StandardROIHeads", "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3", "p4", "p5"],
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 512, "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 7, "MODEL.ROI_BOX_HEAD.FC_DIM": 1024,
+    "MODEL.ROI_MASK_HEAD.NAME": "MaskRCNNConvUpsampleHead", "MODEL.ROI_MASK_HEAD.NUM_CONV": 4,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 256, "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": 14,
+}  # fmt: skip
+A = FPN | {
+    "MODEL.ROI_BOX_HEAD.NUM_FC": 2, "MODEL.ROI_BOX_HEAD.NUM_CONV": 0, "MODEL.ROI_BOX_HEAD.NORM": "",
+    "MODEL.ROI_MASK_HEAD.NORM": "",
+}  # fmt: skip
+B = FPN | {
+    "MODEL.ROI_BOX_HEAD.NUM_FC": 1, "MODEL.ROI_BOX_HEAD.NUM_CONV": 4, "MODEL.ROI_BOX_HEAD.NORM": "SyncBN",
+    "MODEL.ROI_MASK_HEAD.NORM": "SyncBN",
+}  # fmt: skip
+MASKS = {"MODEL.MASK_ON": True, "MODEL.KEYPOINT_ON": False, "MODEL.ROI_HEADS.NUM_CLASSES": 80}
+ONE_X = {"SOLVER.STEPS": [60_000, 80_000], "SOLVER.MAX_ITER": 90_000}
+TWO_X = {"SOLVER.STEPS": [120_000, 160_000], "SOLVER.MAX_ITER": 180_000}
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "coco-c4-1x": C4 | MASKS | ONE_X,
+    "coco-c4-2x": C4 | MASKS | TWO_X,
+    "coco-fpn-1x": A | MASKS | ONE_X,
+    "coco-fpn-2x": A | MASKS | TWO_X,
+    "coco-fpn-b-1x": B | MASKS | ONE_X,
+    "coco-fpn-b-2x": B | MASKS | TWO_X,
+    "voc-c4-24k": C4 | {
+        "MODEL.MASK_ON": False, "MODEL.ROI_HEADS.NUM_CLASSES": 20, "SOLVER.STEPS": [18_000, 22_000],
+        "SOLVER.MAX_ITER": 24_000, "SOLVER.WARMUP_ITERS": 100,
+        "INPUT.MIN_SIZE_TRAIN": [480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800],
+        "DATASETS.TRAIN": ["voc_2007_trainval", "voc_2012_trainval"], "DATASETS.TEST": ["voc_2007_test"],
+    },
+    "coco-retinanet-1x": ONE_X | {
+        "MODEL.META_ARCHITECTURE": "RetinaNet", "MODEL.BACKBONE.NAME": "build_retinanet_resnet_fpn_backbone",
+        "MODEL.RESNETS.OUT_FEATURES": ["res3", "res4", "res5"], "MODEL.FPN.IN_FEATURES": ["res3", "res4", "res5"],
+        "MODEL.FPN.NORM": "SyncBN", "MODEL.RETINANET.NORM": "", "MODEL.RETINANET.NUM_CLASSES": 80,
+        "MODEL.ANCHOR_GENERATOR.SIZES": [[x, x * 2 ** (1 / 3), x * 2 ** (2 / 3)] for x in (32, 64, 128, 256, 512)],
+        "MODEL.RETINANET.IOU_THRESHOLDS": [0.4, 0.5], "MODEL.RETINANET.IOU_LABELS": [0, -1, 1],
+        "MODEL.RETINANET.SMOOTH_L1_LOSS_BETA": 0.0, "SOLVER.BASE_LR": 0.01,
+    },
+    "coco-keypoint-2x": A | TWO_X | {
+        "MODEL.MASK_ON": False, "MODEL.KEYPOINT_ON": True, "MODEL.ROI_HEADS.NUM_CLASSES": 1,
+        "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": 0.5, "MODEL.RPN.POST_NMS_TOPK_TRAIN": 1500,
+        "DATASETS.TRAIN": ["keypoints_coco_2017_train"], "DATASETS.TEST": ["keypoints_coco_2017_val"],
+    },
+    "cityscapes-instance": A | {
+        "MODEL.MASK_ON": True, "MODEL.ROI_HEADS.NUM_CLASSES": 8, "SOLVER.IMS_PER_BATCH": 8, "SOLVER.BASE_LR": 0.01,
+        "SOLVER.STEPS": [18_000], "SOLVER.MAX_ITER": 24_000, "INPUT.MIN_SIZE_TEST": 1024,
+        "INPUT.MIN_SIZE_TRAIN": [800, 832, 864, 896, 928, 960, 992, 1024], "INPUT.MAX_SIZE_TRAIN": 2048,
+        "INPUT.MAX_SIZE_TEST": 2048, "DATASETS.TRAIN": ["cityscapes_fine_instance_seg_train"],
+        "DATASETS.TEST": ["cityscapes_fine_instance_seg_val"],
+    },
+    "lvis-v1-fpn": B | TWO_X | {
+        "MODEL.MASK_ON": True, "MODEL.ROI_HEADS.NUM_CLASSES": 1203, "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 1e-4,
+        "TEST.DETECTIONS_PER_IMAGE": 300, "DATALOADER.SAMPLER_TRAIN": "RepeatFactorTrainingSampler",
+        "DATALOADER.REPEAT_THRESHOLD": 0.001, "DATASETS.TRAIN": ["lvis_v1_train"], "DATASETS.TEST": ["lvis_v1_val"],
+    },
+}  # fmt: skip
+
+
+def resolved(task: str, backbone: Backbone = R50, devices: Devices = EIGHT, **options: Any) -> dict[str, Any]:
+    return flat(resolve(task, backbone, devices, 0, **options)[0])
+
+
+def test_every_paper_scale_task_has_its_protocol_here() -> None:
+    assert {task for task in TASKS if not task.startswith("fashion")} == PROTOCOLS.keys()
+
+
+@pytest.mark.parametrize("task", PROTOCOLS)
+def test_a_task_is_its_protocol(task: str) -> None:
+    found = resolved(task)
+    wanted = COMMON | PROTOCOLS[task]
+    differ = {key: (found.get(key, "absent"), value) for key, value in wanted.items() if found.get(key) != value}
+    assert not differ
+    # … and what is no default of detectron2 is written out above: nothing else was changed
+    before = flat(config.defaults())
+    changed = {key for key, value in found.items() if value != before[key]}
+    aside = {"SEED", "TASK.DATA", "TASK.PROTOCOL", "SOLVER.REFERENCE_WORLD_SIZE", "VERSION", "OUTPUT_DIR"}
+    assert changed - wanted.keys() - aside == set()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_config_opens_with_command_cost_and_figures(task: str) -> None:
+    head = [line for line in config_file(task).read_text().splitlines() if line.startswith("# ")]
+    assert head[0].startswith("# python transfer/detect.py --ckpt CHECKPOINT --task " + task)
+    assert any(line.startswith("# Cost: some ") for line in head)
+    assert any(line.startswith(("# Published", "# Measured here")) for line in head)
+    assert headline(task) in head[1]
+    assert resolved(task)["TASK.PROTOCOL"]
+
+
+def test_one_process_gets_plain_batch_norm_and_a_scaled_schedule() -> None:
+    cfg, told = resolve("coco-fpn-b-1x", R50, ONE, 0)
+    norms = {key: value for key, value in flat(cfg).items() if key.endswith(".NORM") and value}
+    assert set(norms.values()) - {"GN"} == {"BN"}  # GN: a head that is not there
+    assert "one process: BN in place of SyncBN in MODEL.FPN.NORM, MODEL.RESNETS.NORM, MODEL.ROI_BOX_HEAD.NORM" in told
+    solver = cfg.SOLVER
+    assert (solver.IMS_PER_BATCH, solver.BASE_LR, solver.WARMUP_ITERS) == (2, 0.0025, 8000)
+    assert (solver.STEPS, solver.MAX_ITER, solver.REFERENCE_WORLD_SIZE) == ((480_000, 640_000), 720_000, 0)
+    assert "90000" in told
+    assert "720000" in told
+    assert resolved("coco-fpn-b-1x", devices=CPU)["MODEL.DEVICE"] == "cpu"
+
+
+def test_the_schedule_can_be_kept_or_batched() -> None:
+    kept, told = resolve("coco-c4-1x", R50, ONE, 0, scale=False)
+    assert (kept.SOLVER.IMS_PER_BATCH, kept.SOLVER.MAX_ITER, kept.SOLVER.BASE_LR) == (16, 90_000, 0.02)
+    assert "--no-scale: the schedule for 8 devices as it is" in told
+    batched = resolved("coco-c4-1x", devices=Devices("cuda", 8, 2), batch=64)
+    assert (batched["SOLVER.IMS_PER_BATCH"], batched["SOLVER.BASE_LR"]) == (64, 0.08)
+    assert batched["MODEL.RESNETS.NORM"] == "SyncBN"
+
+
+def test_the_network_is_the_checkpoints() -> None:
+    cfg, told = resolve("coco-c4-1x", R18, EIGHT, 0)
+    assert (cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS) == (18, 64)
+    assert "MODEL.RESNETS.DEPTH 50 → 18" in told
+    wide = resolved("coco-fpn-1x", read_checkpoint("random:resnext50_32x4d", 0))
+    assert (wide["MODEL.RESNETS.NUM_GROUPS"], wide["MODEL.RESNETS.WIDTH_PER_GROUP"]) == (32, 4)
+
+
+def test_settings_of_the_command_line_are_taken_as_they_are() -> None:
+    found = resolved("coco-c4-1x", devices=ONE, overrides=["SOLVER.MAX_ITER", "70", "INPUT.MIN_SIZE_TRAIN", "(64,)"])
+    assert (found["SOLVER.MAX_ITER"], found["SOLVER.STEPS"], found["INPUT.MIN_SIZE_TRAIN"]) == (70, [], [64])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"overrides": ["INPUT.FORMAT", "BGR"]}, "INPUT.FORMAT is BGR, and random.* was trained for RGB"),
+        ({"overrides": ["MODEL.PIXEL_STD", "[1.0,1.0,1.0]"]}, "MODEL.PIXEL_STD is"),
+        ({"overrides": ["MODEL.PIXEL_MEAN", "[0.0,1.0,1.0]"]}, "MODEL.PIXEL_MEAN is"),
+        ({"overrides": ["MODEL.RESNETS.STRIDE_IN_1X1", "True"]}, "STRIDE_IN_1X1 is True"),
+        ({"overrides": ["MODEL.BACKBONE.FREEZE_AT", "2"]}, "FREEZE_AT is 2"),
+        ({"overrides": ["MODEL.RESNETS.DEPTH", "101"]}, "DEPTH is 101"),
+        ({"overrides": ["SOLVER.BASE_LRR", "1"]}, "SOLVER.BASE_LRR 1: not a setting of detectron2"),
+        ({"overrides": ["SOLVER.BASE_LR", "fast"]}, "SOLVER.BASE_LR fast: not a setting of detectron2"),
+        ({"overrides": ["SOLVER.BASE_LR"]}, "settings come in pairs"),
+        ({"overrides": ["SOLVER.IMS_PER_BATCH", "4"]}, "use --batch 4"),
+        ({"overrides": ["SEED", "4"]}, "use --seeds"),
+        ({"overrides": ["SOLVER.MAX_ITER", "0"]}, "must be at least 1"),
+        ({"overrides": ["TASK.PRECISION", "fp8"]}, "TASK.PRECISION fp8: use fp32"),
+        ({"overrides": ["TASK.PRECISION", "bf16", "SOLVER.AMP.ENABLED", "True"]}, "use TASK.PRECISION bf16"),
+        ({"batch": 12}, "--batch 12: must be a multiple of the 8 devices"),
+        ({"batch": 16, "scale": False}, "leave one of them out"),
+    ],
+)
+def test_a_wrong_setting_is_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        resolve("coco-c4-1x", R50, EIGHT, 0, **options)
+
+
+def test_what_detectron2_cannot_build_is_refused() -> None:
+    with pytest.raises(ValueError, match="detectron2 builds no resnet18_cifar"):
+        resolve("fashion-fpn", read_checkpoint("random:resnet18_cifar", 0), CPU, 0)
+
+
+def test_a_record_tells_what_figures_depend_on() -> None:
+    cfg = resolve("fashion-fpn", R18, CPU, 0)[0]
+    told = for_record(cfg)
+    assert told["SOLVER.MAX_ITER"] == cfg.SOLVER.MAX_ITER
+    assert told["TASK.SCENES"] == [2000, 500, 128, 0]
+    assert told["MODEL.RESNETS.NORM"] == "BN"
+    assert not {"OUTPUT_DIR", "SEED", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS"} & told.keys()
+    assert yaml.safe_load(yaml.safe_dump(told)) == told
+    other = for_record(resolve("fashion-fpn", R18, CPU, 0, ["DATALOADER.NUM_WORKERS", "1"])[0])
+    assert other == told
