@@ -1,0 +1,148 @@
+"""Fine-tuning: a separable toy, label subsets, choosing the rates, resuming."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from pretrain.images import load_images
+from pretrain.labels import LabelConfig, keep_labels
+from results.record import read
+from tests.transfer.garments import arguments, write_garments
+from transfer import finetune
+from transfer.classification import options
+from transfer.classification.data import load_class_data
+from transfer.classification.loop import Work
+from transfer.classification.schedule import CropConfig
+from transfer.classification.tuning import TuneOptim, tune
+from transfer.common import read_checkpoint
+from transfer.finetune import main, parser
+
+CPU = torch.device("cpu")
+SHORT = ["--optim.epochs=6", "--optim.batch=16", "--crop.scale=[0.5,1.0]", "--precision=fp32"]
+
+
+@pytest.fixture(scope="module")
+def garments(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_garments(tmp_path_factory.mktemp("garments"))
+
+
+@pytest.fixture(scope="module")
+def stripes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Lying and standing stripes under noise: separable, but not by the mean of any colour."""
+    path, rng = tmp_path_factory.mktemp("stripes"), np.random.default_rng(0)
+    for split, number in (("train", 32), ("test", 20)):
+        for name in ("lying", "standing"):
+            (path / split / name).mkdir(parents=True)
+            for i in range(number):
+                wave = 127 + 90 * np.sin(np.arange(32) * rng.uniform(0.8, 1.6) + rng.uniform(0, 6))
+                image = np.broadcast_to(wave[:, None] if name == "lying" else wave, (32, 32))
+                noisy = np.clip(image[..., None] + rng.normal(0, 25, (32, 32, 3)), 0, 255).astype(np.uint8)
+                cv2.imwrite(str(path / split / name / f"{i}.png"), noisy)
+    return path
+
+
+def test_a_separable_toy_is_learnt_to_the_last_image(stripes: Path, tmp_path: Path) -> None:
+    rates = ["--optim.base_lr=[0.3]", "--optim.head_factor=[1]", "--optim.epochs=12"]
+    assert main([*arguments(stripes, tmp_path, pictures="true"), *SHORT, *rates]) == 0
+    (record,) = read(tmp_path / "records.jsonl")
+    assert record.metrics["top1"] == 1.0
+    assert record.task == "finetune"
+    assert list((tmp_path / "out").rglob("confusion.png"))
+
+
+def test_the_rates_are_chosen_on_held_out_images_and_training_is_done_again_on_all(
+    garments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[tuple[int, float]] = []
+    real = finetune.tune
+
+    def noted(backbone: object, images: object, optim: TuneOptim, *rest: object) -> object:
+        trained.append((len(images), optim.base_lr[0]))  # type: ignore[arg-type]
+        return real(backbone, images, optim, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(finetune, "tune", noted)
+    rates = ["--optim.base_lr=[1e-9,0.3]", "--optim.head_factor=[1]"]
+    assert main([*arguments(garments, tmp_path), *SHORT, *rates]) == 0
+    (record,) = read(tmp_path / "records.jsonl")
+    assert trained == [(36, 1e-9), (36, 0.3), (40, record.cost["base_lr"])]
+    assert not list((tmp_path / "out").rglob("state.pth"))
+
+
+@pytest.mark.parametrize("labels", [{"ratio": 0.25}, {"ratio": 0.5, "seed": 3}, {"list": "three.txt"}])
+def test_label_subsets_are_those_of_pre_training(labels: dict[str, object], garments: Path, tmp_path: Path) -> None:
+    (tmp_path / "three.txt").write_text("".join(f"{path.name}\n" for path in sorted(garments.rglob("train/*/*"))[::9]))
+    if "list" in labels:
+        labels = {"list": str(tmp_path / "three.txt")}
+    given = [f"--labels.{name}={value}" for name, value in labels.items()]
+    data = load_class_data(options.parse(parser(), [*arguments(garments, tmp_path), *given]))
+    kept = keep_labels(load_images([str(garments / "train")]), LabelConfig(**labels))  # type: ignore[arg-type]
+    assert sorted(data.train.names) == kept.names
+    assert 0 < len(data.train) < 40
+    assert len(data.test) == 20
+
+
+def test_the_head_has_a_rate_of_its_own(garments: Path, tmp_path: Path) -> None:
+    """One step of SGD: the trunk stays with a rate of nearly 0, the head moves a million times as far."""
+    images, backbone = load_images([str(garments / "train")]), read_checkpoint("random:resnet18", 0)
+    work = Work(tmp_path, 0, CPU, None, 32, workers=0)
+    moved = []
+    for times in (1.0, 1e6):
+        optim = TuneOptim(base_lr=[1e-6], head_factor=[times], epochs=1, batch=40, weight_decay=0.0)
+        model = tune(backbone, images, optim, CropConfig(), work)
+        start = read_checkpoint("random:resnet18", 0).tensors["conv1.weight"]
+        trunk = (model.trunk.get_parameter("conv1.weight") - start).norm().item()
+        moved.append((trunk, model.head.bias.norm().item()))
+    assert moved[0][0] == pytest.approx(moved[1][0], rel=1e-3)
+    assert moved[1][1] == pytest.approx(1e6 * moved[0][1], rel=1e-3)
+
+
+def test_stopped_after_an_epoch_and_resumed_it_ends_as_if_it_had_not(garments: Path, tmp_path: Path) -> None:
+    images, backbone = load_images([str(garments / "train")]), read_checkpoint("random:resnet18", 0)
+    optim = TuneOptim(base_lr=[0.05], head_factor=[1.0], epochs=4, batch=20)
+    work = Work(tmp_path / "whole", 0, CPU, None, 32, workers=0)
+    whole = tune(backbone, images, optim, CropConfig(), work)
+
+    reads = 0
+
+    def failing(i: int) -> np.ndarray:
+        nonlocal reads
+        reads += 1
+        if reads > 90:  # in the third epoch
+            raise KeyboardInterrupt
+        return images.read(i)
+
+    cut = Work(tmp_path / "cut", 0, CPU, None, 32, workers=0)
+    with pytest.raises(KeyboardInterrupt):
+        tune(backbone, replace(images, read=failing), optim, CropConfig(), cut)
+    assert torch.load(cut.state, weights_only=True)["epoch"] == 2
+    resumed = tune(backbone, images, optim, CropConfig(), replace(cut, resume=True))
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], tensor), name
+    with pytest.raises(ValueError, match="belongs to other options"):
+        tune(backbone, images, replace(optim, epochs=5), CropConfig(), replace(cut, resume=True))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--head=/no/head.pth"], "/no/head.pth: no such file"),
+        (["--optim.head_factor=[]"], "optim.head_factor=[]: one or more numbers above 0"),
+        (["--labels.ratio=0.1"], "4 training images are too few to hold out 10%"),
+        (["--optim.batch=64"], "36 training images do not fill a batch; use --optim.batch 36"),
+        (["--labels.list=/no/list"], "/no/list: no such file"),
+        (["--optim.base_lr=[1e30]", "--optim.head_factor=[1]"], "the loss is not finite in epoch 1"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    wrong: list[str], message: str, garments: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments(garments, tmp_path), *SHORT, "--optim.base_lr=[0.1]", *wrong]) == 2
+    error = capsys.readouterr().err.replace("\r", "\n").strip().splitlines()
+    assert message in error[-1]
+    assert not (tmp_path / "records.jsonl").exists()
