@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -217,3 +219,31 @@ def test_a_model_with_another_trunk_stops() -> None:
     plan = resolve("voc12aug-fcn-20k", "--cfg-options", "model.backbone.base_channels=32", arch="resnet18")
     with pytest.raises(VerificationError, match="different"):
         plan.trunk.load(MODELS.build(plan.cfg.model))
+
+
+def test_srun_is_translated_for_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "scontrol"
+    tool.write_text('#!/bin/sh\n[ "$*" = "show hostnames node[1-2]" ] && printf "node1\\nnode2\\n"\n')
+    tool.chmod(0o755)
+    monkeypatch.setattr(os, "environ", {"PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    given = {"NODELIST": "node[1-2]", "PROCID": "5", "NTASKS": "8", "LOCALID": "1", "NTASKS_PER_NODE": "4(x2)"}
+    os.environ.update({f"SLURM_{name}": value for name, value in given.items()})
+    session._slurm()
+    wanted = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "node1"}
+    assert {name: os.environ[name] for name in wanted} == wanted
+    assert os.environ["MASTER_PORT"].isdigit()
+
+
+def test_a_config_of_mmseg_s_own_takes_the_weights_of_ckpt(tmp_path: Path) -> None:
+    text = f"""
+_base_ = "{tasks.FOLDER / "voc12aug-fcn-20k.py"}"
+model = dict(pretrained="open-mmlab://resnet50_v1c", backbone=dict(type="ResNetV1c", depth=101))
+val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
+default_hooks = dict(visualization=dict(type="SegVisualizationHook"))
+"""
+    (tmp_path / "mine.py").write_text(text)
+    cfg = resolve(str(tmp_path / "mine.py")).cfg
+    assert (cfg.model.backbone.type, cfg.model.backbone.depth, cfg.model.pretrained) == ("ResNet", 50, None)
+    assert cfg.val_evaluator.type == "ClassIoU"
+    with pytest.raises(ValueError, match="the weights come from --ckpt"):
+        resolve("voc12aug-fcn-20k", "--cfg-options", "model.pretrained=weights.pth")

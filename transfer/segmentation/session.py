@@ -131,7 +131,7 @@ def _slurm() -> None:
         found = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
         os.environ["MASTER_ADDR"] = found.stdout.split()[0]
     os.environ.setdefault("MASTER_PORT", PORT)
-    on_this_node = os.environ.get("SLURM_NTASKS_PER_NODE", count)
+    on_this_node = os.environ.get("SLURM_NTASKS_PER_NODE", count).partition("(")[0]  # 4, or 4(x2)
     os.environ.update(
         RANK=rank_, WORLD_SIZE=count, LOCAL_RANK=os.environ.get("SLURM_LOCALID", "0"), LOCAL_WORLD_SIZE=on_this_node
     )

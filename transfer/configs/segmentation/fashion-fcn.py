@@ -11,7 +11,7 @@ arch = "resnet18"  # of --ckpt random
 reference_processes = 1  # with 8 images each
 model = dict(
     data_preprocessor=dict(size=(112, 112)),
-    backbone=dict(depth=18),
+    backbone=dict(depth=18, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2)),
     decode_head=dict(in_channels=512, channels=128, num_classes=11),
     auxiliary_head=dict(in_channels=256, channels=64, num_classes=11),
 )
