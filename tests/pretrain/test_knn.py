@@ -17,8 +17,19 @@ from torchvision.transforms import functional as TF
 
 import pretrain.knn
 from pretrain.augment import MEAN, STD, evaluation_view
+from pretrain.distributed import rank
 from pretrain.images import CorruptImageError, ImageSet
-from pretrain.knn import accuracy, extract_features, knn_predict, network_input
+from pretrain.knn import (
+    Cores,
+    accuracy,
+    extract_features,
+    gather_nearest,
+    knn_predict,
+    nearest,
+    network_input,
+    votes,
+)
+from tests.pretrain.gloo import run_two
 
 CPU = torch.device("cpu")
 CLASSES, T = 5, 0.07
@@ -127,6 +138,68 @@ def test_a_k_that_the_bank_cannot_answer_is_an_error(k: int, leave_one_out: bool
 def test_a_temperature_that_is_not_positive_is_an_error(temperature: float) -> None:
     with pytest.raises(ValueError, match=rf"temperature={temperature}"):
         knn_predict(BANK, BANK_LABELS, QUERIES, CLASSES, (5,), temperature)
+
+
+@pytest.mark.parametrize("block", [1, 4, 32, 149, 1000])
+@pytest.mark.parametrize("leave_one_out", [False, True])
+def test_the_bank_may_be_read_in_blocks_of_any_size(block: int, leave_one_out: bool) -> None:
+    queries = BANK if leave_one_out else QUERIES
+    own = torch.arange(len(BANK)) if leave_one_out else None
+    similarity = queries @ BANK.T
+    if leave_one_out:
+        similarity.fill_diagonal_(-torch.inf)
+    for k in (1, 7, 149):
+        top, places = similarity.topk(k)
+        found = nearest(BANK, BANK_LABELS, queries, k, chunk=13, block=block, own=own)
+        torch.testing.assert_close(found.similarity, top)
+        assert torch.equal(found.labels, BANK_LABELS[places])
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
+def test_a_raw_bank_in_half_precision_is_normalised_as_it_is_read(dtype: torch.dtype, error: float) -> None:
+    raw = (BANK * torch.linspace(0.1, 9, 150)[:, None]).to(dtype)
+    found = nearest(raw, BANK_LABELS, QUERIES, 20, block=32, normalise=True)
+    assert found.similarity.dtype == torch.float32
+    assert float((found.similarity - (QUERIES @ BANK.T).topk(20).values).abs().max()) < error
+    ours, theirs = (votes(x, CLASSES, 20, T)[:, 0] for x in (found, nearest(BANK, BANK_LABELS, QUERIES, 20)))
+    assert (ours == theirs).double().mean() > 0.9
+
+
+def test_only_the_first_classes_may_be_asked_for() -> None:
+    found = nearest(BANK, BANK_LABELS, QUERIES, 20)
+    whole = votes(found, CLASSES, 20, T)
+    assert torch.equal(votes(found, CLASSES, 20, T, first=2, chunk=7), whole[:, :2])
+    assert torch.equal(votes(found, CLASSES, 3, T), knn_predict(BANK, BANK_LABELS, QUERIES, CLASSES, (3,), T)[3])
+
+
+def part_of_the_bank(bounds: list[int], k: int) -> dict[str, Tensor]:
+    """This rank's search of its part, and what all ranks have found together."""
+    mine = slice(bounds[rank()], bounds[rank() + 1])
+    found = gather_nearest(nearest(BANK[mine], BANK_LABELS[mine], QUERIES, k), k)
+    return {"similarity": found.similarity, "labels": found.labels}
+
+
+@pytest.mark.ddp
+def test_two_processes_that_share_the_bank_find_what_one_finds() -> None:
+    """Unequal parts, one of them smaller than k."""
+    alone = nearest(BANK, BANK_LABELS, QUERIES, 20)
+    for found in run_two(part_of_the_bank, [0, 138, 150], 20):
+        torch.testing.assert_close(found["similarity"], alone.similarity)
+        assert torch.equal(found["labels"], alone.labels)
+
+
+@pytest.mark.parametrize("cores", [1, 3])
+def test_each_core_takes_a_part_and_threads_are_as_before(cores: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(cores)
+    try:
+        with pytest.raises(ZeroDivisionError), Cores(CPU) as pool:
+            assert torch.get_num_threads() == 1
+            assert pool.map(lambda n: (n, torch.get_num_threads()), range(7)) == [(n, 1) for n in range(7)]
+            pool.map(lambda n: 1 / n, [1, 0])
+        assert torch.get_num_threads() == cores
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_accuracy_counts_hits_among_the_first() -> None:
