@@ -193,10 +193,11 @@ def test_each_core_takes_a_part_and_threads_are_as_before(cores: int) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(cores)
     try:
-        with pytest.raises(ZeroDivisionError), Cores(CPU) as pool:
+        with Cores(CPU) as pool:
             assert torch.get_num_threads() == 1
             assert pool.map(lambda n: (n, torch.get_num_threads()), range(7)) == [(n, 1) for n in range(7)]
-            pool.map(lambda n: 1 / n, [1, 0])
+            with pytest.raises(ZeroDivisionError):
+                pool.map(lambda n: 1 / n, [1, 0])
         assert torch.get_num_threads() == cores
     finally:
         torch.set_num_threads(before)
