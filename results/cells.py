@@ -220,7 +220,7 @@ class Execution:
     def poll(self) -> Outcome | None:
         """Starts the command as soon as its lock is free; its outcome once it has ended."""
         if self._process is None:
-            self._lock = self.state.lock(self.cell)
+            self._lock = None if self._asked_to_stop else self.state.lock(self.cell)
             if self._lock is None:
                 return None
             last = self.state.last()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -83,11 +84,23 @@ def test_a_cell_waits_for_its_lock_and_is_not_run_twice(tmp_path: Path) -> None:
     first, second = Execution(cell, state), Execution(cell, state)
     assert first.poll() is None
     assert second.poll() is None
-    assert int(second.waits_for.split()[0]) in [int(pid) for pid in Path("/proc/self/task").parent.joinpath(
-        f"task/{os.getpid()}/children").read_text().split()]  # fmt: skip
+    assert second.waits_for.split()[0] in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     assert (first.waits_for, end(first).status) == ("", "done")
     assert end(second).status == "done"
     assert len(small.starts(tmp_path)) == 1
+
+
+def test_what_waits_for_a_lock_does_not_start_when_stopped(tmp_path: Path) -> None:
+    (cell,) = (c for c in load(small.write(tmp_path)).cells if c.name == "knn/random/seed0")
+    state = State(tmp_path / "state")
+    lock = state.lock(cell)
+    assert lock
+    events = Local(state).run([cell])
+    assert next(events) is None
+    lock.close()
+    events.close()
+    assert not small.starts(tmp_path)
+    assert not state.last()
 
 
 def test_a_command_inherits_the_lock(tmp_path: Path) -> None:
@@ -98,8 +111,6 @@ def test_a_command_inherits_the_lock(tmp_path: Path) -> None:
         "import pickle, sys; from results.cells import *\n"
         "execution = Execution(*pickle.loads(bytes.fromhex(sys.argv[1]))); execution.poll()"
     )
-    import pickle
-
     state = State(tmp_path / "state")
     subprocess.run([sys.executable, "-c", code, pickle.dumps((cell, state)).hex()], check=True)
     began = time.monotonic()

@@ -301,13 +301,13 @@ checkpoints:
     pretrain: >-
       --recipe fashion --optim.epochs 0.01 --optim.warmup 0 --monitor.holdout 0 --data.workers 0 --device cpu
       --model.queue 128 --optim.batch 64 --model.bn_groups 2 --data.root {data}
-paths: {data: DATA}
+paths: {data: DATA, out: OUT}
 tasks:
   knn:
     task: knn
     command: >-
       python transfer/knn.py --ckpt {ckpt} --seeds {seed} --records {records} --root {data} --size 32 --device cpu
-      --bank fashion:test --queries fashion:test
+      --data fashion:test --test fashion:test --cache null --out {out}
     records: RECORDS
 """
 
@@ -317,7 +317,11 @@ def test_with_the_real_commands(tmp_path: Path) -> None:
     """Pre-training through its front door, and kNN; the second time both know that there is nothing to do."""
     root = Path(__file__).parents[2]
     file = tmp_path / "real.yaml"
-    text = REAL.replace("DATA", str(root / "data")).replace("RECORDS", str(tmp_path / "knn.jsonl"))
+    text = (
+        REAL.replace("DATA", str(root / "data"))
+        .replace("OUT", str(tmp_path))
+        .replace("RECORDS", str(tmp_path / "knn.jsonl"))
+    )
     file.write_text(f"runs: {tmp_path / 'runs'}\n{text}")
     command = [sys.executable, "-m", "results.study", "--study", str(file), "--state", str(tmp_path / "state")]
     for moment in ("first", "again", "without its state"):
