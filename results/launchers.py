@@ -123,11 +123,15 @@ class Slurm:
         self.name = f"study-{state.folder.name}"
         self.parting = self.parting.format(name=self.name)
         self.running: dict[str, str] = {}
+        if type(self.options.get("time", SLURM_TIME)) is not int:
+            raise ValueError(f"--slurm time={self.options['time']}: must be a whole number of minutes")
         self._executor(0, None)  # says which option is unknown before anything is submitted
 
     def run(self, cells: Sequence[Cell]) -> Events:
         """Submits what is not done and not in the queue already, and watches it. Closing leaves the jobs alone."""
-        last, queue = self.state.last(), self._queue() or {}
+        last, queue = self.state.last(), self._queue()
+        if queue is None:
+            raise ValueError("--launcher slurm: squeue does not answer, so jobs could be submitted twice; try later")
         jobs: dict[str, str] = {}
         submit: list[Cell] = []
         for cell in cells:

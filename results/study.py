@@ -26,8 +26,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import yaml
-
 from results.cells import Outcome, State, command_environment
 from results.launchers import Local, Slurm
 from results.plan import Cell, Study, load
@@ -59,14 +57,17 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--study", default="desk", help="a name in results/studies, or a YAML file (default: desk)")
     p.add_argument("--dry-run", action="store_true", help="print the plan and its cost, run nothing")
-    p.add_argument("--only", nargs="+", default=[], metavar="PATTERN", help="tasks, checkpoints or whole cells")
     p.add_argument(
-        "--path", nargs="+", default=[], type=_pair, metavar="NAME=FOLDER", help="where the data of the study are"
+        "--only", nargs="+", action="extend", default=[], metavar="PATTERN", help="tasks, checkpoints or whole cells"
     )
+    p.add_argument(
+        "--path", nargs="+", action="extend", default=[], type=_pair, metavar="NAME=FOLDER",
+        help="where the data of the study are",
+    )  # fmt: skip
     p.add_argument("--launcher", choices=["local", "slurm"], default="local", help="where the cells run")
     p.add_argument("--jobs", type=_positive, help="cells at a time (default: one; in Slurm: all)")
     p.add_argument(
-        "--slurm", nargs="+", default=[], type=_pair, metavar="KEY=VALUE",
+        "--slurm", nargs="+", action="extend", default=[], type=_pair, metavar="KEY=VALUE",
         help="options of sbatch: partition=gpu time=1440 (minutes) account=me cpus_per_task=16 ...",
     )  # fmt: skip
     p.add_argument("--state", type=Path, default=Path("runs/study"), help="folder of states and logs")
@@ -86,7 +87,7 @@ def run(study: Study, cells: Sequence[Cell], state: State, options: argparse.Nam
             raise ValueError(f"paths.{name}: {path}: no such folder; name yours: --path {name}=FOLDER")
     launcher: Local | Slurm
     if options.launcher == "slurm":
-        launcher = Slurm(state, options.jobs, {key: yaml.safe_load(value) for key, value in options.slurm})
+        launcher = Slurm(state, options.jobs, {key: _value(text) for key, text in options.slurm})
     elif options.slurm:
         raise ValueError("--slurm: goes with --launcher slurm")
     else:
@@ -198,6 +199,11 @@ def _pair(text: str) -> tuple[str, str]:
     if not (key and equals and value):
         raise argparse.ArgumentTypeError(f"{text}: is not KEY=VALUE")
     return key, value
+
+
+def _value(text: str) -> int | bool | str:
+    """An option of sbatch: a number, true for one that takes no value, or words."""
+    return int(text) if text.isdigit() else text == "true" or text
 
 
 def _positive(text: str) -> int:

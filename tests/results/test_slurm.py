@@ -204,9 +204,20 @@ def test_options_that_sbatch_does_not_know(submit: Path, capsys: pytest.CaptureF
     err = capsys.readouterr().err
     assert "partitoin" in err
     assert len(err.splitlines()) == 1
+    assert study("--slurm", "time=1-00:00:00") == 2
+    assert "time=1-00:00:00: must be a whole number of minutes" in capsys.readouterr().err
     assert study("--slurm", "partition=none") == 2
     assert "invalid partition" in capsys.readouterr().err
     assert not (submit / "runs/study/small/state.jsonl").exists()
+
+
+def test_a_silent_controller_is_not_an_empty_queue(
+    submit: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small.write(submit)
+    monkeypatch.setattr(launchers.Slurm, "_queue", staticmethod(lambda: None))
+    assert study() == 2
+    assert "squeue does not answer" in capsys.readouterr().err
 
 
 @pytest.mark.ddp
