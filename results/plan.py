@@ -122,7 +122,7 @@ class Study:
             found = [c for c in self.cells if any(fnmatch.fnmatch(n, pattern) for n in (c.name, *c.name.split("/")))]
             if not found:
                 names = {part for c in self.cells for part in (c.name, *c.name.split("/"))}
-                raise ValueError(f"--only {pattern}: matches no cell of {self.name}{_nearest(pattern, names)}")
+                raise ValueError(f"--only {pattern}: matches no cell of {self.name}{nearest(pattern, names)}")
             chosen |= {c.name for c in found} | {c.needs for c in found}
         return tuple(c for c in self.cells if c.name in chosen)
 
@@ -138,7 +138,7 @@ def load(path: Path, paths: Mapping[str, str] | None = None) -> Study:
         ValueError: what is wrong, with file and key, in one line.
     """
     if not path.is_file():
-        raise ValueError(f"{path}: no such study file{_nearest(str(path), map(str, path.parent.glob('*.yaml')))}")
+        raise ValueError(f"{path}: no such study file{nearest(str(path), map(str, path.parent.glob('*.yaml')))}")
     try:
         text = path.read_text()
         tree = yaml.load(text, _Loader)
@@ -154,7 +154,7 @@ def _study(name: str, text: str, tree: Any, replaced: Mapping[str, str]) -> Stud
     paths = _mapping("paths", tree.get("paths", {}))
     for key in replaced:
         if key not in paths:
-            raise ValueError(f"--path {key}: unknown{_nearest(key, paths)}; paths names {', '.join(paths) or 'none'}")
+            raise ValueError(f"--path {key}: unknown{nearest(key, paths)}; paths names {', '.join(paths) or 'none'}")
     paths = {key: str(value) for key, value in {**paths, **replaced}.items()}
     checkpoints = [
         (family, cell)
@@ -215,7 +215,7 @@ def _measurements(
     only = [str(pattern) for pattern in _list(f"{key}.only", entry.get("only", ["*"]))]
     for pattern in only:
         if not fnmatch.filter(names, pattern):
-            raise ValueError(f"{key}.only: {pattern}: matches no checkpoint{_nearest(pattern, names)}")
+            raise ValueError(f"{key}.only: {pattern}: matches no checkpoint{nearest(pattern, names)}")
     seeds = _list(f"{key}.seeds", entry.get("seeds", [0]))
     for seed in seeds:
         if type(seed) is not int:
@@ -271,7 +271,7 @@ def _command(key: str, template: Any, known: Mapping[str, str]) -> tuple[str, ..
         raise ValueError(f"{key}: an empty command")
     script = next((Path(word) for word in words if word.endswith((".py", ".sh"))), None)
     if script and not script.is_file():
-        near = _nearest(str(script), map(str, script.parent.glob(f"*{script.suffix}")))
+        near = nearest(str(script), map(str, script.parent.glob(f"*{script.suffix}")))
         raise ValueError(f"{key}: {script}: no such file{near}")
     return words
 
@@ -292,7 +292,7 @@ def _fill(key: str, template: Any, known: Mapping[str, str]) -> str:
         raise ValueError(f"{key}: {template}: {error}; a brace is written twice") from error
     for field in fields:
         if field not in known:
-            near = _nearest(field, known)
+            near = nearest(field, known)
             raise ValueError(f"{key}: {{{field}}}: unknown placeholder{near}; there are {', '.join(known) or 'none'}")
     return str(template).format_map(known)
 
@@ -301,7 +301,7 @@ def _check_keys(key: str, entry: Any, known: Sequence[str], needed: Sequence[str
     place = f"{key}." if key else ""
     for name in _mapping(key, entry):
         if name not in known:
-            raise ValueError(f"{place}{name}: unknown key{_nearest(str(name), known)}; there are {', '.join(known)}")
+            raise ValueError(f"{place}{name}: unknown key{nearest(str(name), known)}; there are {', '.join(known)}")
     for name in needed:
         if name not in entry:
             raise ValueError(f"{place}{name}: is missing")
@@ -325,7 +325,8 @@ def _refuse_twice(key: str, names: Iterable[str]) -> None:
             raise ValueError(f"{key}: {name} comes {times} times; is a placeholder missing in a name or a command?")
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a message: the known name that is most like a wrong one, if there is one."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {near[0]}?" if near else ""
 

@@ -24,11 +24,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from results.cells import Outcome, State, command_environment
 from results.launchers import Local, Slurm
-from results.plan import Cell, Study, load
+from results.plan import Cell, Study, load, nearest
 from results.progress import Progress, plan_text, summary, weights
 
 STUDIES = Path(__file__).parent / "studies"
@@ -50,11 +50,23 @@ def main(arguments: list[str] | None = None) -> int:
         return USER_ERROR
 
 
-def parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """Says a mistake in one line, with the nearest option that exists."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exits with 2."""
+        unknown = message.partition("unrecognized arguments: ")[2].split("=")[0].split(" ")[0]
+        options = [option for action in self._actions for option in action.option_strings]
+        print(f"study: error: {message}{nearest(unknown, options)}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+
+
+def parser() -> Parser:
     """The options."""
-    p = argparse.ArgumentParser(
-        prog="results/study.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = Parser(
+        prog="results/study.py", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     p.add_argument("--study", default="desk", help="a name in results/studies, or a YAML file (default: desk)")
     p.add_argument("--dry-run", action="store_true", help="print the plan and its cost, run nothing")
     p.add_argument(

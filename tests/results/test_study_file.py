@@ -131,6 +131,9 @@ def test_no_yaml_is_a_mistake(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--job", "2"], "unrecognized arguments: --job 2; did you mean --jobs?"),
+        (["--jobs", "0"], "argument --jobs: 0: must be 1 or more"),
+        (["--path", "data"], "argument --path: data: is not KEY=VALUE"),
         (["--study", "desc"], "did you mean"),
         (["--study", "smal.yaml"], "smal.yaml: no such study file; did you mean small.yaml?"),
         (["--study", "small.yaml", "--only", "knm"], "--only knm: matches no cell of small; did you mean knn?"),
@@ -148,7 +151,12 @@ def test_wrong_options_are_one_line(
 ) -> None:
     monkeypatch.setenv("PATH", "")
     small.write(tmp_path)
-    assert main(arguments) == 2
+    code: object
+    try:
+        code = main(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
     err = capsys.readouterr().err
     assert message in err
     assert len(err.splitlines()) == 1
