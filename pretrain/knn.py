@@ -183,7 +183,7 @@ def nearest(
     queries: Tensor,
     k: int,
     chunk: int = 1024,
-    block: int = 16384,
+    block: int = 8192,
     own: Tensor | None = None,
     normalise: bool = False,
 ) -> Neighbours:
@@ -203,22 +203,28 @@ def nearest(
         normalise: L2-normalise the rows of the bank as they are read.
     """
     device, n = queries.device, len(queries)
+    starts = range(0, n, chunk)
     best = [
-        Neighbours(queries.new_empty(size, 0), torch.empty(size, 0, dtype=torch.int64, device=device))
-        for size in (min(chunk, n - start) for start in range(0, n, chunk))
+        Neighbours(queries.new_empty(len(part), 0), torch.empty(len(part), 0, dtype=torch.int64, device=device))
+        for part in (queries[start : start + chunk] for start in starts)
     ]
-    for first in range(0, len(bank), block):
-        rows = bank[first : first + block].to(device).to(queries.dtype)
-        rows = F.normalize(rows, dim=1) if normalise else rows
+
+    def search(first: int) -> None:
+        rows = bank[first : first + block].to(device, queries.dtype, copy=normalise)
+        if normalise:
+            rows /= torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min_(1e-12)
         labels = bank_labels[first : first + block].to(device)
-        for number, start in enumerate(range(0, n, chunk)):
-            similarity = queries[start : start + chunk] @ rows.T  # (n, block)
+        for number, start in enumerate(starts):
+            similarity = queries[start : start + chunk] @ rows.T  # (chunk, block)
             if own is not None:
                 place = own[start : start + chunk] - first
                 inside = ((place >= 0) & (place < len(rows))).nonzero(as_tuple=True)[0]
                 similarity[inside, place[inside]] = -torch.inf
             top, places = similarity.topk(min(k, len(rows)), dim=1)
             best[number] = best[number].merge(Neighbours(top, labels[places]), k)
+
+    for first in range(0, len(bank), block):  # a function, so that one block is freed before the next is read
+        search(first)
     return Neighbours(torch.cat([b.similarity for b in best]), torch.cat([b.labels for b in best]))
 
 

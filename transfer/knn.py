@@ -31,7 +31,7 @@ from transfer.classification.data import ClassData, load_class_data, source_name
 from transfer.classification.features import Extraction
 from transfer.common import Metrics, Run, measure, read_checkpoint, summary, told
 
-CHUNK, BLOCK = 1024, 16384  # queries and bank images handled at a time
+CHUNK, BLOCK = 1024, 8192  # queries and bank images handled at a time
 FIRST = 5  # classes looked at a query
 
 
