@@ -30,8 +30,8 @@ def picture(path: Path, number: int) -> list[tuple[int, int, int, int, int]]:
     return boxes
 
 
-def coco(root: Path, lvis: bool = False) -> Path:
-    """COCO 2017, or LVIS v1 over its pictures: four images to train on, two to test on."""
+def coco(root: Path, lvis: bool = False, keypoints: bool = False) -> Path:
+    """COCO 2017, its keypoints, or LVIS v1 over its pictures: four images to train on, two to test on."""
     for split, count in (("train", 4), ("val", 2)):
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
@@ -43,25 +43,28 @@ def coco(root: Path, lvis: bool = False) -> Path:
             more = lists | {"coco_url": f"http://images.cocodataset.org/{split}2017/{name}"} if lvis else {}
             images.append(image | more)
             for label, x, y, w, h in boxes:
+                points = [value for i in range(17) for value in (x + w * i / 16, y + h * (i % 4) / 3, 2)]
                 annotations.append({
                     "id": len(annotations) + 1, "image_id": image["id"], "bbox": [x, y, w, h], "area": w * h,
-                    "category_id": COCO_IDS[label], "iscrowd": 0,
+                    "category_id": 1 if keypoints else COCO_IDS[label], "iscrowd": 0,
                     "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+                    **({"keypoints": points, "num_keypoints": 17} if keypoints else {}),
                 })  # fmt: skip
-        _write(root, split, {"info": {}, "images": images, "annotations": annotations}, lvis)
+        kind = "lvis" if lvis else "person_keypoints" if keypoints else "instances"
+        _write(root, split, {"info": {}, "images": images, "annotations": annotations}, kind)
     return root
 
 
-def _write(root: Path, split: str, content: dict[str, Any], lvis: bool) -> None:
-    if lvis:
+def _write(root: Path, split: str, content: dict[str, Any], kind: str) -> None:
+    if kind == "lvis":
         content["categories"] = [{"id": i, "name": str(i), "frequency": "rcf"[i % 3]} for i in range(1, 1204)]
         path = root / "lvis" / f"lvis_v1_{split}.json"
     else:
         from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
-        things = [row for row in COCO_CATEGORIES if row["isthing"]]
+        things = [row for row in COCO_CATEGORIES if row["isthing"] and (kind == "instances" or row["id"] == 1)]
         content["categories"] = [{"id": row["id"], "name": row["name"]} for row in things]
-        path = root / "coco" / "annotations" / f"instances_{split}2017.json"
+        path = root / "coco" / "annotations" / f"{kind}_{split}2017.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
 
@@ -86,4 +89,25 @@ def voc(root: Path) -> Path:
         lists = folder / "ImageSets" / "Main" / f"{split}.txt"
         lists.parent.mkdir(parents=True, exist_ok=True)
         lists.write_text("\n".join(names) + "\n")
+    return root
+
+
+def cityscapes(root: Path) -> Path:
+    """Cityscapes fine: two pictures to train on, one to test on, a person and a car in each."""
+    ids = {"person": 24, "car": 26}
+    for split, count in (("train", 2), ("val", 1)):
+        for number in range(count):
+            name = f"ulm_{number:06d}_000019"
+            boxes = picture(root / "cityscapes" / "leftImg8bit" / split / "ulm" / f"{name}_leftImg8bit.png", number)
+            truth = root / "cityscapes" / "gtFine" / split / "ulm"
+            truth.mkdir(parents=True, exist_ok=True)
+            instances, objects = np.zeros(SIZE, np.uint16), []
+            for (_, x, y, w, h), (label, number_of) in zip(boxes, ids.items(), strict=True):
+                corners = [[x, y], [x + w, y], [x + w, y + h], [x, y + h]]
+                objects.append({"label": label, "polygon": corners})
+                instances[y : y + h, x : x + w] = 1000 * number_of
+            cv2.imwrite(str(truth / f"{name}_gtFine_instanceIds.png"), instances)
+            cv2.imwrite(str(truth / f"{name}_gtFine_labelIds.png"), (instances // 1000).astype(np.uint8))
+            content = {"imgHeight": SIZE[0], "imgWidth": SIZE[1], "objects": objects}
+            (truth / f"{name}_gtFine_polygons.json").write_text(json.dumps(content))
     return root

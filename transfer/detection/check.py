@@ -84,5 +84,5 @@ _OPERATORS = (
 _USES = {
     "detectron2": "all tasks; bash setup.sh installs it",
     "faster_coco_eval": "figures of COCO and LVIS",
-    "cityscapesscripts": "cityscapes-instance: pip install --no-deps cityscapesscripts==2.3.0",
+    "cityscapesscripts": "cityscapes-instance, which names the command that installs it",
 }

@@ -31,6 +31,7 @@ from transfer.layouts import require_data
 from transfer.scenes import PALETTE, ensure_scenes
 
 FIT = 0.875  # share of the train scenes that settings are tried on; the others judge them
+CITYSCAPES = "pip install --no-deps cityscapesscripts==2.3.0 shapely==2.2.0 pyquaternion==0.9.9"
 Row = dict[str, Any]
 
 
@@ -46,7 +47,8 @@ def register(cfg: CfgNode, root: Path) -> None:
         _register_scenes(ensure_scenes(root, *cfg.TASK.SCENES))
     else:
         if cfg.TASK.DATA == "cityscapes":
-            require("cityscapesscripts", "pip install --no-deps cityscapesscripts==2.3.0")
+            for package in ("cityscapesscripts", "shapely", "pyquaternion"):
+                require(package, CITYSCAPES)
         require_data(cfg.TASK.DATA, root)
         builtin.register_all_coco(str(root))
         builtin.register_all_pascal_voc(str(root))

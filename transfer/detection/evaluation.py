@@ -5,6 +5,7 @@ Every evaluator returns detectron2's nested {kind: {metric: %}}, where kind is b
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import math
@@ -13,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -44,7 +46,7 @@ def build_evaluator(cfg: CfgNode, name: str, folder: Path) -> DatasetEvaluator:
     if kind == "pascal_voc":
         return VocEvaluator(name)
     if kind == "cityscapes_instance":
-        return CityscapesInstanceEvaluator(name)
+        return CityscapesEvaluator(name)
     kinds = ["bbox"] + ["segm"] * cfg.MODEL.MASK_ON + ["keypoints"] * cfg.MODEL.KEYPOINT_ON
     return CocoEvaluator(name, kinds, cfg.TEST.DETECTIONS_PER_IMAGE, folder, lvis=kind == "lvis")
 
@@ -160,6 +162,25 @@ class VocEvaluator(PascalVOCDetectionEvaluator):
         """AP of one class at IoU .5, .55 … .95."""
         files = str(Path(folder) / "{}.txt"), self._anno_file_template, self._image_set_path
         return [voc_eval(*files, name, percent / 100, eleven)[2] for percent in range(50, 100, 5)]
+
+
+class CityscapesEvaluator(CityscapesInstanceEvaluator):
+    """Cityscapes' own figures.
+
+    Its scripts 2.3.0 call `numpy.in1d`, which numpy 2.4 has no longer, and write numpy's integers as JSON.
+    """
+
+    def evaluate(self) -> Results:
+        """AP and AP50 of masks in %; nothing on others than the first process."""
+        scripts = importlib.import_module("cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling")
+
+        def write(content: Any, path: str) -> None:
+            Path(path).write_text(
+                json.dumps(content, default=lambda value: getattr(value, "__dict__", None) or int(value))
+            )
+
+        with mock.patch.object(np, "in1d", np.isin, create=True), mock.patch.object(scripts, "writeDict2JSON", write):
+            return super().evaluate() or {}
 
 
 def shares(results: Results) -> dict[str, float]:

@@ -55,7 +55,7 @@ class Job:
 
 def work(job: Job) -> None:
     """Trains where there is something left to train, evaluates, and leaves results.json in the run folder."""
-    _quiet(job.folder)
+    quiet(job.folder)
     register(job.cfg, job.root)
     seed_all_rng(job.cfg.SEED + comm.get_rank())
     trainer = Trainer(job.cfg, job.backbone, job.folder, job.packages)
@@ -112,7 +112,7 @@ def check_same(cfg: CfgNode, folder: Path) -> None:
         raise ValueError(f"{folder} was begun with other settings ({told}): set them as they were, or use --force")
 
 
-def _quiet(folder: Path) -> None:
+def quiet(folder: Path) -> None:
     """Sends detectron2's log to log.txt in the run folder; the screen is for the bar and for us."""
     for name in ("detectron2", "fvcore"):
         logger = logging.getLogger(name)
