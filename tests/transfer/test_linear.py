@@ -357,6 +357,7 @@ def other_head(path: Path, arch: str, classes: list[str]) -> Path:
         (["--mode=moco", "--optim.batch=20", "--optim.base_lr=[0]"], "optim.base_lr=[0.0]"),
         (["--mode=moco", "--optim.batch=20", "--crop.scale=[0.5,2]"], "views.scale=(0.5, 2.0)"),
         (["--mode=adam"], "invalid choice"),
+        (["--mode=moco", "--optim.base_lr=3"], "one as '[a]'"),
         (["--optim.lr=3"], "--optim.lr"),
     ],
 )

@@ -55,7 +55,8 @@ class _Parser(ArgumentParser):
     """Leaves it to `told` to say a mistake, in one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise ValueError(message) from ex
+        hint = "; several values are written '[a, b]', one as '[a]'" if "Expected a <class 'list'>" in message else ""
+        raise ValueError(f"{message}{hint}") from ex
 
 
 def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
