@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -110,6 +111,7 @@ def test_a_result_that_is_gone_or_outdated_is_made_again(tmp_path: Path) -> None
         (task, "runs/r1/last.pth") for task in ("knn", "linear")
     }
     assert len(small.records(tmp_path)) == 16
+    assert (tmp_path / "runs/r1/starts").read_text() == "started\n" * 2  # its training has had a look, too
     # Another command for a task.
     began = len(small.starts(tmp_path))
     small.write(tmp_path, tasks__knn__command="python measure.py {ckpt} {seed} {records} 0 knn")
@@ -197,6 +199,22 @@ def test_a_second_signal_ends_a_command_that_does_not_listen(tmp_path: Path) -> 
         process.communicate()
 
 
+def test_a_command_that_somebody_else_stops_goes_on_next_time(tmp_path: Path) -> None:
+    small.write(tmp_path, checkpoints__ours__pretrain="--seconds 60", tasks__linear=None)
+    process = small.start(tmp_path, "--only", "r0")
+    try:
+        lock = tmp_path / "runs/study/small/locks/pretrain.r0"
+        wait_until((tmp_path / "runs/r0/starts").exists)
+        os.kill(int(lock.read_text().split()[0]), signal.SIGTERM)
+        out, _ = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 1
+    assert "stopped: pretrain/r0: exit status 143" in out
+    assert "not run: knn/r0/seed0: pretrain/r0 is not done" in out
+
+
 def test_one_study_at_a_time(tmp_path: Path) -> None:
     small.write(tmp_path)
     process = small.start(tmp_path)
@@ -234,7 +252,8 @@ def test_killed_at_random_moments_it_ends_in_the_same_records(tmp_path: Path, cr
             ]
             process.kill()
             for pid in children if crash else []:
-                os.killpg(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it has ended, or leads no group
+                    os.killpg(pid, signal.SIGKILL)
         process.communicate()
         if process.returncode == 0:
             break
@@ -267,6 +286,7 @@ def test_a_torn_line_of_the_state_is_survived(tmp_path: Path) -> None:
     assert code == 0
     assert f"{CELLS} cells, {CELLS - 1} done before" in out
     assert len(small.records(tmp_path)) == 12
+    assert f"{CELLS} cells, {CELLS} done before" in small.run(tmp_path, "--jobs", "2")[1]  # the new line is whole
     file.write_text(file.read_text() + '{"cell": "knn/r0/seed0"}\n')
     code, _, err = small.run(tmp_path)
     assert code == 2
