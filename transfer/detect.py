@@ -13,11 +13,13 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from transfer.common import Metrics, Run, add_options, measure, on_record, read_checkpoint, require, summary, told
+from transfer.detection.devices import choose
 from transfer.detection.tasks import TASKS, headline
 
 SETTING = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")  # a key of detectron2's configuration
@@ -53,7 +55,7 @@ def detect(options: Namespace) -> None:
     require("detectron2")
     from transfer.detection import config, data, run
 
-    devices = choose_devices(options)
+    devices = choose(options.device, options.num_gpus, options.num_machines, options.machine_rank, options.dist_url)
     root = data_root(options)
     depth = config.read_task(options.task).MODEL.RESNETS.DEPTH
     jobs: dict[Path, run.Job] = {}
@@ -68,7 +70,7 @@ def detect(options: Namespace) -> None:
         )
         data.register(cfg, root)
         cfg = config.with_output(cfg, planned.folder)
-        jobs[planned.folder] = run.Job(cfg, backbone, root, options.eval_only, config.packages())
+        jobs[planned.folder] = run.Job(cfg, backbone, root, options.eval_only, config.packages(), changes)
         print(f"{options.task} seed {seed}: {planned.folder}" + f"\n{changes}" * bool(changes), flush=True)
         return planned
 
@@ -89,35 +91,13 @@ def detect(options: Namespace) -> None:
     print("\n".join(f"pictures: {folder / 'vis'}, curve: {folder / 'curve.png'}" for folder in jobs))
 
 
-def choose_devices(options: Namespace):  # type: ignore[no-untyped-def]  # Devices needs detectron2
-    """The devices that --device, --num-gpus and --num-machines ask for.
-
-    Raises:
-        ValueError: there are fewer, or machines that cannot meet.
-    """
-    from transfer.detection.config import Devices
-
-    there = torch.cuda.device_count()
-    if options.device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"--device {options.device}: use auto, cpu or cuda (CUDA_VISIBLE_DEVICES chooses among GPUs)")
-    kind = ("cuda" if there else "cpu") if options.device == "auto" else options.device
-    gpus = (there if kind == "cuda" else 0) if options.num_gpus is None else options.num_gpus
-    if (kind == "cuda" and not 1 <= gpus <= there) or (kind == "cpu" and gpus):
-        raise ValueError(f"--device {kind} --num-gpus {gpus}: this torch sees {there} GPUs here")
-    if not 0 <= options.machine_rank < options.num_machines:
-        raise ValueError(f"--machine-rank {options.machine_rank}: must lie below --num-machines {options.num_machines}")
-    if options.num_machines > 1 and (kind == "cpu" or options.dist_url == "auto"):
-        raise ValueError("--num-machines: several machines need GPUs and --dist-url tcp://HOST:PORT of the first")
-    return Devices(kind, gpus, options.num_machines)
-
-
 def data_root(options: Namespace) -> Path:
     """--data-root, or the usual place."""
     usual = "data" if options.task.startswith("fashion") else os.environ.get("DETECTRON2_DATASETS", "datasets")
     return Path(options.data_root or usual).expanduser()
 
 
-def prepare_folder(folder: Path, options: Namespace, cfg) -> None:  # type: ignore[no-untyped-def]  # detectron2's CfgNode
+def prepare_folder(folder: Path, options: Namespace, cfg: Any) -> None:
     """Makes the run folder, or checks that the one there is may be gone on with.
 
     Raises:

@@ -27,6 +27,7 @@ from detectron2.utils.logger import setup_logger
 from pretrain.run_folder import environment
 from transfer.common import read_checkpoint
 from transfer.detection import config, data, run
+from transfer.detection.devices import Devices
 from transfer.detection.trainer import Trainer
 
 WARM_UP, ENDLESS = 5, 1_000_000
@@ -41,7 +42,7 @@ def resolved(folder: Path, precision: str) -> CfgNode:
     }  # fmt: skip
     overrides = [str(word) for pair in values.items() for word in pair]
     backbone = read_checkpoint("random:resnet18", 0)
-    cfg, _ = config.resolve("fashion-fpn", backbone, config.Devices("cpu", 0), 0, overrides)
+    cfg, _ = config.resolve("fashion-fpn", backbone, Devices("cpu", 0), 0, overrides)
     folder.mkdir(exist_ok=True)
     return config.with_output(cfg, folder)
 

@@ -10,7 +10,8 @@ import yaml
 from converters.backbone import Backbone
 from transfer.common import read_checkpoint
 from transfer.detection import config
-from transfer.detection.config import Devices, flat, for_record, resolve
+from transfer.detection.config import flat, for_record, resolve
+from transfer.detection.devices import Devices
 from transfer.detection.tasks import TASKS, config_file, headline
 
 R18, R50 = (read_checkpoint(f"random:{arch}", 0) for arch in ("resnet18", "resnet50"))

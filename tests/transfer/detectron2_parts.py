@@ -23,12 +23,14 @@ from faster_coco_eval import COCO as FastCOCO
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 import transfer.detection.head  # noqa: F401
 from converters import VerificationError
 from transfer.common import read_checkpoint
-from transfer.detection import data, weights
-from transfer.detection.config import Devices, resolve
+from transfer.detection import data, run, weights
+from transfer.detection.config import resolve
+from transfer.detection.devices import Devices
 from transfer.detection.evaluation import VocEvaluator, coco_metrics, shares
 
 CPU = Devices("cpu", 0)
@@ -289,3 +291,18 @@ def test_voc_figures_are_detectron2s(tmp_path: Path) -> None:
     assert {name: ours[f"area-{name}"] for name in ("AP", "AP50", "AP75")} == pytest.approx(dict(later))
     assert ours["AP50"] != pytest.approx(ours["area-AP50"])
     assert (ours["AP-a"] + ours["AP-b"]) / 2 == pytest.approx(ours["AP"])
+
+
+@pytest.mark.parametrize(("raised", "kind", "message"), [
+    ("Traceback …\nValueError: the loss is not finite", ValueError, "^the loss is not finite$"),
+    ("Traceback …\nRuntimeError: out of memory", ProcessRaisedException, "out of memory"),
+])  # fmt: skip
+def test_a_mistake_in_another_process_is_told_alike(
+    raised: str, kind: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def launch(*arguments: Any, **options: Any) -> None:
+        raise ProcessRaisedException(raised, 0, 1)
+
+    monkeypatch.setattr("detectron2.engine.launch", launch)
+    with pytest.raises(kind, match=message):
+        run.launch(run.Job(CfgNode(), read_checkpoint("random:resnet18", 0), Path()), Devices("cuda", 2), 0, "auto")

@@ -70,6 +70,7 @@ def test_a_task_runs_on_data_in_its_real_layout(
     assert record.checkpoint["arch"] == arch
     assert record.cost["images"] in (2, 4)
     (folder,) = (tmp_path / "out").glob(f"*/{task}/seed0")
+    assert "published" in (folder / "changes.txt").read_text()
     made = {path.name for path in folder.iterdir()}
     assert {"config.yaml", "command.txt", "environment.json", "metrics.jsonl", "tensorboard", "curve.png"} <= made
     pictures = sorted((folder / "vis").iterdir())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from detectron2.config import CfgNode, get_cfg
 from converters import Backbone
 from converters.targets import TARGETS
 from pretrain.engine import autocast_type
+from transfer.detection.devices import Devices
 from transfer.detection.tasks import config_file
 from transfer.scaling import Schedule, comparison, for_devices
 
@@ -28,26 +28,6 @@ ASIDE = (
     "DATALOADER.NUM_WORKERS", "MODEL.DEVICE", "OUTPUT_DIR", "SEED", "SOLVER.CHECKPOINT_PERIOD",
     "SOLVER.REFERENCE_WORLD_SIZE", "TASK.PROTOCOL", "TEST.EVAL_PERIOD", "VERSION",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Devices:
-    """What a run computes on.
-
-    Attributes:
-        kind: "cuda" or "cpu".
-        gpus: processes on this machine; 0 on the CPU.
-        machines: machines that work together.
-    """
-
-    kind: str
-    gpus: int
-    machines: int = 1
-
-    @property
-    def world(self) -> int:
-        """Processes in all; a CPU counts as one."""
-        return max(1, self.gpus) * self.machines
 
 
 def defaults() -> CfgNode:

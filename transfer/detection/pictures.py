@@ -23,7 +23,7 @@ SIDE = 480  # pixels of the longer side of a panel, at least
 TITLE = 30
 
 
-def save_predictions(cfg: CfgNode, model: nn.Module, folder: Path, count: int = 8, score: float = 0.3) -> None:
+def save_predictions(cfg: CfgNode, model: nn.Module, folder: Path, count: int = 8, score: float = 0.4) -> None:
     """Writes vis/000.png … : ground truth on the left, predictions on the right.
 
     Args:

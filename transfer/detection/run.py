@@ -15,13 +15,15 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 import transfer.detection.head  # noqa: F401  registers the C4 head
 from converters import Backbone
 from pretrain.run_folder import write_text
 from transfer.common import Metrics
-from transfer.detection.config import ASIDE, Devices, flat
+from transfer.detection.config import ASIDE, flat
 from transfer.detection.data import register
+from transfer.detection.devices import Devices
 from transfer.detection.evaluation import shares
 from transfer.detection.pictures import save_curve, save_predictions
 from transfer.detection.trainer import Trainer
@@ -39,6 +41,7 @@ class Job:
         root: --data-root.
         evaluate_only: whether to evaluate the run folder's detector again.
         packages: distributions whose versions are written down.
+        changes: what differs from the task as published, e.g. the schedule before and after; kept in changes.txt.
     """
 
     cfg: CfgNode
@@ -46,6 +49,7 @@ class Job:
     root: Path
     evaluate_only: bool = False
     packages: tuple[str, ...] = ()
+    changes: str = ""
 
     @property
     def folder(self) -> Path:
@@ -60,6 +64,7 @@ def work(job: Job) -> None:
     seed_all_rng(job.cfg.SEED + comm.get_rank())
     trainer = Trainer(job.cfg, job.backbone, job.folder, job.packages)
     if comm.is_main_process():
+        write_text(job.folder / "changes.txt", job.changes + "\n")
         print(f"{trainer.compared} tensors of the built model are those of {job.backbone.source.path}", flush=True)
     trainer.resume()
     if not job.evaluate_only:
@@ -82,8 +87,17 @@ def launch(job: Job, devices: Devices, machine: int, url: str) -> None:
         devices: of all machines.
         machine: number of this one.
         url: where several machines meet; "auto" for one.
+
+    Raises:
+        ValueError: what a process has raised, without the way it came.
     """
-    detectron2.engine.launch(work, max(1, devices.gpus), devices.machines, machine, url, args=(job,))
+    try:
+        detectron2.engine.launch(work, max(1, devices.gpus), devices.machines, machine, url, args=(job,))
+    except ProcessRaisedException as error:
+        last = str(error).strip().splitlines()[-1]
+        if last.startswith("ValueError: "):
+            raise ValueError(last.removeprefix("ValueError: ")) from error
+        raise
 
 
 def read_results(folder: Path) -> tuple[Metrics, dict[str, float]]:
