@@ -5,11 +5,11 @@ python transfer/linear.py --ckpt X --data /data/imagenet --mode moco        the 
 python transfer/linear.py --ckpt X --recipe fashion_linear_moco             a recipe; options win over it
 
 Modes: `cached`: logistic regression on features that are computed once, the penalty chosen on a held-out tenth of
-train. `moco`: SGD on random crops, base learning rate 30 per 256 images, 100 epochs. (30 is no slip: pooled features of
-a frozen ResNet are not normalised and small, so are the gradients of the head.) `lars`: SimSiam's, for batches of
-thousands. `sweep`: many heads with other rates and weight decays on one pass of the trunk, chosen on a held-out tenth
-of train. Figures are those of the last epoch on the test images; afterwards every tensor of the trunk is compared with
-the checkpoint.
+train. `moco`: SGD on random crops, base learning rate 30 per 256 images, 100 epochs. (30 is no slip: pooled features
+are not normalised, MoCo's are small, and so are the gradients of its head; larger features want less.) `lars`:
+SimSiam's, for batches of thousands. `sweep`: many heads with other rates and weight decays on one pass of the trunk,
+chosen on a held-out tenth of train. Figures are those of the last epoch on the test images; afterwards every tensor of
+the trunk is compared with the checkpoint.
 """
 
 from __future__ import annotations

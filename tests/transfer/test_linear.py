@@ -28,14 +28,14 @@ from results.record import read
 from tests.pretrain.gloo import run_two
 from tests.transfer.garments import ROOT, arguments, write_garments
 from transfer import linear
-from transfer.classification import logistic, options
-from transfer.classification.data import OneView, hold_out, sources
+from transfer.classification import logistic
+from transfer.classification.data import OneView
 from transfer.classification.heads import new_head, predict, save_head, scores
 from transfer.classification.loop import Work
 from transfer.classification.online import HeadOptim, train_heads
-from transfer.classification.schedule import CropConfig, Schedule
+from transfer.classification.schedule import CropConfig
 from transfer.common import read_checkpoint
-from transfer.linear import main, parse
+from transfer.linear import main
 
 CPU = torch.device("cpu")
 
@@ -129,29 +129,6 @@ class TestLogisticRegression:
         assert agree.double().mean() > 0.97
 
 
-class TestSchedule:
-    @pytest.mark.parametrize(("epochs", "falls"), [(100, (60, 80)), (20, (12, 16)), (10, (6, 8)), (5, (3, 4))])
-    def test_steps_are_torchs(self, epochs: int, falls: tuple[int, int]) -> None:
-        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0)
-        theirs = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(falls), 0.2)
-        ours = Schedule(epochs=epochs, factor=0.2)
-        for epoch in range(epochs):
-            assert ours.rate(epoch) == pytest.approx(theirs.get_last_lr()[0])
-            optimizer.step()
-            theirs.step()
-
-    def test_cosine_is_torchs(self) -> None:
-        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0)
-        theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 7)
-        for epoch in range(7):
-            assert Schedule(epochs=7, schedule="cosine").rate(epoch) == pytest.approx(theirs.get_last_lr()[0])
-            optimizer.step()
-            theirs.step()
-
-    def test_rates_are_per_256_images(self) -> None:
-        assert Schedule(batch=64).scaled(30) == 7.5
-
-
 OPTIM = HeadOptim(base_lr=[0.5, 2.0], weight_decay=[0.0, 0.01], batch=16, epochs=2)
 
 
@@ -210,32 +187,6 @@ class TestHeads:
         assert (found["top1 a"], found["top1 f"]) == (0.5, 0.5)
         assert "top1 b" not in found  # no test image
         assert found["mean_per_class"] == 0.5
-
-
-def test_the_held_out_tenth_is_balanced_and_disjoint() -> None:
-    labels = np.repeat(np.arange(5), 40)
-    fit, held = hold_out(labels, seed=1)
-    assert sorted([*fit, *held]) == list(range(200))
-    assert np.bincount(labels[held]).tolist() == [4] * 5
-    assert held.tolist() != hold_out(labels, seed=2)[1].tolist()
-
-
-@pytest.mark.parametrize(
-    ("data", "test", "expected"),
-    [
-        ("fashion", None, (["fashion:train"], "fashion:test")),
-        (["fashion:train"], "x", (["fashion:train"], "x")),
-        (["a", "b"], "c", (["a", "b"], "c")),
-    ],
-)
-def test_what_data_and_test_name(data: Any, test: str | None, expected: tuple[list[str], str]) -> None:
-    assert sources(data, test) == expected
-
-
-def test_a_folder_with_train_and_val_names_both(tmp_path: Path) -> None:
-    for name in ("train", "val", "test"):
-        (tmp_path / name).mkdir()
-    assert sources(str(tmp_path), None) == ([f"{tmp_path}/train"], f"{tmp_path}/val")
 
 
 # The command
@@ -382,40 +333,3 @@ def test_a_mistake_is_one_line(
     assert message in error
     assert len(error.strip().splitlines()) == 1
     assert not (tmp_path / "records.jsonl").exists()
-
-
-# Recipes
-
-
-def test_mocos_recipe_is_mocos_protocol_and_the_default() -> None:
-    """facebookresearch/moco@5a429c0, main_lincls.py; the same in dddzg/unimoco@ccac034."""
-    given = parse(["--recipe=imagenet_linear_moco"])
-    assert HeadOptim(**given.optim.as_dict()) == HeadOptim(
-        optimizer="sgd", base_lr=[30.0], weight_decay=[0.0], batch=256, epochs=100, momentum=0.9, milestones=[0.6, 0.8]
-    )
-    assert given.optim == parse(["--mode=moco"]).optim
-    assert CropConfig(**given.crop.as_dict()) == CropConfig((0.08, 1.0), (3 / 4, 4 / 3), 0.5)
-
-
-def test_modes_have_their_own_defaults_and_options_win() -> None:
-    assert parse(["--mode=lars"]).optim.batch == 4096
-    assert parse(["--recipe=fashion_linear_moco"]).optim.base_lr == [0.1]
-    assert parse(["--optim.epochs=3", "--recipe=fashion_linear_moco"]).optim.epochs == 3
-    assert len(HeadOptim(**parse(["--mode=sweep"]).optim.as_dict()).heads) == 14
-
-
-@pytest.mark.parametrize("name", options.recipe_names())
-def test_every_recipe_opens_with_its_command_and_cost_and_parses(name: str) -> None:
-    path = options.RECIPES / f"{name}.yaml"
-    head = "\n".join(line for line in path.read_text().splitlines() if line.startswith("#"))
-    assert f"--recipe {name}" in head
-    assert "# Cost: " in head
-    assert "# Published" in head or "# Expected: " in head
-    command = next(
-        word
-        for word in ("linear", "knn", "finetune", "svm")
-        if f"transfer/{word}.py" in head or f"transfer.{word} " in head
-    )
-    module = __import__(f"transfer.{command}", fromlist=["parser"])
-    given = options.parse(module.parser(), [f"--recipe={name}"])
-    assert given.data

@@ -28,8 +28,9 @@ KNOWN_RATES = (0.01, 100.0)  # base rates seen in the literature for heads on po
 class HeadOptim(Schedule):
     """How heads are trained. Defaults: MoCo (arXiv 1911.05722, section 4.1; main_lincls.py of its repository).
 
-    The rate of 30 is large because pooled features of a frozen ResNet are not normalised: their values lie around
-    0.01 to 1, so gradients of the head are small. It holds for 256 images; the actual one is base_lr * batch / 256.
+    MoCo found its rate of 30 by a grid search and takes it as a sign of how small its features are: they are not
+    normalised, and so are the gradients of the head. Larger features want less (see recipe fashion_linear_moco); mode
+    sweep finds out. It holds for 256 images; the actual rate is base_lr * batch / 256.
 
     Args:
         optimizer: "sgd", or "lars" (arXiv 1708.03888), which suits batches of thousands.
