@@ -8,6 +8,7 @@ python transfer/detect.py --check
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from transfer.common import Metrics, Run, add_options, measure, on_record, read_checkpoint, require, summary, told
 from transfer.detection.devices import choose
@@ -25,12 +26,18 @@ from transfer.detection.tasks import TASKS, headline
 SETTING = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")  # a key of detectron2's configuration
 
 
+class Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Leaves the lines of the description as they are."""
+
+
 def parser() -> ArgumentParser:
     """The options."""
-    tasks = "; ".join(f"{task}: {headline(task)}" for task in TASKS)
-    p = ArgumentParser(prog="transfer/detect.py", description=__doc__)
+    tasks = "\n".join(f"  {task:20} {headline(task)}" for task in TASKS)
+    p = ArgumentParser(
+        prog="transfer/detect.py", description=__doc__, epilog=f"tasks:\n{tasks}", formatter_class=Formatter
+    )
     add_options(p, "detection.jsonl")
-    p.add_argument("--task", type=str, help=tasks.replace("%", "%%"))
+    p.add_argument("--task", type=str, help="what to measure; see below")
     p.add_argument(
         "--data-root", type=str, help="folder of the data sets; default: data for fashion, else $DETECTRON2_DATASETS"
     )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "detection"
@@ -21,5 +20,5 @@ def config_file(task: str) -> Path:
 
 
 def headline(task: str) -> str:
-    """What a task is, in a line: the second of its YAML."""
-    return re.sub(r"^# ?", "", config_file(task).read_text().splitlines()[1])
+    """What a task is: the second line of its YAML, up to the colon."""
+    return config_file(task).read_text().splitlines()[1].removeprefix("# ").partition(":")[0].rstrip(".")
