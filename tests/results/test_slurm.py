@@ -104,6 +104,9 @@ def test_a_study(submit: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert arrays["pretrain/r0"] == arrays["pretrain/broken"] == arrays["knn/random/seed0"]
     assert all(arrays[f"knn/{name}/seed0"] == arrays[f"knn/{name}/seed1"] for name in ("r0", "random", "broken"))
     assert len(set(arrays.values())) == 3
+    files = [path.read_text() for path in (submit / "runs/study/small/slurm").glob("*submission*.sh")]
+    depend = {line.partition("afterany:")[2] for text in files for line in text.splitlines() if "--dependency" in line}
+    assert depend == {end[cell]["job"] for cell in ("pretrain/r0", "pretrain/broken")}
     # No measurement has begun before its checkpoint was there.
     written = (submit / "runs/r0/last.pth").stat().st_mtime
     assert all(float(when) > written for _, ckpt, *_, when in small.starts(submit) if ckpt.startswith("runs/"))
