@@ -105,7 +105,8 @@ class Progress:
         if outcome.status == "done":
             self._estimated += minutes
             self._measured += outcome.seconds / 60
-        reason = f": {outcome.reason}; log: {outcome.log}" if outcome.reason else ""
+        reason = f": {outcome.reason}" * bool(outcome.reason) + f"; log: {outcome.log}" * bool(outcome.log)
+        reason = "" if outcome.status == "done" else reason
         place = f"[{self._total - len(self._left)}/{self._total}]"
         took = f" in {outcome.seconds / 60:.1f} min" if outcome.seconds else ""
         tqdm.write(f"{place} {outcome.status}{took}: {outcome.cell}{reason}; {self.eta}")

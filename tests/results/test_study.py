@@ -12,6 +12,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from results.cells import Outcome
@@ -19,6 +21,7 @@ from results.progress import PRIOR_MINUTES, Progress
 from results.study import main
 from tests.results import small_study as small
 
+ROOT = Path(__file__).parents[2]
 CELLS = 2 + 3 * 2 * 2  # two trainings; three checkpoints, two tasks, two seeds
 
 
@@ -315,39 +318,40 @@ def test_the_time_left_follows_the_pace() -> None:
 
 
 REAL = """
+runs: FOLDER/runs
+paths: {data: FOLDER/images}
 checkpoints:
   tiny:
     name: tiny
     pretrain: >-
-      --recipe fashion --optim.epochs 0.01 --optim.warmup 0 --monitor.holdout 0 --data.workers 0 --device cpu
-      --model.queue 128 --optim.batch 64 --model.bn_groups 2 --data.root {data}
-paths: {data: DATA, out: OUT}
+      --recipe my_folder --data.train {data} --data.workers 0 --device cpu --model.arch resnet18 --model.queue 64
+      --model.bn_groups 2 --views.size 16 --optim.batch 16 --optim.epochs 0.5 --optim.warmup 0 --monitor.knn_every 0
 tasks:
   knn:
     task: knn
     command: >-
-      python transfer/knn.py --ckpt {ckpt} --seeds {seed} --records {records} --root {data} --size 32 --device cpu
-      --data fashion:test --test fashion:test --cache null --out {out}
-    records: RECORDS
+      python transfer/knn.py --ckpt {ckpt} --seeds {seed} --records {records} --data {data} --test {data} --size 16
+      --k '[5]' --cache null --pictures false --out FOLDER/transfer --device cpu
+    records: FOLDER/knn.jsonl
 """
 
 
 @pytest.mark.slow
 def test_with_the_real_commands(tmp_path: Path) -> None:
-    """Pre-training through its front door, and kNN; the second time both know that there is nothing to do."""
-    root = Path(__file__).parents[2]
-    file = tmp_path / "real.yaml"
-    text = (
-        REAL.replace("DATA", str(root / "data"))
-        .replace("OUT", str(tmp_path))
-        .replace("RECORDS", str(tmp_path / "knn.jsonl"))
-    )
-    file.write_text(f"runs: {tmp_path / 'runs'}\n{text}")
-    command = [sys.executable, "-m", "results.study", "--study", str(file), "--state", str(tmp_path / "state")]
+    """Pre-training through its front door, and kNN; without the state they find out that there is nothing to do."""
+    noise = np.random.default_rng(0)
+    for i in range(128):
+        folder = tmp_path / "images" / str(i % 4)
+        folder.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / f"{i}.png"), noise.integers(0, 255, (32, 32, 3), dtype=np.uint8))
+    (tmp_path / "real.yaml").write_text(REAL.replace("FOLDER", str(tmp_path)))
+    command = [sys.executable, "-m", "results.study", "--study", str(tmp_path / "real.yaml"), "--state", str(tmp_path)]
     for moment in ("first", "again", "without its state"):
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         assert len((tmp_path / "knn.jsonl").read_text().splitlines()) == 1, moment
         if moment == "again":
             assert "2 cells, 2 done before" in done.stdout
-            (tmp_path / "state/real/state.jsonl").unlink()
+            (tmp_path / "real/state.jsonl").unlink()
+    assert "on record" in (tmp_path / "real/logs/knn.tiny.seed0.log").read_text()
+    assert len((tmp_path / "runs/tiny/command.txt").read_text().splitlines()) == 1  # trained once
