@@ -25,7 +25,7 @@ from pretrain.images import ImageSet
 from transfer.classification import options, pictures
 from transfer.classification.data import hold_out, load_class_data, source_names
 from transfer.classification.heads import load_head, scores
-from transfer.classification.loop import STATE, Work
+from transfer.classification.loop import Work, finish
 from transfer.classification.schedule import CropConfig
 from transfer.classification.tuning import TuneOptim, predict_all, tune
 from transfer.common import Metrics, Run, measure, read_checkpoint, summary, told
@@ -100,10 +100,7 @@ def measure_one(run: Run, o: Namespace, device: torch.device) -> tuple[Metrics, 
         path = folder / "confusion.png"
         pictures.confusion(path, data.test.labels, ranked[:, 0].numpy(), data.classes, "fine-tuned")
         print(f"picture: {path}")
-    if rank() == 0:
-        for state in folder.rglob(STATE):
-            state.unlink()
-    cost = {"images": float(len(data.train)), "labelled": float(len(data.train)), **chosen}
+    cost = {"images": float(len(data.train)), **chosen, **finish(folder)}
     return scores(ranked, labels, data.classes), cost
 
 

@@ -31,7 +31,7 @@ from transfer.classification import logistic, options, pictures
 from transfer.classification.data import ClassData, hold_out, load_class_data, source_names
 from transfer.classification.features import Extraction
 from transfer.classification.heads import load_head, per_class, predict, save_head, scores
-from transfer.classification.loop import STATE, Work
+from transfer.classification.loop import Work, finish
 from transfer.classification.online import MODES, HeadOptim, best_head, rates_in_words, train_heads
 from transfer.classification.schedule import CropConfig
 from transfer.common import Metrics, Run, measure, read_checkpoint, summary, told
@@ -114,10 +114,10 @@ def measure_one(run: Run, data: ClassData, o: Namespace, device: torch.device) -
         save_head(folder / "head.pth", head, data.classes, run.backbone)
         table = pd.Series(per_class(ranked, labels, data.classes), name="top1").rename_axis("class")
         write_atomically(folder / "per_class.csv", table.to_csv)
-        (folder / STATE).unlink(missing_ok=True)
         if o.pictures and run.seed == o.seeds[0]:
             draw(folder, run, data, ranked, features)
-    return scores(ranked, labels, data.classes), {"images": float(len(data.train) + len(data.test)), **chosen}
+    cost = {"images": float(len(data.train) + len(data.test)), **chosen, **finish(folder)}
+    return scores(ranked, labels, data.classes), cost
 
 
 def cached_head(

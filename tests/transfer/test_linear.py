@@ -266,6 +266,10 @@ def test_killed_and_resumed_it_ends_in_the_same_bits(garments: Path, tmp_path: P
     whole, cut = (torch.load(head, weights_only=True) for head in heads)
     torch.testing.assert_close(whole["weight"], cut["weight"], rtol=1e-5, atol=1e-6)  # threads may share work otherwise
     assert not list((tmp_path / "cut").rglob("state.pth"))
+    whole_run, cut_run = (read(tmp_path / name / "records.jsonl")[0] for name in ("whole", "cut"))
+    assert "seconds_before_resuming" not in whole_run.cost
+    assert cut_run.cost["seconds_before_resuming"] > 0
+    assert cut_run.metrics == whole_run.metrics
 
 
 def test_a_head_may_start_from_another_run(garments: Path, tmp_path: Path) -> None:

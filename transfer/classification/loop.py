@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -77,6 +78,7 @@ class Loop:
         self.parts = {**parts, "optimizer": optimizer}
         self.config = repr((asdict(optim), asdict(crop), work.seed, work.size, str(work.dtype), len(images)))
         self.losses = torch.zeros(1)
+        self.began, self.earlier = time.time(), 0.0  # seconds of earlier starts, up to the state they left
         self.epoch = self._load() if work.resume and work.state.is_file() else 0
 
     def _load(self) -> int:
@@ -89,13 +91,15 @@ class Loop:
             raise ValueError(f"{path} belongs to other options; leave --resume out to start anew")
         for name, part in self.parts.items():
             part.load_state_dict(saved[name])
+        self.earlier = float(saved["seconds"])
         return int(saved["epoch"])
 
     def _save(self) -> None:
         if rank() == 0:
             content = {name: part.state_dict() for name, part in self.parts.items()}
             self.work.folder.mkdir(parents=True, exist_ok=True)
-            content |= {"epoch": self.epoch, "config": self.config}
+            seconds = self.earlier + time.time() - self.began
+            content |= {"epoch": self.epoch, "config": self.config, "seconds": seconds, "earlier": self.earlier}
             write_atomically(self.work.state, lambda part: torch.save(content, part))
 
     def __iter__(self) -> Iterator[Batch]:
@@ -128,6 +132,17 @@ class Loop:
             rates = "/".join(f"{group['peak']:g}" for group in self.optimizer.param_groups)
             raise ValueError(f"the loss is not finite in epoch {self.epoch} with lr {rates}; lower --optim.base_lr")
         return min(finite)
+
+
+def finish(folder: Path) -> dict[str, float]:
+    """Removes the states of a finished run, all below its folder; returns what earlier starts have cost, on rank 0."""
+    if rank() != 0:
+        return {}
+    earlier = 0.0
+    for path in folder.rglob(STATE):
+        earlier += float(torch.load(path, weights_only=True, map_location="cpu")["earlier"])
+        path.unlink()
+    return {"seconds_before_resuming": earlier} if earlier else {}
 
 
 def count_corrupt(seen: set[int], found: dict[int, str], images: int) -> None:
