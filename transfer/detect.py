@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def detect(options: Namespace) -> None:
     if not options.task:
         raise ValueError(f"--task is missing: one of {', '.join(TASKS)}")
     require("detectron2")
+    warnings.filterwarnings("ignore", message=".*torch.jit.*")  # detectron2's own, on import
     from transfer.detection import config, data, run
 
     devices = choose(options.device, options.num_gpus, options.num_machines, options.machine_rank, options.dist_url)

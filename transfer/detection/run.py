@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import statistics
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,9 +102,13 @@ def launch(job: Job, devices: Devices, machine: int, url: str) -> None:
 
 
 def read_results(folder: Path) -> tuple[Metrics, dict[str, float]]:
-    """What `work` left in a run folder: metrics as shares, cost."""
+    """What `work` left in a run folder: metrics as shares; cost, of all pieces of a run that was resumed."""
     told = json.loads((folder / RESULTS).read_text())
-    cost = {"gpu_memory_bytes": float(told["gpu_memory_bytes"])} if told["gpu_memory_bytes"] else {}
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    times = [row["time"] for row in rows if "time" in row]
+    cost = {"seconds_per_iteration": statistics.median(times)} if times else {}
+    if told["gpu_memory_bytes"]:
+        cost["gpu_memory_bytes"] = float(told["gpu_memory_bytes"])
     return told["metrics"], cost
 
 
@@ -139,6 +144,7 @@ def quiet(folder: Path) -> None:
             handler = logging.FileHandler(folder / "log.txt", delay=True)
             handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
             logger.addHandler(handler)
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # that a name of torch's will change
     for module in ("torch.functional", "torch.jit", "detectron2.data", "fvcore"):
         warnings.filterwarnings("ignore", module=module)
     warnings.filterwarnings("ignore", message=".*(torch.jit|meshgrid|__array__ implementation).*")
