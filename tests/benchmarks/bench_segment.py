@@ -1,6 +1,6 @@
 """An iteration of transfer/segment.py against one of mmseg's own train loop with the same config.
 
-    python tests/benchmarks/bench_segment.py [--rounds 40] [--crop 112] [--record results/benchmarks/segment.jsonl]
+    python tests/benchmarks/bench_segment.py [--rounds 40] [--crop 96] [--record results/benchmarks/segment.jsonl]
 
 Both runners live in one process and take turns, iteration by iteration: images, forward, backward, step and every hook.
 mmseg's has its stock hooks and writes its scalars as its tools do, to JSON and TensorBoard; ours has in their place
@@ -93,7 +93,7 @@ def main() -> None:
     """Measure, print, and append a record where asked to."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--rounds", type=int, default=40, help="iterations of each that count (default: 40)")
-    options.add_argument("--crop", type=int, default=112, help="pixels a side; small ones show hooks (default: 112)")
+    options.add_argument("--crop", type=int, default=96, help="pixels a side; small ones show hooks (default: 96)")
     options.add_argument("--record", type=Path, help="file to append one JSON line to")
     chosen = options.parse_args()
     where = environment(CPU, PACKAGES)

@@ -122,12 +122,12 @@ def test_every_task_opens_with_command_cost_and_published_figures() -> None:
             assert part in opening, f"{name} lacks {part}"
 
 
-def test_an_overlay_shows_classes_and_leaves_the_rest_grey() -> None:
+def test_an_overlay_shows_classes_and_dims_the_rest() -> None:
     image = np.full((2, 3, 3), (30, 60, 90), np.uint8)
     labels = np.array([[0, 1, 255], [2, 1, 0]])
     palette = np.array([[0, 0, 0], [200, 0, 0], [0, 100, 0]], np.uint8)
     shown = overlay(image, labels, palette, strength=0.5)
-    assert shown[0, 0].tolist() == shown[0, 2].tolist() == [60, 60, 60]
+    assert shown[0, 0].tolist() == shown[0, 2].tolist() == [24, 24, 24]
     assert shown[0, 1].tolist() == [130, 30, 30]
     assert shown[1, 0].tolist() == [30, 80, 30]
 

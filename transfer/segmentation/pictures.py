@@ -17,23 +17,24 @@ from pretrain.checkpoint import write_atomically
 
 mpl.use("Agg")  # no window is opened
 IGNORED = 255
+DIM = 0.4
 Sample = tuple[str, np.ndarray, np.ndarray]  # path of an image; truth and prediction, (H, W) class numbers
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray, strength: float = 0.65) -> np.ndarray:
-    """Lay the colours of the classes over an image in grey.
+    """Lay the colours of the classes over an image in grey, and show dimly what has none.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        labels: (H, W) class numbers; 255 leaves the grey as it is, and so does a class whose colour is black.
+        labels: (H, W) class numbers; 255 and classes whose colour is black have no colour.
         palette: (classes, 3) uint8 RGB.
         strength: share of the colour.
     """
     known = labels != IGNORED
     colours = palette[np.where(known, labels, 0)]
-    share = strength * (known & colours.any(axis=-1))[..., None]
     grey = image.mean(axis=-1, keepdims=True)
-    return (grey * (1 - share) + colours * share).astype(np.uint8)
+    coloured = (known & colours.any(axis=-1))[..., None]
+    return np.where(coloured, grey * (1 - strength) + colours * strength, grey * DIM).astype(np.uint8)
 
 
 def draw(sample: Sample, palette: np.ndarray, axes: Sequence[Axes]) -> set[int]:

@@ -144,8 +144,8 @@ def check() -> None:
     register()
     with quiet():
         model = MODELS.build(cfg.model).to(get_device())
-        samples = [SegDataSample(gt_sem_seg=PixelData(data=torch.randint(0, 11, (1, 112, 112)))) for _ in range(2)]
-        batch = {"inputs": [torch.randint(0, 256, (3, 112, 112), dtype=torch.uint8)] * 2, "data_samples": samples}
+        samples = [SegDataSample(gt_sem_seg=PixelData(data=torch.randint(0, 11, (1, 96, 96)))) for _ in range(2)]
+        batch = {"inputs": [torch.randint(0, 256, (3, 96, 96), dtype=torch.uint8)] * 2, "data_samples": samples}
         optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
         loss = model.train_step(batch, optimizer)["loss"]
     print(f"mmseg: a training step of an FCN on {get_device()} works, loss {loss.item():.2f}")

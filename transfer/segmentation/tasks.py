@@ -16,7 +16,16 @@ from transfer.scaling import Schedule, comparison, for_devices
 from transfer.segmentation import FOLDER, task_names
 
 # Variables of a config file that have been copied to where they count: changing them later would change nothing.
-SHORTHANDS = ("norm_cfg", "train_pipeline", "test_pipeline", "metainfo", "crop_size", "dataset_type", "img_scale")
+SHORTHANDS = (
+    "norm_cfg",
+    "train_pipeline",
+    "test_pipeline",
+    "metainfo",
+    "crop_size",
+    "dataset_type",
+    "img_scale",
+    "class_weight",
+)
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
 

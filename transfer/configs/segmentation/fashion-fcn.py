@@ -2,19 +2,22 @@
 
 python transfer/segment.py --ckpt runs/fashion/last.pth --task fashion-fcn
 
-Cost: to be measured
-Published: none, the scenes are this suite's own
+Cost: TBD
+Published: none, the scenes are this suite's own. Chosen on scenes of another seed, never on those that are reported.
 """
 
-_base_ = ["bases/runtime.py", "bases/fcn_d8.py", "bases/fashion.py", "bases/sgd_poly.py"]
+_base_ = ["bases/runtime.py", "bases/fcn_d8.py", "bases/fashion.py"]
 arch = "resnet18"  # of --ckpt random
-reference_processes = 1  # with 8 images each
+reference_processes = 1  # with 4 images each
+# Background fills 78 % of the pixels: with equal weights 300 iterations end before any garment is predicted.
+class_weight = [0.2] + [1.0] * 10
 model = dict(
-    data_preprocessor=dict(size=(112, 112)),
-    backbone=dict(depth=18, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2)),
-    decode_head=dict(in_channels=512, channels=128, num_classes=11),
-    auxiliary_head=dict(in_channels=256, channels=64, num_classes=11),
+    data_preprocessor=dict(size=(96, 96)),
+    backbone=dict(depth=18),
+    decode_head=dict(in_channels=512, channels=128, num_classes=11, loss_decode=dict(class_weight=class_weight)),
+    auxiliary_head=dict(in_channels=256, channels=64, num_classes=11, loss_decode=dict(class_weight=class_weight)),
 )
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=100))
-param_scheduler = [dict(type="PolyLR", power=0.9, eta_min=1e-4, begin=0, end=300, by_epoch=False)]
-train_cfg = dict(type="IterBasedTrainLoop", max_iters=300, val_interval=100)
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=50))
+optim_wrapper = dict(type="OptimWrapper", optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.01), clip_grad=None)
+param_scheduler = [dict(type="PolyLR", power=0.9, eta_min=1e-5, begin=0, end=300, by_epoch=False)]
+train_cfg = dict(type="IterBasedTrainLoop", max_iters=300, val_interval=300)
