@@ -16,7 +16,7 @@ th { cursor: pointer; text-align: right; vertical-align: bottom; border-bottom: 
 th::after { content: " ↕"; color: #aaa } th[aria-sort=ascending]::after { content: " ↑"; color: #222 }
 th[aria-sort=descending]::after { content: " ↓"; color: #222 }
 td { text-align: right; padding: .25rem .7rem; border-bottom: 1px solid #ddd; white-space: nowrap }
-td:first-child, th:first-child { text-align: left } 
+td:first-child, th:first-child { text-align: left }
 #published td, #published th { white-space: normal; text-align: left }
 .note { color: #555; font-size: .85em; margin: .3rem 0 } figure { margin: 1rem 0 } figure img { max-width: 100% }
 """
