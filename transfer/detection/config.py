@@ -158,7 +158,7 @@ def _override(cfg: CfgNode, overrides: Sequence[str], scale: bool) -> None:
 
 def _without_sync(cfg: CfgNode) -> list[str]:
     """Puts BN in the place of synchronised BN, which wants several processes; returns the keys."""
-    synced = [key for key, value in flat(cfg).items() if key.endswith(".NORM") and value in ("SyncBN", "naiveSyncBN")]
+    synced = sorted(k for k, v in flat(cfg).items() if k.endswith(".NORM") and v in ("SyncBN", "naiveSyncBN"))
     for key in synced:
         cfg.merge_from_list([key, "BN"])
     return synced
