@@ -81,7 +81,7 @@ def learning_curve(metrics: Path, path: Path) -> None:
         if name in rows:
             known = rows.dropna(subset=[name])
             axes.plot(known["step"], scale * known[name], marker="o" if name != "loss" else None)
-        axes.set(xlabel="iteration", title=label, ylim=(0, None))
+        axes.set(xlabel="iteration", title=label, xlim=(0, 1.05 * rows["step"].max()), ylim=(0, None))
         axes.grid(alpha=0.3)
     _save(figure, path)
 
