@@ -1,12 +1,13 @@
 """What every benchmark of a checkpoint shares: options, seeds, run folders, records, and how a mistake is told.
 
 Words used alike by all commands: --ckpt, --seeds, --out, --records, --force; by those that train in a framework also
---task, --data-root, --resume, --eval-only, --batch, --no-scale, --check. A benchmark is a list of `Run`s, one a seed;
-`measure` skips those on record, does the others and appends their records.
+--task, --data-root, --batch, --no-scale, --resume, --eval-only, --device, --check. A benchmark is a list of `Run`s, one
+a seed; `measure` skips those on record, does the others and appends their records.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import importlib.util
 import os
@@ -21,7 +22,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from tabulate import tabulate
 
 from converters import Backbone, VerificationError, read_backbone
@@ -49,17 +50,20 @@ def add_options(parser: ArgumentParser, records: str) -> None:
     parser.add_argument("--force", action="store_true", help="measure again what is on record")
 
 
-def add_training_options(parser: ArgumentParser, tasks: Sequence[str]) -> None:
-    """The options of commands that train in a framework; `tasks` are named in the help."""
-    parser.add_argument("--task", type=str, help=f"one of {', '.join(tasks)}, or a config file of your own")
-    parser.add_argument("--data-root", type=Path, default=Path("data"), help="folder of the data sets")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the run")
-    parser.add_argument("--eval-only", action="store_true", help="evaluate the last checkpoint of the run")
-    parser.add_argument("--batch", type=int, help="images an optimiser step, over all devices; default: as published")
-    parser.add_argument(
-        "--no-scale", action="store_true", help="keep learning rate and iterations whatever the batch is"
-    )
-    parser.add_argument("--check", action="store_true", help="say what is installed here and what works, and stop")
+class Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Leaves the lines of a description as they are."""
+
+
+def add_training_options(parser: ArgumentParser, data_root: str) -> None:
+    """The options of commands that train in a framework; `data_root` says what --data-root is by default."""
+    parser.add_argument("--task", type=str, help="what to measure; see below")
+    parser.add_argument("--data-root", type=str, help=f"folder of the data sets; default: {data_root}")
+    parser.add_argument("--batch", type=int, help="images an iteration over all devices; the schedule follows")
+    parser.add_argument("--no-scale", action="store_true", help="keep the published schedule whatever the devices")
+    parser.add_argument("--resume", action="store_true", help="go on with a run that was interrupted")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate what the run folder holds again")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--check", action="store_true", help="say versions and what works on this machine")
 
 
 def read_checkpoint(name: str | None, seed: int, arch: str = "resnet18") -> Backbone:

@@ -8,7 +8,6 @@ python transfer/detect.py --check
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import shutil
@@ -18,17 +17,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import ArgumentParser, Namespace
 
-from transfer.common import Metrics, Run, add_options, measure, on_record, read_checkpoint, require, summary, told
+from transfer.common import (
+    Formatter,
+    Metrics,
+    Run,
+    add_options,
+    add_training_options,
+    measure,
+    on_record,
+    read_checkpoint,
+    require,
+    summary,
+    told,
+)
 from transfer.detection.devices import choose
 from transfer.detection.tasks import TASKS, headline
 
 SETTING = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")  # a key of detectron2's configuration
-
-
-class Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Leaves the lines of the description as they are."""
 
 
 def parser() -> ArgumentParser:
@@ -38,20 +45,11 @@ def parser() -> ArgumentParser:
         prog="transfer/detect.py", description=__doc__, epilog=f"tasks:\n{tasks}", formatter_class=Formatter
     )
     add_options(p, "detection.jsonl")
-    p.add_argument("--task", type=str, help="what to measure; see below")
-    p.add_argument(
-        "--data-root", type=str, help="folder of the data sets; default: data for fashion, else $DETECTRON2_DATASETS"
-    )  # fmt: skip
-    p.add_argument("--batch", type=int, help="images an iteration over all devices; the schedule follows")
-    p.add_argument("--no-scale", action="store_true", help="keep the published schedule whatever the devices")
-    p.add_argument("--resume", action="store_true", help="go on with a run that was interrupted")
-    p.add_argument("--eval-only", action="store_true", help="evaluate the run folder's detector again")
-    p.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    add_training_options(p, "data for fashion, else $DETECTRON2_DATASETS")
     p.add_argument("--num-gpus", type=int, help="on this machine; default: all")
     p.add_argument("--num-machines", type=int, default=1, help="that work together")
     p.add_argument("--machine-rank", type=int, default=0, help="number of this machine")
     p.add_argument("--dist-url", default="auto", help="where several machines meet, e.g. tcp://host0:29500")
-    p.add_argument("--check", action="store_true", help="say versions and what works on this machine")
     p.add_argument("settings", nargs="*", default=[], help="KEY VALUE …: detectron2's settings, at the end of the line")
     return p
 

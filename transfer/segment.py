@@ -1,10 +1,11 @@
 """Semantic segmentation with mmsegmentation, from a checkpoint to mIoU.
 
-python transfer/segment.py --ckpt runs/fashion/last.pth --task fashion-fcn
-python transfer/segment.py --ckpt X --task voc12aug-fcn-20k --data-root DATA --seeds 0 1 2
-torchrun --nproc-per-node 4 transfer/segment.py --ckpt X --task cityscapes-fcn-40k --data-root DATA
+python transfer/segment.py --ckpt runs/fashion/last.pth --task fashion-fcn           # minutes on two CPU cores
+python transfer/segment.py --ckpt X --task voc12aug-fcn-20k --data-root /data --seeds 0 1 2 3 4
+torchrun --nproc-per-node 4 transfer/segment.py --ckpt X --task cityscapes-fcn-40k --data-root /data
+python transfer/segment.py --check
 
-Figures go to results/records/segmentation.jsonl, pictures, curve, log and checkpoints to a folder below --out.
+Figures go to results/records/segmentation.jsonl; pictures, curve, log and checkpoints to a folder below --out.
 """
 
 from __future__ import annotations
@@ -14,15 +15,18 @@ import sys
 from jsonargparse import ArgumentParser
 
 from pretrain.distributed import stop
-from transfer.common import add_options, add_training_options, machine, require, told
-from transfer.segmentation import PACKAGES, quiet, task_names
+from transfer.common import Formatter, add_options, add_training_options, machine, require, told
+from transfer.segmentation import PACKAGES, headline, quiet, task_names
 
 
 def parser() -> ArgumentParser:
     """The options."""
-    p = ArgumentParser(prog="transfer/segment.py", description=__doc__)
+    tasks = "\n".join(f"  {task:24} {headline(task)}" for task in task_names())
+    p = ArgumentParser(
+        prog="transfer/segment.py", description=__doc__, epilog=f"tasks:\n{tasks}", formatter_class=Formatter
+    )
     add_options(p, "segmentation.jsonl")
-    add_training_options(p, task_names())
+    add_training_options(p, "data")
     p.add_argument("--accumulate", type=int, default=1, help="add up the gradients of so many batches to one step")
     p.add_argument("--amp", action="store_true", help="mixed precision: float16 on a GPU, bfloat16 on the CPU")
     p.add_argument(

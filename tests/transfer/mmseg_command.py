@@ -112,7 +112,7 @@ def fashion(garments: Path, tmp_path: Path) -> Command:
     def run(*more: str, options: tuple[str, ...] = ()) -> int:
         where = {"data-root": garments, "out": tmp_path / "out", "records": tmp_path / "r.jsonl"}
         places = [f"--{name}={value}" for name, value in where.items()]
-        fixed = ["--ckpt", "random", "--task", "fashion-fcn", "--batch", "4", "--no-scale"]
+        fixed = ["--ckpt", "random", "--task", "fashion-fcn"]
         return main([*fixed, *places, *more, "--cfg-options", *sizes, *options])
 
     return run
@@ -123,7 +123,7 @@ def test_a_run_is_measured_once_resumed_and_evaluated_again(
 ) -> None:
     records = tmp_path / "r.jsonl"
     assert fashion("--eval-only") == 2
-    assert "has no checkpoint; train first" in capsys.readouterr().err
+    assert "holds no trained model" in capsys.readouterr().err
     assert fashion("--seeds", "0", "1") == 0
     assert "std (n = 2)" in capsys.readouterr().out
     assert fashion("--seeds", "0") == 0
@@ -135,7 +135,9 @@ def test_a_run_is_measured_once_resumed_and_evaluated_again(
     assert fashion("--eval-only", "--force") == 0
     assert read(records)[-1].metrics == one.metrics
     assert fashion("--resume", options=("optim_wrapper.optimizer.lr=0.5",)) == 2
-    assert "was trained with other options" in capsys.readouterr().err
+    assert "was begun with other options" in capsys.readouterr().err
+    assert fashion("--records", str(tmp_path / "other.jsonl")) == 2
+    assert "--resume goes on with it, --force begins anew" in capsys.readouterr().err
     assert len(read(records)) == 3
 
 
@@ -143,12 +145,12 @@ def test_mixed_precision_and_accumulation_train(fashion: Command, tmp_path: Path
     assert fashion("--amp", "--accumulate", "2") == 0
     (record,) = read(tmp_path / "r.jsonl")
     assert record.config["optim_wrapper"]["type"] == "CpuAmpOptimWrapper"
-    assert record.config["batch"] == 4
-    assert "of 4" in record.protocol
+    assert record.config["batch"] == 8
+    assert "iterations of 8" in record.protocol
 
 
 def test_a_loss_that_is_no_number_stops(fashion: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert fashion(options=("optim_wrapper.optimizer.lr=1e38", "train_cfg.max_iters=9")) == 2
+    assert fashion(options=("optim_wrapper.optimizer.lr=1e30", "train_cfg.max_iters=9")) == 2
     error = capsys.readouterr().err
     assert "the loss is " in error.splitlines()[-1]
     assert "a lower lr may help" in error

@@ -143,11 +143,15 @@ def test_accumulated_gradients_keep_the_published_schedule() -> None:
     assert "40000 iterations of 8" in tasks.protocol(plan.cfg, plan.batch)
 
 
-def test_no_scale_changes_nothing_but_the_batch() -> None:
+def test_no_scale_keeps_the_published_schedule() -> None:
     cfg = resolve("voc12aug-fcn-20k", "--no-scale").cfg
-    assert (cfg.train_dataloader.batch_size, cfg.train_cfg.max_iters) == (4, 20000)
+    assert (cfg.train_dataloader.batch_size, cfg.train_cfg.max_iters) == (16, 20000)
     assert cfg.optim_wrapper.optimizer.lr == 0.01
     assert cfg.param_scheduler[0].eta_min == 1e-4
+    spread = resolve("voc12aug-fcn-20k", "--no-scale", "--accumulate", "4").cfg
+    assert (spread.train_dataloader.batch_size, spread.train_cfg.max_iters) == (4, 80000)
+    with pytest.raises(ValueError, match="leave one of them out"):
+        resolve("voc12aug-fcn-20k", "--no-scale", "--batch", "8")
 
 
 @pytest.mark.parametrize(

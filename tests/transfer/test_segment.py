@@ -50,7 +50,7 @@ def command(root: Path, out: str, *more: str) -> list[str]:
     }  # fmt: skip
     values = [f"{key}={value}" for key, value in sizes.items()]
     return [
-        ENTRY, "--ckpt", "random", "--task", "fashion-fcn", "--batch", "4", "--no-scale", "--data-root", str(root),
+        ENTRY, "--ckpt", "random", "--task", "fashion-fcn", "--no-scale", "--data-root", str(root),
         "--out", str(root / out), "--records", str(root / f"{out}.jsonl"), "--cfg-options", *values, *more,
     ]  # fmt: skip
 

@@ -18,6 +18,11 @@ def task_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.py"))
 
 
+def headline(task: str) -> str:
+    """Return the first line of a task's config."""
+    return (FOLDER / f"{task}.py").read_text().splitlines()[0].strip('" ')
+
+
 @contextmanager
 def quiet(prints: bool = True) -> Iterator[None]:
     """Keep the notes of mmseg and torch on what is deprecated off the screen.

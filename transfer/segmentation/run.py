@@ -6,12 +6,14 @@ import logging
 import pickle
 import resource
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import get_torch_safe_globals
@@ -25,6 +27,23 @@ from transfer.segmentation.trunk import Trunk
 
 POINTER = "last_checkpoint"  # mmengine writes the newest checkpoint's path there once it is complete
 HASH = "config_hash.txt"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A task resolved for a backbone, the options and the processes.
+
+    Attributes:
+        cfg: mmengine's config, its data not yet found.
+        trunk: the backbone as mmseg takes it.
+        batch: images of an optimiser step, over all processes.
+        notes: what was changed, for the screen.
+    """
+
+    cfg: Config
+    trunk: Trunk
+    batch: int
+    notes: tuple[str, ...]
 
 
 @RUNNERS.register_module()
@@ -49,20 +68,31 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def find_checkpoint(run: Run, resume: bool, eval_only: bool) -> Path | None:
+def find_checkpoint(run: Run, options: Any) -> Path | None:
     """Return the checkpoint of the run to go on from, or None for a fresh start.
 
+    Args:
+        run: whose folder to look into.
+        options: holds `resume`, `eval_only` and `force`.
+
     Raises:
-        ValueError: there is nothing to evaluate, or what is there was trained with other options.
+        ValueError: there is nothing to evaluate, what is there was begun with other options, or no option says what
+            to do with it.
     """
     checkpoint, told = newest_checkpoint(run.folder), run.folder / HASH
-    if eval_only and checkpoint is None:
-        raise ValueError(f"--eval-only: {run.folder} has no checkpoint; train first")
-    if checkpoint is None or not (resume or eval_only):
+    if checkpoint is None:
+        if options.eval_only:
+            raise ValueError(f"--eval-only: {run.folder} holds no trained model; leave the option out")
         return None
-    if not told.is_file() or told.read_text().strip() != config_hash(run):
-        raise ValueError(f"{run.folder} was trained with other options: repeat those, or leave --resume out")
-    return checkpoint
+    if options.resume or options.eval_only:
+        if not told.is_file() or told.read_text().strip() != config_hash(run):
+            raise ValueError(f"{run.folder} was begun with other options: set them as they were, or use --force")
+        return checkpoint
+    if not options.force:
+        raise ValueError(
+            f"{run.folder} holds a run that is not on record: --resume goes on with it, --force begins anew"
+        )
+    return None
 
 
 def config_hash(run: Run) -> str:
@@ -108,7 +138,7 @@ def build(cfg: Config, run: Run, checkpoint: Path | None) -> Runner:
         "load_from": checkpoint and str(checkpoint),
         "resume": checkpoint is not None,
     }
-    if not torch.cuda.is_available():  # mmengine would name a GPU
+    if get_device() == "cpu":  # mmengine would name a GPU
         settings["model_wrapper_cfg"] = {"type": "MMDistributedDataParallel", "device_ids": None}
     try:
         runner = RUNNERS.build(Config(settings, filename=cfg.filename))
@@ -121,20 +151,19 @@ def build(cfg: Config, run: Run, checkpoint: Path | None) -> Runner:
     return runner
 
 
-def measure_one(cfg: Config, run: Run, trunk: Trunk, images: int, options: Any) -> tuple[Metrics, dict[str, float]]:
+def measure_one(plan: Plan, run: Run, images: int, options: Any) -> tuple[Metrics, dict[str, float]]:
     """Train and evaluate, or only evaluate; leave figures, curve and pictures in the run's folder.
 
     Args:
-        cfg: resolved for this run.
+        plan: what to do, its data found.
         run: where, and with which seed.
-        trunk: the backbone to start from.
         images: number of images to train on.
-        options: holds `resume` and `eval_only`.
+        options: holds `resume`, `eval_only` and `force`.
 
     Returns:
         Metrics of the last iteration, and what they cost.
     """
-    checkpoint = find_checkpoint(run, options.resume, options.eval_only)
+    cfg, checkpoint = plan.cfg, find_checkpoint(run, options)
     done, folder = iterations_done(checkpoint), RunFolder(run.folder)
     with quiet():
         runner = build(cfg, run, checkpoint)
@@ -143,8 +172,10 @@ def measure_one(cfg: Config, run: Run, trunk: Trunk, images: int, options: Any) 
         batch = cfg.train_dataloader.batch_size * runner.world_size
         seen = FiguresHook(folder, cfg.default_hooks.logger.interval, done, batch / images)
         shown = PicturesHook()
-        for hook in (TrunkHook(trunk), RandomStateHook(), seen, shown):
+        for hook in (TrunkHook(plan.trunk), RandomStateHook(), seen, shown):
             runner.register_hook(hook)
+        if rank() == 0:
+            write_text(run.folder / "changes.txt", "\n".join(plan.notes) + "\n")
         folder.start(run.config, next(runner.model.parameters()).device, done, packages=run.packages)
         try:
             if options.eval_only or done >= runner.max_iters:
@@ -176,6 +207,6 @@ def cost(runner: Runner) -> dict[str, float]:
     if "train/time" in scalars:
         seconds, waiting = (float(scalars[f"train/{name}"].mean()) for name in ("time", "data_time"))
         told = {"seconds_per_iteration": seconds, "data_share": waiting / seconds}
-    if torch.cuda.is_available():
+    if get_device() != "cpu":
         return {**told, "peak_gpu_mib": torch.cuda.max_memory_allocated() / 2**20}
     return {**told, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib.util
 import os
 import subprocess
-from dataclasses import dataclass
+from pathlib import Path
 
+import mmengine.device.utils
 import torch
 from jsonargparse import Namespace
-from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.optim import build_optim_wrapper
 from mmengine.structures import PixelData
@@ -21,28 +21,12 @@ from converters import Backbone
 from pretrain.distributed import rank, start, world_size
 from transfer.common import Metrics, Run, measure, read_checkpoint, summary
 from transfer.segmentation import PACKAGES, data, quiet, run, task_names, tasks
+from transfer.segmentation.run import Plan
 from transfer.segmentation.trunk import Trunk
 
 LAUNCHERS = ("auto", "none", "pytorch", "slurm")
 PORT = "29500"
 MOST_ROWS = 30
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A task resolved for a backbone, the options and the processes.
-
-    Attributes:
-        cfg: mmengine's config, its data not yet found.
-        trunk: the backbone as mmseg takes it.
-        batch: images of an optimiser step, over all processes.
-        notes: what was changed, for the screen.
-    """
-
-    cfg: Config
-    trunk: Trunk
-    batch: int
-    notes: tuple[str, ...]
 
 
 def resolve(options: Namespace, backbone: Backbone, device: torch.device) -> Plan:
@@ -72,9 +56,9 @@ def measure_all(options: Namespace) -> None:
     if not options.task:
         raise ValueError(f"--task is missing: one of {', '.join(task_names())}, or a config file")
     if options.resume and options.force:
-        raise ValueError("--resume goes on with a run, --force starts it anew: leave one of them out")
+        raise ValueError("--resume goes on with a run, --force begins it anew: leave one of them out")
     arch = tasks.read(options.task).get("arch", "resnet50")
-    device = join(options.launcher)
+    device, root = join(options.launcher, options.device), Path(options.data_root or "data").expanduser()
     register()
 
     def plan(seed: int) -> Run:
@@ -86,11 +70,11 @@ def measure_all(options: Namespace) -> None:
 
     def do(one: Run) -> tuple[Metrics, dict[str, float]]:
         plan = resolve(options, one.backbone, device)
-        data.find(plan.cfg, options.data_root)
+        data.find(plan.cfg, root)
         images = data.check(plan.cfg)
         if rank() == 0:
             print(f"{one.task} seed {one.seed}: {one.protocol}\n" + "\n".join(plan.notes), flush=True)
-        return run.measure_one(plan.cfg, one, plan.trunk, images, options)
+        return run.measure_one(plan, one, images, options)
 
     records = measure(map(plan, options.seeds), do, options, device)
     if rank() == 0:
@@ -104,7 +88,7 @@ def register() -> None:
         register_all_modules()
 
 
-def join(launcher: str) -> torch.device:
+def join(launcher: str, device: str = "auto") -> torch.device:
     """Join the other processes, if a launcher started any, and return this one's device.
 
     Raises:
@@ -118,7 +102,10 @@ def join(launcher: str) -> torch.device:
         raise ValueError("--launcher pytorch: torchrun has not started this; torchrun --nproc-per-node N transfer/…")
     if launcher == "none":
         os.environ.pop("RANK", None)
-    return start("auto")
+    where = start(device)
+    if where.type == "cpu":
+        mmengine.device.utils.DEVICE = "cpu"  # it would take a GPU where it sees one
+    return where
 
 
 def _slurm() -> None:

@@ -6,7 +6,6 @@ import argparse
 import difflib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,17 +112,18 @@ def rescale(cfg: Config, processes: int, batch: int | None, accumulate: int, sca
         processes: number there are.
         batch: images of an optimiser step over all processes; None gives each as many as published.
         accumulate: mmengine's iterations to an optimiser step.
-        scale: change learning rate and iterations with the batch.
+        scale: whether the schedule follows the processes; else it is kept, its batch spread over them.
 
     Raises:
-        ValueError: a batch that cannot be shared evenly.
+        ValueError: a batch that cannot be shared evenly, or one beside --no-scale.
     """
     if accumulate < 1:
         raise ValueError(f"--accumulate {accumulate}: must be at least 1")
+    if batch is not None and not scale:
+        raise ValueError("--batch changes the schedule and --no-scale keeps it: leave one of them out")
     before = schedule_of(cfg)
-    after = for_devices(before, cfg.get("reference_processes", 1), processes * accumulate, batch)
-    if not scale:
-        after = replace(before, batch=after.batch)
+    wanted = batch if scale else before.batch
+    after = for_devices(before, cfg.get("reference_processes", 1), processes * accumulate, wanted)
     cfg.train_dataloader.batch_size = after.batch // (processes * accumulate)
     rate, stretch = after.lr / before.lr, after.iterations * accumulate / before.iterations
     cfg.optim_wrapper.optimizer.lr = after.lr
