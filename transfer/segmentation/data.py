@@ -51,25 +51,24 @@ def check(cfg: Config) -> int:
     Raises:
         ValueError: names what is missing or does not fit.
     """
-    head = cfg.model.decode_head.num_classes
     counts = []
     for name in LOADERS[:2]:
         built = [DATASETS.build({**dataset, "pipeline": []}) for dataset in datasets(cfg[name])]
-        entries: list[dict[str, Any]] = [
-            entry for dataset in built for entry in map(dataset.get_data_info, range(len(dataset)))
-        ]
-        classes = built[0].metainfo["classes"]
-        if len(classes) != head:
-            raise ValueError(f"model.decode_head.num_classes={head}: {cfg.data_root} has {len(classes)} classes")
+        classes = len(built[0].metainfo["classes"])
+        for head in ("decode_head", "auxiliary_head"):
+            found = cfg.model[head].num_classes if head in cfg.model else classes
+            if found != classes:
+                raise ValueError(f"model.{head}.num_classes={found}: {cfg.data_root} has {classes} classes")
+        entries = [dataset.get_data_info(i) for dataset in built for i in range(len(dataset))]
         paths = [Path(entry[key]) for entry in entries for key in ("img_path", "seg_map_path")]
         absent = [path for path in paths if not path.is_file()]
-        if absent or not entries:
-            told = (
-                f"{len(absent)} of {len(paths)} files are missing, the first is {absent[0]}" if absent else "no image"
-            )
+        if absent:
+            told = f"{len(absent)} of {len(paths)} files are missing, the first is {absent[0]}"
             raise ValueError(f"{cfg.data_root}: {told}")
+        if not entries:
+            raise ValueError(f"{cfg.data_root}: no images for {name}")
         for place in np.linspace(0, len(entries) - 1, min(LOOKED_AT, len(entries))).astype(int):
-            _check_mask(Path(entries[place]["seg_map_path"]), len(classes) + bool(built[0].reduce_zero_label))
+            _check_mask(Path(entries[place]["seg_map_path"]), classes + bool(built[0].reduce_zero_label))
         counts.append(len(entries))
     return counts[0]
 

@@ -48,7 +48,7 @@ class Plan:
 
 @RUNNERS.register_module()
 class QuietRunner(Runner):
-    """mmengine's Runner, whose log goes to its file; the screen gets warnings and our progress bar."""
+    """mmengine's Runner, whose log goes to its file; the screen gets errors and our progress bar."""
 
     def build_logger(self, *args: Any, **kwargs: Any) -> Any:
         """Build the logger and raise the screen's level."""
