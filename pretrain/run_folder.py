@@ -21,6 +21,8 @@ from pretrain.checkpoint import write_atomically
 from pretrain.distributed import rank, world_size
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "opencv-python")
+# What runs leave behind themselves is no change of the code that runs.
+CODE = (":/", ":(top,exclude)results/records", ":(top,exclude)results/tables", ":(top,exclude)README.md")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -42,7 +44,7 @@ def environment(device: torch.device, packages: Sequence[str] = ()) -> dict[str,
 
 
 def git_state() -> dict[str, Any]:
-    """Commit and dirty flag of this checkout; None where it is none."""
+    """Commit of this checkout and whether its code has uncommitted changes; None where it is none."""
 
     def git(*arguments: str) -> str | None:
         done = subprocess.run(
@@ -51,7 +53,7 @@ def git_state() -> dict[str, Any]:
         return done.stdout.strip() if done.returncode == 0 else None
 
     try:
-        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no", "--", *CODE)
     except FileNotFoundError:  # no git on this machine
         commit, changes = None, None
     return {"git_commit": commit, "git_dirty": None if changes is None else bool(changes)}

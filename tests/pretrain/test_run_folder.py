@@ -1,0 +1,36 @@
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pretrain import run_folder
+
+
+@pytest.fixture()
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A git checkout that the module believes to lie in."""
+    for name in ("pretrain/run_folder.py", "results/records/knn.jsonl", "results/tables.py", "README.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("as committed\n")
+    identity = ("-c", "user.name=test", "-c", "user.email=test@localhost")
+    for words in (("init", "-q"), ("add", "."), (*identity, "commit", "-q", "-m", "start")):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    monkeypatch.setattr(run_folder, "__file__", str(tmp_path / "pretrain" / "run_folder.py"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("changed", "dirty"),
+    [
+        ("results/records/knn.jsonl", False),
+        ("README.md", False),
+        ("results/tables.py", True),
+        ("pretrain/run_folder.py", True),
+    ],
+)
+def test_dirty_means_changed_code_and_not_new_records(checkout: Path, changed: str, dirty: bool) -> None:
+    before = run_folder.git_state()
+    assert len(before["git_commit"]) == 40
+    assert before["git_dirty"] is False
+    (checkout / changed).write_text("changed\n")
+    assert run_folder.git_state() == {**before, "git_dirty": dirty}
