@@ -6,7 +6,7 @@ import pytest
 from pretrain import run_folder
 
 
-@pytest.fixture()
+@pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A git checkout that the module believes to lie in."""
     for name in ("pretrain/run_folder.py", "results/records/knn.jsonl", "results/tables.py", "README.md"):
