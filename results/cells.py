@@ -22,7 +22,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -163,15 +164,43 @@ def has_result(cell: Cell) -> bool:
         return False
     if cell.records is None:
         return Path(cell.ckpt).with_name("summary.json").is_file()
-    if not cell.records.is_file():
-        return False
+    return any(who in (record.checkpoint["sha256"], record.checkpoint.get("path")) for record in records_of(cell))
+
+
+def records_of(cell: Cell) -> list[Record]:
+    """Records of a cell's task, seed and options, whatever checkpoint they are of.
+
+    Raises:
+        ValueError: a broken line in the records file.
+    """
+    if cell.records is None or not cell.records.is_file():
+        return []
     stat = cell.records.stat()
-    return any(
-        (record.task, record.seed) == (cell.task, cell.seed)
-        and who in (record.checkpoint["sha256"], record.checkpoint.get("path"))
-        and all(json.dumps(_entry(record.config, name)) == value for name, value in cell.where)
+    return [
+        record
         for record in _read(cell.records, stat.st_size, stat.st_mtime_ns)
-    )
+        if (record.task, record.seed) == (cell.task, cell.seed)
+        and all(json.dumps(_entry(record.config, name)) == value for name, value in cell.where)
+    ]
+
+
+def measured_before(cells: Sequence[Cell]) -> set[str]:
+    """Names of the cells of checkpoints that are no longer here and that need not be: each of their measurements is
+    on record, all of one and the same file."""
+    checkpoints: dict[str, list[Cell]] = defaultdict(list)
+    for cell in cells:
+        if cell.is_file and identity(cell) is None:
+            checkpoints[cell.ckpt].append(cell)
+    found: set[str] = set()
+    for path, same in checkpoints.items():
+        files = [
+            {r.checkpoint["sha256"] for r in records_of(cell) if r.checkpoint.get("path") == path}
+            for cell in same
+            if cell.records is not None
+        ]
+        if files and set.intersection(*files):
+            found |= {cell.name for cell in same}
+    return found
 
 
 @functools.lru_cache(maxsize=64)

@@ -61,13 +61,17 @@ class Pretraining:
 def load(folder: Path) -> list[Record]:
     """Every record of a folder's *.jsonl, the newest of those that measure the same.
 
+    A training that is done again with its old path and seed is no further run: its newest measurement counts.
+
     Raises:
         ValueError: names the file and line of a broken record or an unknown task.
     """
     newest: dict[tuple[Any, ...], Record] = {}
     for path in sorted(folder.glob("*.jsonl")):
         for record in read(path, TASKS):
-            newest[record.key] = record
+            ckpt = record.checkpoint
+            who = ckpt.get("path", ckpt["sha256"]), Pretraining.of(ckpt), ckpt.get("seed")
+            newest[who, *record.key[1:]] = record
     return list(newest.values())
 
 

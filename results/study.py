@@ -3,6 +3,7 @@
     bash results/reproduce.sh                          the desk study
     bash results/reproduce.sh --dry-run                its plan: what is done, what is left, what it costs
     bash results/reproduce.sh --only knn 'desk_r1_*'   a part of it
+    bash results/reproduce.sh --trust-records          go on with a study whose first checkpoints are gone
     bash results/reproduce.sh --study paper --path imagenet=/data/imagenet --launcher slurm --slurm partition=gpu
 
 Stop it at will: the same command goes on. Exit status: 0 all done; 1 cells that failed or could not run; 2 a mistake
@@ -26,7 +27,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from results.cells import Outcome, State, command_environment
+from results.cells import Outcome, State, command_environment, measured_before
 from results.launchers import Local, Slurm
 from results.plan import Cell, Study, load, nearest
 from results.progress import Progress, plan_text, summary, weights
@@ -41,6 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         study = load(study_file(options.study), dict(options.path))
         cells, state = study.select(options.only), State(options.state / study.name)
+        if options.trust_records:
+            cells = without_measured(cells)
         if options.dry_run:
             print(plan_text(cells, state.last(), options.jobs or 1))
             return 0
@@ -73,6 +76,10 @@ def parser() -> Parser:
         "--only", nargs="+", action="extend", default=[], metavar="PATTERN", help="tasks, checkpoints or whole cells"
     )
     p.add_argument(
+        "--trust-records", action="store_true",
+        help="do not train a checkpoint again that is no longer here and whose measurements are all on record",
+    )  # fmt: skip
+    p.add_argument(
         "--path", nargs="+", action="extend", default=[], type=_pair, metavar="NAME=FOLDER",
         help="where the data of the study are",
     )  # fmt: skip
@@ -84,6 +91,15 @@ def parser() -> Parser:
     )  # fmt: skip
     p.add_argument("--state", type=Path, default=Path("runs/study"), help="folder of states and logs")
     return p
+
+
+def without_measured(cells: Sequence[Cell]) -> tuple[Cell, ...]:
+    """The cells whose checkpoints are here or have to be trained; says how many others are on record."""
+    measured = measured_before(cells)
+    names = sorted({cell.row[0] for cell in cells if cell.name in measured})
+    if names:
+        print(f"on record, their checkpoints not needed: {len(measured)} cells of {', '.join(names)}")
+    return tuple(cell for cell in cells if cell.name not in measured)
 
 
 def study_file(name: str) -> Path:

@@ -24,6 +24,15 @@ def test_of_equal_measurements_the_newest_counts(study: list[Record], tmp_path: 
     assert [r.metrics for r in records if r.key == study[0].key] == [{"top1": 0.9}]
 
 
+def test_a_training_that_was_done_again_is_no_further_run(tmp_path: Path) -> None:
+    first = record("unimoco", 0, {"top1": 0.5}, label_ratio=1.0)
+    again = dataclasses.replace(first, checkpoint=first.checkpoint | {"sha256": "new"}, metrics={"top1": 0.6})
+    other = dataclasses.replace(first, checkpoint=first.checkpoint | {"sha256": "other", "label_ratio": 0.1})
+    for one in (first, again, other):
+        append(tmp_path / "linear.jsonl", one)
+    assert load(tmp_path) == [again, other]
+
+
 def test_an_unknown_task_is_named_with_its_line(study: list[Record], tmp_path: Path) -> None:
     append(tmp_path / "a.jsonl", study[0])
     append(tmp_path / "a.jsonl", dataclasses.replace(study[0], task="liner"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,6 +97,35 @@ def test_what_was_there_before_counts_once_its_command_has_seen_it(tmp_path: Pat
     assert small.run(tmp_path)[0] == 0
     assert small.records(tmp_path) == records
     assert (tmp_path / "runs/r0/last.pth").stat().st_mtime_ns == checkpoint
+
+
+def test_records_stand_in_for_checkpoints_that_are_gone_when_told_so(tmp_path: Path) -> None:
+    small.write(tmp_path)
+    assert small.run(tmp_path)[0] == 0
+    shutil.rmtree(tmp_path / "runs")  # another machine: the records came along, the checkpoints did not
+    lines = (tmp_path / "knn.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "knn.jsonl").write_text(
+        "".join(line for line in lines if "runs/r1/" not in line or '"seed": 1' in line)
+    )
+    assert f"{CELLS} cells: {CELLS - 4} to do, 4 to check" in small.run(tmp_path, "--dry-run")[1]
+    code, out, err = small.run(tmp_path, "--trust-records")
+    assert code == 0, out + err
+    assert "on record, their checkpoints not needed: 5 cells of r0\n" in out
+    assert not (tmp_path / "runs/r0").exists()
+    assert (tmp_path / "runs/r1/last.pth").is_file()  # one of its measurements was missing
+    assert len(small.records(tmp_path)) == 12
+    code, out, _ = small.run(tmp_path, "--trust-records", "--only", "r0")
+    assert code == 0
+    assert "0 cells, 0 done before" in out
+
+
+def test_records_of_two_files_of_one_name_do_not_stand_in_for_it(tmp_path: Path) -> None:
+    small.write(tmp_path)
+    assert small.run(tmp_path, "--only", "knn/r0/*")[0] == 0
+    (tmp_path / "runs/r0/last.pth").write_text("trained anew")
+    assert small.run(tmp_path, "--only", "linear/r0/*")[0] == 0
+    shutil.rmtree(tmp_path / "runs")
+    assert f"{CELLS} cells: {CELLS} to do" in small.run(tmp_path, "--dry-run", "--trust-records")[1]
 
 
 def test_a_result_that_is_gone_or_outdated_is_made_again(tmp_path: Path) -> None:
