@@ -39,7 +39,9 @@ TITLES = {
 }
 
 
-def measured(name: str, title: str, rows: pd.DataFrame, baseline: str, papers: pd.DataFrame | None = None) -> Grid:
+def measured(
+    name: str, title: str, rows: pd.DataFrame, baseline: str, papers: pd.DataFrame | None = None, brief: bool = False
+) -> Grid:
     """A table of pre-trainings against measurements.
 
     Args:
@@ -48,19 +50,21 @@ def measured(name: str, title: str, rows: pd.DataFrame, baseline: str, papers: p
         rows: those of `frame` that it shows.
         baseline: method whose row the others are compared with, the one with the fewest labels.
         papers: rows of `published`; figures of the same method and label ratio get columns of their own.
+        brief: without protocols and commits; each task has only one protocol then.
     """
     pretrainings = sorted(set(rows["pretraining"]))
     columns = _columns(rows)
     letters = {key: chr(ord("a") + i) for i, key in enumerate(dict.fromkeys((t, p) for t, p, _ in columns))}
     several = len({p.arch for p in pretrainings}) > 1
     grid = Grid(name, title, ["pre-training"])
-    grid.header += [f"{TASKS[t].title} ({letters[t, p]}): {METRICS.get(m, m)}" for t, p, m in columns]
+    marks = {key: "" if brief else f" ({letter})" for key, letter in letters.items()}
+    grid.header += [f"{TASKS[t].title}{marks[t, p]}: {METRICS.get(m, m)}" for t, p, m in columns]
     cells: dict[Pretraining, list[Cell]] = {p: [] for p in pretrainings}
     for task, protocol, metric in columns:
         chosen = rows[(rows["task"] == task) & (rows["protocol"] == protocol) & (rows["metric"] == metric)]
         for p in pretrainings:
             cells[p].append(Cell.of(chosen.loc[chosen["pretraining"] == p, "value"]))
-    notes = [f"({letter}) {protocol}." for (_, protocol), letter in letters.items()]
+    notes = [] if brief else [f"({letter}) {protocol}." for (_, protocol), letter in letters.items()]
     if papers is not None:
         notes += _add_papers(grid, cells, papers, dict.fromkeys(task for task, _, _ in columns))
     titles = {p: p.title + f", {p.arch}" * several for p in pretrainings}
@@ -69,8 +73,27 @@ def measured(name: str, title: str, rows: pd.DataFrame, baseline: str, papers: p
     grid.compare(titles.get(first) if first else None, {i: TASKS[t].least for i, (t, _, _) in enumerate(columns)})
     arch = "" if several or not pretrainings else f" Backbone: {pretrainings[0].arch}."
     legend = "In %: mean ± sample standard deviation (number of runs), difference to "
-    grid.notes = [legend + (f"“{titles[first]}”." if first else "no row.") + arch, *notes, _commits(rows)]
+    grid.notes = [
+        legend + (f"“{titles[first]}”." if first else "no row.") + arch,
+        *notes,
+        *[_commits(rows)] * (not brief),
+    ]
     return grid
+
+
+def overview(rows: pd.DataFrame, papers: pd.DataFrame) -> Grid:
+    """The headline of each task in one table, by the protocol that most pre-trainings were measured with."""
+    known = rows.groupby(["task", "protocol"])["pretraining"].nunique()
+    usual = {task: known[task].idxmax() for task in known.index.get_level_values("task").unique()}
+    shown = [
+        metric in TASKS[task].headline and protocol == usual[task]
+        for task, protocol, metric in zip(rows["task"], rows["protocol"], rows["metric"], strict=True)
+    ]
+    headlines = {(TASKS[task].paper or task, metric) for task in usual for metric in TASKS[task].headline}
+    theirs = [pair in headlines for pair in zip(papers["task"], papers["metric"], strict=True)]
+    return measured(
+        "overview", "Overview", rows[pd.Series(shown, index=rows.index, dtype=bool)], "unimoco", papers[theirs], True
+    )
 
 
 def _columns(rows: pd.DataFrame) -> list[tuple[str, str, str]]:
@@ -103,12 +126,17 @@ def _add_papers(
                 continue
             grid.header.append(f"† {paper}: {METRICS.get(metric, metric)}")
             for p, row in cells.items():
-                row.append(Cell(text=f"{found[p]['value']:g}" if p in found else ""))
+                row.append(Cell(text=_figure(found[p]["value"]) if p in found else ""))
             sources += [f"{row['source']}{f' ({m})' if (m := row['mark']) else ''}" for row in found.values()]
     if not sources:
         return []
     told = "; ".join(dict.fromkeys(sources))
     return [f"† Published figures (ResNet-50, ImageNet), not ours and not comparable with the others: {told}."]
+
+
+def _figure(value: float) -> str:
+    """As published, with one decimal at least."""
+    return f"{value:.1f}" if round(value, 1) == value else f"{value:g}"
 
 
 def _commits(rows: pd.DataFrame) -> str:
@@ -144,7 +172,7 @@ def paper_figures(papers: pd.DataFrame) -> Grid:
             labels,
             epochs,
             METRICS.get(row["metric"], row["metric"]),
-            f"{row['value']:.4g}",
+            _figure(row["value"]),
             source,
         ]
         grid.rows.append((row["task"], [Cell(text=text) for text in texts]))
@@ -156,7 +184,8 @@ def grids(records: list[Record], papers: pd.DataFrame) -> list[Grid]:
     rows = frame(records)
     method = rows["pretraining"].map(lambda p: p.method)
     main = rows[~method.isin([m for m in ABLATION if m != "unimoco"])]
-    tables = [measured(name, title, main[main["table"] == name], "unimoco", papers) for name, title in TITLES.items()]
+    tables = [overview(main, papers)]
+    tables += [measured(name, title, main[main["table"] == name], "unimoco", papers) for name, title in TITLES.items()]
     most = rows[method.isin(ABLATION) & (rows["pretraining"].map(lambda p: p.label_ratio) == 1)]
     first = [metric == TASKS[task].metrics[0] for task, metric in zip(most["task"], most["metric"], strict=True)]
     headline = most[pd.Series(first, index=most.index, dtype=bool)]

@@ -36,6 +36,11 @@ class Task:
     paper: str | None = None
     least: int = 2
 
+    @property
+    def headline(self) -> tuple[str, ...]:
+        """The first metric; of a task with boxes and masks that of both."""
+        return tuple(name for name in self.metrics if name in (self.metrics[0], "segm/AP"))
+
 
 TASKS = {
     "linear": Task("linear", "classification", ("top1", "top5"), "imagenet-linear"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -71,11 +72,27 @@ def test_losses_are_compared_where_all_labels_are_kept(study: list[Record]) -> N
     assert not any("SupCon" in title for title, _ in made["classification"].rows)
 
 
-def test_protocols_are_never_mixed(study: list[Record]) -> None:
-    import dataclasses
+def test_the_overview_has_the_headlines_of_the_usual_protocol(study: list[Record]) -> None:
+    more = [
+        dataclasses.replace(study[0], protocol="rare", config={"e": 100}, metrics={"top1": 0.9}),
+        record("random", 0, {"bbox/AP": 0.2, "bbox/AP50": 0.3, "segm/AP": 0.1}, task="fashion-fpn"),
+        record("supcon", 0, {"top1": 0.65}, label_ratio=1.0, epochs=4.0),
+    ]
+    table = grids([*study, *more], PAPERS)[0]
+    assert table.name == "overview"
+    assert table.header[1:] == [
+        "linear: top-1", "Fashion Scenes, FPN: AP box", "Fashion Scenes, FPN: AP mask",
+        "† imagenet-linear: top-1", "† coco-c4-1x: AP box",
+    ]  # fmt: skip
+    texts = {title: [str(cell) for cell in cells] for title, cells in table.rows}
+    assert texts["random initialisation"][:3] == ["40.0 ± 0.0 (2) ↓10.0", "20.0 (1)", "10.0 (1)"]
+    assert texts["UniMoCo, 0 % of the labels, 4 epochs"][1:] == ["–", "–", "71.1", "39.0"]
+    assert len(texts) == 4
 
+
+def test_protocols_are_never_mixed(study: list[Record]) -> None:
     longer = [dataclasses.replace(r, protocol="longer", config={"e": 100}) for r in study if r.seed == 0]
-    table = grids([*study, *longer], PAPERS)[0]
+    table = next(grid for grid in grids([*study, *longer], PAPERS) if grid.name == "classification")
     assert [name for name in table.header if "top-1" in name and "†" not in name] == [
         "linear (a): top-1", "linear (b): top-1",
     ]  # fmt: skip
