@@ -1,50 +1,73 @@
 """Brings what the report shows of run folders into the repository.
 
-python -m results.collect runs/desk_r0_s0 ...              course of a pre-training -> results/curves/NAME.jsonl
-python -m results.collect runs/transfer/NAME/TASK/seed0 …  its vis/*.png -> results/pictures/NAME_TASK_*.png
+python -m results.collect 'runs/desk_*'                       course of a pre-training -> results/curves/NAME.jsonl
+python -m results.collect 'runs/transfer/*/fashion-*/seed0'   first of its pictures -> results/pictures/NAME_TASK.jpg
 """
 
 from __future__ import annotations
 
 import argparse
+import glob
 import shutil
 import sys
 from pathlib import Path
+
+import cv2
 
 if not __package__:  # run as a script: find the packages beside this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 RESULTS = Path(__file__).resolve().parent
+WIDTH = 960  # pixels of a picture, at most
 
 
-def collect(run: Path, results: Path = RESULTS) -> list[Path]:
-    """Copies what a run folder has for the report; returns the copies.
+def collect(run: Path, results: Path = RESULTS) -> Path:
+    """Copies what a run folder has for the report; returns the copy.
+
+    Args:
+        run: of a pre-training, or OUT/CHECKPOINT-HASH/TASK/seedN of a benchmark.
+        results: folder that holds curves/ and pictures/.
 
     Raises:
         ValueError: the folder holds neither metrics of a pre-training nor pictures.
     """
     pictures, metrics = sorted((run / "vis").glob("*.png")), run / "metrics.jsonl"
     if pictures:
-        label = "_".join(run.resolve().parts[-3:-1])
-        wanted = {results / "pictures" / f"{label}_{path.stem}.png": path for path in pictures}
+        *_, checkpoint, task, _seed = run.resolve().parts
+        target = results / "pictures" / f"{checkpoint.rpartition('-')[0] or checkpoint}_{task}.jpg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _shrink(pictures[0], target)
     elif metrics.is_file():
-        wanted = {results / "curves" / f"{run.resolve().name}.jsonl": metrics}
+        target = results / "curves" / f"{run.resolve().name}.jsonl"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(metrics, target)
     else:
         raise ValueError(f"{run}: has neither vis/*.png nor metrics.jsonl; give a run folder")
-    for target, source in wanted.items():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
-    return list(wanted)
+    return target
+
+
+def _shrink(source: Path, target: Path) -> None:
+    """Writes a picture as JPEG, `WIDTH` wide at most."""
+    picture = cv2.imread(str(source))
+    if picture is None:
+        raise ValueError(f"{source}: no picture")
+    height, width = picture.shape[:2]
+    scale = min(1.0, WIDTH / width)
+    small = cv2.resize(picture, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
+    cv2.imwrite(str(target), small, [cv2.IMWRITE_JPEG_QUALITY, 85])
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Copies; 0, or 2 where a folder has nothing to copy."""
+    """Copies; 0, or 2 where a folder has nothing to copy. A pattern that matches no folder is told, and no mistake."""
     parser = argparse.ArgumentParser(prog="results/collect.py", description=__doc__.partition("\n")[0])
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders")
+    parser.add_argument("runs", nargs="+", help="run folders, or patterns of them in quotes")
     try:
-        for run in parser.parse_args(arguments).runs:
-            for path in collect(run):
-                print(path)
+        for name in parser.parse_args(arguments).runs:
+            found = sorted(glob.glob(name)) if glob.has_magic(name) else [name]
+            if not found:
+                print(f"{name}: matches no folder here")
+            for run in found:
+                print(collect(Path(run)))
     except ValueError as error:
         print(f"collect: error: {error}", file=sys.stderr)
         return 2

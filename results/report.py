@@ -48,10 +48,10 @@ def page(tables: list[Grid], plots: list[Path], pictures: Path) -> str:
     Args:
         tables: in their order.
         plots: SVG files.
-        pictures: folder of PNG files, shown where it exists; a file name is its caption.
+        pictures: folder of JPEG files, shown where it exists; a file name is its caption.
     """
     links = "".join(f'<a href="#{table.name}">{html.escape(table.title)}</a>' for table in tables)
-    figures = "".join(_figure(path) for path in [*plots, *sorted(pictures.glob("*.png"))])
+    figures = "".join(_figure(path) for path in [*plots, *sorted(pictures.glob("*.jpg"))])
     shown = f"<section id=figures><h2>Plots and pictures</h2>{figures}</section>"
     *ours, last = (_section(table) for table in tables)  # the papers' figures close the page
     return (
@@ -68,7 +68,7 @@ def _section(table: Grid) -> str:
 
 
 def _figure(path: Path) -> str:
-    kind = {".svg": "image/svg+xml", ".png": "image/png"}[path.suffix]
+    kind = {".svg": "image/svg+xml", ".jpg": "image/jpeg"}[path.suffix]
     data = base64.b64encode(path.read_bytes()).decode()
     caption = html.escape(path.stem.replace("_", " "))
     image = f'<img alt="{caption}" src="data:{kind};base64,{data}">'

@@ -4,23 +4,39 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
-from results.collect import collect, main
+from results.collect import WIDTH, collect, main
 
 
-def test_courses_and_pictures_are_copied(tmp_path: Path) -> None:
-    run, transfer = tmp_path / "runs" / "desk", tmp_path / "runs" / "transfer" / "desk-1234" / "fashion-fpn" / "seed0"
+def test_courses_are_copied(tmp_path: Path) -> None:
+    run, results = tmp_path / "runs" / "desk", tmp_path / "results"
     run.mkdir(parents=True)
     (run / "metrics.jsonl").write_text("{}\n")
-    (transfer / "vis").mkdir(parents=True)
-    (transfer / "vis" / "sample.png").write_bytes(b"png")
-    results = tmp_path / "results"
-    assert collect(run, results) == [results / "curves" / "desk.jsonl"]
-    assert collect(transfer, results) == [results / "pictures" / "desk-1234_fashion-fpn_sample.png"]
+    assert collect(run, results) == results / "curves" / "desk.jsonl"
     assert (results / "curves" / "desk.jsonl").read_text() == "{}\n"
 
 
-def test_an_empty_folder_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_first_picture_is_kept_small(tmp_path: Path) -> None:
+    run, results = tmp_path / "runs" / "transfer" / "desk_r1-1234abcd" / "fashion-fpn" / "seed0", tmp_path / "results"
+    (run / "vis").mkdir(parents=True)
+    cv2.imwrite(str(run / "vis" / "001.png"), np.zeros((8, 8, 3), np.uint8))
+    wide = np.full((WIDTH // 2, 2 * WIDTH, 3), (10, 120, 240), np.uint8)
+    cv2.imwrite(str(run / "vis" / "000.png"), wide)
+    copy = collect(run, results)
+    assert copy == results / "pictures" / "desk_r1_fashion-fpn.jpg"
+    small = cv2.imread(str(copy))
+    assert small is not None
+    assert small.shape == (WIDTH // 4, WIDTH, 3)
+    assert np.abs(small.astype(int) - (10, 120, 240)).max() < 8
+
+
+def test_an_empty_folder_is_a_mistake_and_a_pattern_may_match_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([str(tmp_path)]) == 2
     assert "neither" in capsys.readouterr().err
+    assert main([str(tmp_path / "no_*")]) == 0
+    assert "matches no folder" in capsys.readouterr().out
