@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
+import json
 import re
 import sys
 from dataclasses import dataclass, field
@@ -164,6 +166,15 @@ class Config:
         """Nested builtins, as YAML and checkpoints hold them."""
         plain: dict[str, Any] = yaml.safe_load(yaml.safe_dump(_builtins(dataclasses.asdict(self))))
         return plain
+
+
+def settings_hash(config: Config, images: int) -> str:
+    """Tells pre-trainings apart that differ in more than seed and labels: views, model, optimiser, number of images."""
+    tree = config.as_dict()
+    chosen: dict[str, Any] = {name: tree[name] for name in ("views", "model", "optim")} | {"images": images}
+    for name in ("accumulate", "compile"):  # how it is computed, not what
+        del chosen["optim"][name]
+    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def differing_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

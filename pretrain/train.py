@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from pretrain import checkpoint, distributed
-from pretrain.config import Config, differing_keys, parse
+from pretrain.config import Config, differing_keys, parse, settings_hash
 from pretrain.data import GlobalBatches, TwoViews, train_loader
 from pretrain.engine import StopRequest, Training, fit
 from pretrain.images import CorruptImageError, ImageSet, load_images
@@ -192,6 +192,7 @@ def describe_checkpoint(t: Training, kept: KeptLabels) -> dict[str, Any]:
         "labels_sha256": kept.sha256,
         "planned_epochs": c.optim.epochs,
         "seed": c.seed,
+        "settings": settings_hash(c, len(kept.labels)),
         **git_state(),
     }
 

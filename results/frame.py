@@ -28,6 +28,7 @@ class Pretraining:
         label_ratio: share of labels kept, -1 where that is not known.
         epochs: of pre-training, -1 where that is not known.
         arch: "resnet18" ...
+        settings: hash of its views, model, optimiser and number of images, empty where that is not known.
     """
 
     place: int
@@ -35,6 +36,7 @@ class Pretraining:
     label_ratio: float
     epochs: float
     arch: str
+    settings: str = ""
 
     @staticmethod
     def of(checkpoint: dict[str, Any]) -> Pretraining:
@@ -45,13 +47,14 @@ class Pretraining:
         return Pretraining(
             place, method, -1.0 if ratio is None else round(float(ratio), 4),
             -1.0 if epochs is None else float(epochs), str(checkpoint["arch"]),
+            str(checkpoint.get("settings") or ""),
         )  # fmt: skip
 
     @property
     def title(self) -> str:
         """For people."""
         parts = [METHODS.get(self.method, self.method)]
-        if self.label_ratio >= 0:
+        if self.label_ratio >= 0 and self.method != "info_nce":  # which does not use them
             parts.append(f"{100 * self.label_ratio:.3g} % of the labels")
         if self.epochs >= 0:
             parts.append(f"{self.epochs:g} epochs")

@@ -11,4 +11,6 @@ if [ $# = 0 ]; then
     shellcheck setup.sh pretrain/*.sh results/*.sh tests/run.sh .ci/run
     mypy
 fi
-exec "$env/bin/python" -m pytest "$@"
+# A file of tests to each core: two processes of one thread do far more than one of two.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+exec "$env/bin/python" -m pytest -n auto --maxprocesses 8 --dist loadfile "$@"

@@ -52,7 +52,7 @@ def plan(o: Namespace, seed: int, device: torch.device) -> Run:
     temperatures = as_list(o.temperature)
     config["temperature"] = temperatures[0] if len(temperatures) == 1 else temperatures
     said = "/".join(f"{t:g}" for t in temperatures)
-    protocol = f"weighted kNN, T {said}, pooled features, L2-normalised, {size} px"
+    protocol = f"weighted kNN, T {said}, train {bank}, test {queries}, pooled features, L2-normalised, {size} px"
     if dtype is not None or o.store != "fp32":
         config |= {"precision": str(dtype or torch.float32), "store": o.store}
         protocol += f", {str(dtype or torch.float32).removeprefix('torch.')} trunk, {o.store} bank"

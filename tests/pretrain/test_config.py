@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from pretrain.config import CheckpointConfig, Config, MonitorConfig, OptimConfig, differing_keys, parse
+from pretrain.config import CheckpointConfig, Config, MonitorConfig, OptimConfig, differing_keys, parse, settings_hash
 
 
 @pytest.fixture
@@ -251,3 +251,21 @@ class TestDifferingKeys:
         old = Config().as_dict()
         del old["model"]["head"]
         assert differing_keys(old, Config().as_dict()) == ["model.head: None -> mlp"]
+
+
+def test_settings_tell_pretrainings_apart_and_seeds_and_labels_do_not() -> None:
+    same = [
+        "--seed",
+        "3",
+        "--labels.ratio",
+        "0.1",
+        "--name",
+        "x",
+        "--optim.accumulate",
+        "2",
+        "--data.train",
+        "elsewhere",
+    ]
+    assert settings_hash(parse(same), 10) == settings_hash(parse([]), 10)
+    others = [parse(["--model.temperature", "0.1"]), parse(["--optim.base_lr", "1"]), parse(["--views.blur", "0"])]
+    assert len({settings_hash(c, 10) for c in (*others, Config())} | {settings_hash(Config(), 11)}) == 5

@@ -213,6 +213,7 @@ def test_a_checkpoint_holds_tensors_and_builtins_and_the_papers_keys(reference: 
     assert saved["state_dict"]["queue"].shape == (128, 40)
     assert saved["meta"]["label_ratio"] == 1.0
     assert saved["meta"]["epochs"] == 3.0
+    assert len(saved["meta"]["settings"]) == 8
 
 
 @pytest.mark.parametrize(("ratio", "labelled"), [(0, 0), (0.25, 16), (1, 64)])

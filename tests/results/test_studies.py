@@ -70,8 +70,9 @@ def test_the_desk_study_asks_what_the_paper_asks() -> None:
     assert {"desk_supcon_s0", "desk_info_nce_s0"} <= checkpoints
     tasks = {cell.task for cell in cells("desk")}
     assert {None, "knn", "linear", "finetune", "fashion-fpn", "fashion-fcn"} <= tasks
-    for checkpoint in checkpoints:  # every task on each
-        assert {c.task for c in cells("desk") if c.row[0] == checkpoint} | {None} == tasks
+    for checkpoint in checkpoints:  # every task on each, but for third seeds
+        wanted = {None, "knn", "linear"} if checkpoint.endswith("_s2") else tasks
+        assert {c.task for c in cells("desk") if c.row[0] == checkpoint} | {None} == wanted
     assert all(cell.minutes for cell in cells("desk"))
 
 
