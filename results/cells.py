@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from results.plan import Cell
-from results.record import Record, read
+from results.record import Record, append_line, read
 
 Status = Literal["done", "failed", "stopped", "not run", "submitted"]
 # Exit statuses of commands that were told to stop: 128 + signal, or killed by it.
@@ -106,14 +106,8 @@ class State:
         return self.folder / "locks" / (cell.name.replace("/", ".") if cell else "study")
 
     def append(self, outcome: Outcome) -> None:
-        """Adds a line, in one write under a lock; half a line that a crash has left is closed first."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        line = dataclasses.asdict(outcome) | {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-        with open(self.file, "a+b", buffering=0) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            end = file.seek(0, os.SEEK_END)
-            torn = bool(end) and os.pread(file.fileno(), 1, end - 1) != b"\n"
-            file.write((b"\n" if torn else b"") + json.dumps(line).encode() + b"\n")
+        """Adds a line; several processes may do so at once."""
+        append_line(self.file, dataclasses.asdict(outcome) | {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
 
     def last(self) -> dict[str, Outcome]:
         """The newest line of each cell. A line torn by a crash tells nothing, so its cell is run again.

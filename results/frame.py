@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,11 @@ from results.tasks import TASKS
 METHODS = {
     "random": "random initialisation", "unimoco": "UniMoCo", "info_nce": "InfoNCE (MoCo v2)", "supcon": "SupCon",
     "supcon_in": "SupCon, mean inside the logarithm", "cross_entropy": "cross-entropy",
+    "torchvision": "torchvision's weights",
 }  # fmt: skip
+
+# What published.csv calls methods that checkpoints name otherwise. torchvision's weights are a supervised network's.
+PAPERS_NAMES = {"mocov3": "moco_v3", "barlowtwins": "barlow_twins", "torchvision": "cross_entropy"}
 
 
 @dataclass(frozen=True, order=True)
@@ -50,6 +55,11 @@ class Pretraining:
             str(checkpoint.get("settings") or ""),
         )  # fmt: skip
 
+    def is_of(self, papers: pd.DataFrame) -> pd.Series[bool]:
+        """Which rows of `published` are of this method, with as many labels where that is known."""
+        same = papers["method"] == PAPERS_NAMES.get(self.method, self.method)
+        return same & ((papers["label_ratio"] == self.label_ratio) | (self.label_ratio < 0))
+
     @property
     def title(self) -> str:
         """For people."""
@@ -64,33 +74,57 @@ class Pretraining:
 def load(folder: Path) -> list[Record]:
     """Every record of a folder's *.jsonl, the newest of those that measure the same.
 
-    A training that is done again with its old path and seed is no further run: its newest measurement counts.
+    A checkpoint that was trained again in its old place replaces the one before: only the newest file's records count.
 
     Raises:
         ValueError: names the file and line of a broken record or an unknown task.
     """
-    newest: dict[tuple[Any, ...], Record] = {}
+    kept: list[Record] = []
     for path in sorted(folder.glob("*.jsonl")):
+        newest: dict[tuple[Any, ...], Record] = {}
+        files: dict[tuple[Any, ...], str] = {}
         for record in read(path, TASKS):
+            _check_shares(path, record)
             ckpt = record.checkpoint
-            who = ckpt.get("path", ckpt["sha256"]), Pretraining.of(ckpt), ckpt.get("seed")
-            newest[who, *record.key[1:]] = record
-    return list(newest.values())
+            place = ckpt.get("path", ckpt["sha256"]), Pretraining.of(ckpt), ckpt.get("seed")
+            files[place] = ckpt["sha256"]
+            newest[place, *record.key] = record
+        kept += [record for (place, sha256, *_), record in newest.items() if files[place] == sha256]
+    return kept
 
 
-def frame(records: Iterable[Record]) -> pd.DataFrame:
-    """One row a metric: table, task, protocol, pretraining, seed, metric, value (in %), seconds, commit ..."""
+def _check_shares(path: Path, record: Record) -> None:
+    for name in TASKS[record.task].metrics:
+        if not 0 <= record.metrics.get(name, 0.0) <= 1:
+            raise ValueError(f"{path}: {record.task}, {name}={record.metrics[name]}: a share lies between 0 and 1")
+
+
+def frame(records: Collection[Record]) -> pd.DataFrame:
+    """One row a metric: table, task, protocol, pretraining, seed, metric, value (in %), seconds, commit ...
+
+    `trained` tells pre-trainings of one row apart: by their seed where it is known, else by their file. Records of one
+    protocol whose options differ all the same, in what its words leave out, are of different protocols: the hash of
+    the rarer options stands behind the words.
+    """
+    options = Counter((record.task, record.protocol, record.config_hash) for record in records)
+    usual: dict[tuple[str, str], str] = {}
+    for task, protocol, config_hash in sorted(options, key=lambda key: (-options[key], key)):
+        usual.setdefault((task, protocol), config_hash)
     rows = []
     for record in records:
+        ckpt, environment = record.checkpoint, record.environment
+        differs = record.config_hash != usual[record.task, record.protocol]
         about = {
-            "task": record.task, "table": TASKS[record.task].table, "protocol": record.protocol, "seed": record.seed,
-            "pretraining": Pretraining.of(record.checkpoint), "sha256": record.checkpoint["sha256"],
-            "commit": str(record.environment.get("git_commit"))[:8] + "+" * bool(record.environment.get("git_dirty")),
-            "device": record.environment.get("device"), **{f"cost_{k}": v for k, v in record.cost.items()},
+            "task": record.task, "table": TASKS[record.task].table, "seed": record.seed,
+            "protocol": record.protocol + f" (other options: {record.config_hash})" * differs,
+            "pretraining": Pretraining.of(ckpt), "sha256": ckpt["sha256"],
+            "trained": ckpt["sha256"] if ckpt.get("seed") is None else f"seed {ckpt['seed']}",
+            "commit": str(environment.get("git_commit"))[:8] + "+" * bool(environment.get("git_dirty")),
+            "device": environment.get("device"), **{f"cost_{k}": v for k, v in record.cost.items()},
         }  # fmt: skip
         rows += [about | {"metric": name, "value": 100 * value} for name, value in record.metrics.items()]
-    columns = ["task", "table", "protocol", "seed", "pretraining", "sha256", "commit", "device", "metric", "value"]
-    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=columns)
+    columns = ["task", "table", "protocol", "seed", "pretraining", "sha256", "trained", "commit", "device"]
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=[*columns, "metric", "value"])
 
 
 def published(path: Path) -> pd.DataFrame:
@@ -106,9 +140,10 @@ def published(path: Path) -> pd.DataFrame:
                 raise ValueError("no source")
             if not 0 <= float(row["value"]) <= 100:
                 raise ValueError(f"value {row['value']} is not in %")
+            for name in ("label_ratio", "epochs"):
+                float(row[name] or -1)
         except ValueError as error:
             raise ValueError(f"{path}:{line}: {error}") from error
     return table.assign(
-        label_ratio=pd.to_numeric(table["label_ratio"], errors="coerce").fillna(-1.0),
-        epochs=pd.to_numeric(table["epochs"], errors="coerce").fillna(-1.0),
+        **{name: pd.to_numeric(table[name].replace("", "-1")).astype(float) for name in ("label_ratio", "epochs")}
     )

@@ -12,12 +12,14 @@ MISSING = "–"
 
 @dataclass(frozen=True)
 class Cell:
-    """Mean ± sample standard deviation over n runs; the text of a label or of a published figure instead.
+    """Mean ± sample standard deviation over n pre-trainings; the text of a label or of a published figure instead.
 
     Attributes:
         mean: in the unit of the column; None where nothing was measured.
-        std: sample standard deviation; None for n = 1.
-        n: number of runs.
+        std: sample standard deviation: over pre-trainings, each the mean of its runs; of one pre-training over its
+            runs; None for a single figure.
+        n: number of pre-trainings.
+        runs: number of measurements of them, where they are more.
         bold: it leads its column by more than its spread.
         change: difference to the baseline row; None on that row.
         text: what to print where it is no measurement.
@@ -26,26 +28,36 @@ class Cell:
     mean: float | None = None
     std: float | None = None
     n: int = 0
+    runs: int = 0
     bold: bool = False
     change: float | None = None
     text: str = ""
 
     @staticmethod
-    def of(values: pd.Series[float]) -> Cell:
-        """From the values of the runs."""
+    def of(values: pd.Series[float], trained: pd.Series[str]) -> Cell:
+        """From the values of the runs and what tells their pre-trainings apart."""
         if not len(values):
             return Cell()
-        return Cell(float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None, len(values))
+        means = values.groupby(trained).mean()
+        spread = means if len(means) > 1 else values
+        std = float(spread.std(ddof=1)) if len(spread) > 1 else None
+        return Cell(float(means.mean()), std, len(means), len(values))
+
+    @property
+    def figures(self) -> int:
+        """How many figures the spread is of."""
+        return self.n if self.n > 1 else max(self.n, self.runs)
 
     def __str__(self) -> str:
         if self.mean is None:
             return self.text or MISSING
         spread = "" if self.std is None else f" ± {self.std:.1f}"
+        times = f"; {self.runs} runs" if self.runs > self.n else ""
         change = ""
         if self.change is not None:
             moved = round(self.change, 1)
             change = f" {'↑' if moved > 0 else '↓' if moved < 0 else '='}{abs(moved):.1f}"
-        return f"{self.mean:.1f}{spread} ({self.n}){change}"
+        return f"{self.mean:.1f}{spread} ({self.n}{times}){change}"
 
 
 @dataclass
@@ -71,7 +83,7 @@ class Grid:
 
         Args:
             baseline: title of that row; None or unknown: no differences.
-            least: by column, the number of runs below which nothing is bold (2 where not given).
+            least: by column, the number of figures below which nothing is bold (2 where not given).
         """
         for place in range(len(self.header) - 1):
             column = [cells[place] for _, cells in self.rows]
@@ -116,14 +128,15 @@ class Grid:
         return f'<section id="{self.name}"><h2>{html.escape(self.title)}</h2>{table}{notes}</section>'
 
     def csv(self) -> str:
-        """A line for each measured or published cell: row, column, mean, std, n."""
+        """A line for each measured or published cell: row, column, mean, std, n, runs."""
         rows = [
-            [title, column, cell.mean, cell.std, cell.n or None, cell.text]
+            [title, column, cell.mean, cell.std, cell.n or None, cell.runs or None, cell.text]
             for title, cells in self.rows
             for column, cell in zip(self.header[1:], cells, strict=True)
             if cell.mean is not None or cell.text
         ]
-        table = pd.DataFrame(rows, columns=["row", "column", "mean", "std", "n", "text"]).astype({"n": "Int64"})
+        table = pd.DataFrame(rows, columns=["row", "column", "mean", "std", "n", "runs", "text"])
+        table = table.astype({"n": "Int64", "runs": "Int64"})
         return str(table.to_csv(index=False, lineterminator="\n", float_format="%.4f"))
 
 
@@ -148,4 +161,4 @@ def _leader(column: list[Cell], least: int) -> int | None:
         return None
     (best, place), (second, _) = measured[0], measured[1]
     std = column[place].std
-    return place if std is not None and column[place].n >= least and best - second > std else None
+    return place if std is not None and column[place].figures >= least and best - second > std else None

@@ -5,6 +5,9 @@ SVG without dates and with fixed identifiers: the same records give the same byt
 
 from __future__ import annotations
 
+import re
+import textwrap
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from results.grid import Cell
 from results.tasks import METRICS, TASKS
 
 STYLE: Any = {"svg.hashsalt": "unimoco", "svg.fonttype": "none", "font.size": 10, "axes.grid": True, "grid.alpha": 0.3}
@@ -51,9 +55,7 @@ def label_ratio(rows: pd.DataFrame, papers: pd.DataFrame, paper: str) -> Figure 
         return None
     task = TASKS[rows["task"].iloc[0]]
     rows = rows[rows["metric"] == task.metrics[0]]
-    longest = {p for p in rows["pretraining"] if p.method == "unimoco"}
-    ratios = {p.label_ratio for p in longest}
-    if len(ratios) < 2:
+    if max((_ratios(group) for _, group in rows.groupby("protocol")), default=0) < 2:
         return None
     theirs = papers[(papers["task"] == paper) & (papers["method"] == "unimoco")]
     theirs = theirs[theirs["metric"] == theirs["metric"].iloc[0]] if len(theirs) else theirs
@@ -61,7 +63,8 @@ def label_ratio(rows: pd.DataFrame, papers: pd.DataFrame, paper: str) -> Figure 
         1, 2 if len(theirs) else 1, figsize=(9.5 if len(theirs) else 5, 3.6), squeeze=False, layout="constrained"
     )
     ours = axes[0, 0]
-    for number, (protocol, group) in enumerate(rows.groupby("protocol")):
+    several = [(protocol, group) for protocol, group in rows.groupby("protocol") if _ratios(group) > 1]
+    for number, (protocol, group) in enumerate(several):
         _ours(ours, group, f"C{number}", str(protocol))
     ours.set(title=f"{task.title}: measured here", ylabel=f"{METRICS[task.metrics[0]]}, %")
     if len(theirs):
@@ -75,37 +78,57 @@ def label_ratio(rows: pd.DataFrame, papers: pd.DataFrame, paper: str) -> Figure 
     return figure
 
 
+def _ratios(rows: pd.DataFrame) -> int:
+    """How many label ratios of UniMoCo were measured."""
+    return len({p.label_ratio for p in rows["pretraining"] if p.method == "unimoco"})
+
+
 def _ours(axes: Axes, rows: pd.DataFrame, colour: str, protocol: str) -> None:
-    """A curve with its band of one sample standard deviation, and a line for each baseline."""
-    usual = rows["pretraining"].map(lambda p: p.epochs)[rows["pretraining"].map(lambda p: p.method) == "unimoco"].mode()
+    """A curve with its band of one sample standard deviation, and a line for each baseline.
+
+    Of UniMoCo the recipe with the most ratios is drawn; a point without a spread, one pre-training, is hollow.
+    """
+    unimoco = {p for p in rows["pretraining"] if p.method == "unimoco"}
+    recipes = Counter((p.epochs, p.settings, p.arch) for p in unimoco)
+    usual = max(recipes, key=lambda recipe: (recipes[recipe], recipe)) if recipes else None
     points = []
     for p in sorted(set(rows["pretraining"])):
-        values = rows.loc[rows["pretraining"] == p, "value"]
-        mean, std = values.mean(), values.std(ddof=1)
-        if p.method == "unimoco" and p.epochs == usual.iloc[0]:
-            points.append((100 * p.label_ratio, mean, 0.0 if np.isnan(std) else std))
+        chosen = rows[rows["pretraining"] == p]
+        cell = Cell.of(chosen["value"], chosen["trained"])
+        if p in unimoco and (p.epochs, p.settings, p.arch) == usual:
+            points.append((100 * p.label_ratio, cell.mean, cell.std if cell.n > 1 else np.nan))
         elif p.method in ("random", "cross_entropy"):
             style = ":" if p.method == "random" else "-."
-            axes.axhline(mean, color=colour, linestyle=style, linewidth=1, label=p.title)
-    x, y, spread = np.array(sorted(points)).T
-    axes.plot(x, y, "o-", color=colour, label="UniMoCo")
-    axes.fill_between(x, y - spread, y + spread, color=colour, alpha=0.2)
-    axes.legend(fontsize=8, title=protocol[:60], title_fontsize=7)
+            axes.axhline(cell.mean or 0.0, color=colour, linestyle=style, linewidth=1, label=p.title)
+    if points:
+        x, y, spread = np.array(sorted(points), dtype=float).T
+        axes.plot(x, y, "-", color=colour)
+        axes.errorbar(x, y, spread, fmt="o", color=colour, capsize=3, label="UniMoCo")
+        single = np.isnan(spread)
+        axes.plot(x[single], y[single], "o", color=colour, markerfacecolor="white", label="UniMoCo, one run")
+        axes.fill_between(x, y - spread, y + spread, color=colour, alpha=0.2)
+    axes.legend(fontsize=7, title=textwrap.shorten(protocol, 60, placeholder=" …"), title_fontsize=7, loc="best")
 
 
 def courses(runs: list[Path]) -> Figure:
-    """Loss beside chance level, and kNN on held-out images, by step, for every pre-training."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(runs)))
-    for path, colour in zip(runs, colours, strict=True):
-        rows = pd.read_json(path, lines=True)
+    """Loss beside chance level, and kNN on held-out images, by step, for every pre-training.
+
+    Runs of one name but for the seed (NAME_s0, NAME_s1 ...) share a colour.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    names = {path: re.sub(r"_s\d+$", "", path.stem) for path in runs}
+    kinds = sorted(set(names.values()))
+    colours = dict(zip(kinds, plt.get_cmap("turbo")(np.linspace(0.05, 0.95, len(kinds))), strict=True))
+    for path in runs:
+        rows, colour = pd.read_json(path, lines=True), colours[names[path]]
+        label = names[path] if path == next(run for run in runs if names[run] == names[path]) else None
         steps = rows.dropna(subset=["loss"])
-        left.plot(steps["step"], steps["loss"], color=colour, linewidth=1.2, label=path.stem)
+        left.plot(steps["step"], steps["loss"], color=colour, linewidth=1.2, label=label)
         left.plot(steps["step"], steps["chance"], color=colour, linestyle="--", linewidth=0.8)
         if "knn" in rows:
             knn = rows.dropna(subset=["knn"])
-            right.plot(knn["step"], 100 * knn["knn"], color=colour, marker="o", markersize=3, label=path.stem)
+            right.plot(knn["step"], 100 * knn["knn"], color=colour, marker="o", markersize=3)
     left.set(xlabel="step", ylabel="loss", title="loss (dashed: chance level)", ylim=(0, None))
     right.set(xlabel="step", ylabel="top-1, %", title="kNN on held-out images")
-    right.legend(fontsize=7, ncols=2)
+    figure.legend(loc="outside lower center", fontsize=8, ncols=6, frameon=False)
     return figure

@@ -11,10 +11,13 @@ import fcntl
 import hashlib
 import json
 import math
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+KINDS: dict[str, type] = {"str": str, "int": int, "dict": dict}
 
 
 @dataclass(frozen=True)
@@ -42,13 +45,18 @@ class Record:
     environment: dict[str, Any]
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, kind = getattr(self, field.name), KINDS[str(field.type).partition("[")[0]]
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise ValueError(f"{field.name}={value!r}: must be of type {kind.__name__}")
         if not self.metrics:
             raise ValueError("a record without metrics")
-        for name, value in self.metrics.items():
+        for name, value in [*self.metrics.items(), *self.cost.items()]:
             if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-                raise ValueError(f"metric {name}={value!r}: must be a finite number")
-        if "sha256" not in self.checkpoint:
-            raise ValueError("checkpoint: sha256 is missing")
+                raise ValueError(f"{name}={value!r}: must be a finite number")
+        for name in ("sha256", "format", "arch"):
+            if not isinstance(self.checkpoint.get(name), str):
+                raise ValueError(f"checkpoint: {name} is missing")
 
     @property
     def config_hash(self) -> str:
@@ -62,12 +70,18 @@ class Record:
 
 
 def append(path: Path, record: Record) -> None:
-    """Adds a record as one line; safe with other processes doing the same."""
-    line = json.dumps(dataclasses.asdict(record) | {"config_hash": record.config_hash}) + "\n"
+    """Adds a record as one line; safe with other processes doing the same. Half a line at the end is closed first."""
+    append_line(path, dataclasses.asdict(record) | {"config_hash": record.config_hash})
+
+
+def append_line(path: Path, content: dict[str, Any]) -> None:
+    """Adds a line of JSON, in one write under a lock; half a line that a crash has left is closed first."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab", buffering=0) as file:
+    with open(path, "a+b", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        file.write(line.encode())
+        end = file.seek(0, os.SEEK_END)
+        torn = bool(end) and os.pread(file.fileno(), 1, end - 1) != b"\n"
+        file.write((b"\n" if torn else b"") + json.dumps(content).encode() + b"\n")
 
 
 def read(path: Path, tasks: Collection[str] | None = None) -> list[Record]:
@@ -92,9 +106,10 @@ def read(path: Path, tasks: Collection[str] | None = None) -> list[Record]:
             row.pop("config_hash", None)
             if row.keys() != fields:
                 raise ValueError(f"fields {sorted(row.keys() ^ fields)} are missing or unknown")
-            if tasks is not None and row["task"] not in tasks:
-                raise ValueError(f"task {row['task']!r} is unknown; results/tasks.py lists the tasks")
-            records.append(Record(**row))
+            record = Record(**row)
+            if tasks is not None and record.task not in tasks:
+                raise ValueError(f"task {record.task!r} is unknown; results/tasks.py lists the tasks")
+            records.append(record)
         except ValueError as error:
             raise ValueError(f"{path}:{number}: {error}") from error
     return records

@@ -14,7 +14,8 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -26,7 +27,7 @@ from results import plots, report
 from results.frame import Pretraining, frame, load, published
 from results.grid import Cell, Grid
 from results.record import Record
-from results.tasks import METRICS, TASKS
+from results.tasks import METRICS, PAPER_TITLES, TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
@@ -63,16 +64,19 @@ def measured(
     for task, protocol, metric in columns:
         chosen = rows[(rows["task"] == task) & (rows["protocol"] == protocol) & (rows["metric"] == metric)]
         for p in pretrainings:
-            cells[p].append(Cell.of(chosen.loc[chosen["pretraining"] == p, "value"]))
+            of_row = chosen[chosen["pretraining"] == p]
+            cells[p].append(Cell.of(of_row["value"], of_row["trained"]))
     notes = [] if brief else [f"({letter}) {protocol}." for (_, protocol), letter in letters.items()]
     if papers is not None:
         notes += _add_papers(grid, cells, papers, dict.fromkeys(task for task, _, _ in columns))
-    titles = {p: p.title + f", {p.arch}" * several for p in pretrainings}
+    titles = _titles(pretrainings)
     grid.rows = [(titles[p], cells[p]) for p in pretrainings]
     first = next((p for p in pretrainings if p.method == baseline), None)
     grid.compare(titles.get(first) if first else None, {i: TASKS[t].least for i, (t, _, _) in enumerate(columns)})
     arch = "" if several or not pretrainings else f" Backbone: {pretrainings[0].arch}."
-    legend = "In %: mean ± sample standard deviation (number of runs), difference to "
+    legend = (
+        "In %: mean ± sample standard deviation (number of pre-trainings; of runs, where they are more), difference to "
+    )
     grid.notes = [
         legend + (f"“{titles[first]}”." if first else "no row.") + arch,
         *notes,
@@ -90,10 +94,20 @@ def overview(rows: pd.DataFrame, papers: pd.DataFrame) -> Grid:
         for task, protocol, metric in zip(rows["task"], rows["protocol"], rows["metric"], strict=True)
     ]
     headlines = {(TASKS[task].paper or task, metric) for task in usual for metric in TASKS[task].headline}
+    unimoco = papers[papers["method"] == "unimoco"]
+    headlines &= set(zip(unimoco["task"], unimoco["metric"], strict=True))
     theirs = [pair in headlines for pair in zip(papers["task"], papers["metric"], strict=True)]
     return measured(
         "overview", "Overview", rows[pd.Series(shown, index=rows.index, dtype=bool)], "unimoco", papers[theirs], True
     )
+
+
+def _titles(pretrainings: Sequence[Pretraining]) -> dict[Pretraining, str]:
+    """Rows' titles, with what tells equal ones apart."""
+    several = len({p.arch for p in pretrainings}) > 1
+    titles = {p: p.title + f", {p.arch}" * several for p in pretrainings}
+    count = Counter(titles.values())
+    return {p: title + f", settings {p.settings or 'unknown'}" * (count[title] > 1) for p, title in titles.items()}
 
 
 def _columns(rows: pd.DataFrame) -> list[tuple[str, str, str]]:
@@ -111,26 +125,28 @@ def _columns(rows: pd.DataFrame) -> list[tuple[str, str, str]]:
 def _add_papers(
     grid: Grid, cells: dict[Pretraining, list[Cell]], papers: pd.DataFrame, tasks: dict[str, None]
 ) -> list[str]:
-    """Adds a column for each headline figure that papers give for these rows; returns the notes on them."""
-    sources = []
+    """Adds a column for each figure that papers give for one of these rows; returns the numbered sources."""
+    sources: dict[str, int] = {}
     for paper in dict.fromkeys(TASKS[task].paper or task for task in tasks):
         of_task = papers[papers["task"] == paper]
         for metric in dict.fromkeys(of_task["metric"]):
-            chosen = of_task[of_task["metric"] == metric]
-            found = {}
-            for p in cells:
-                same = chosen[(chosen["method"] == p.method) & (chosen["label_ratio"] == p.label_ratio)]
-                if len(same):
-                    found[p] = same.iloc[0]
-            if not any(p.method == "unimoco" for p in found):
+            of_metric = of_task[of_task["metric"] == metric]
+            # Of several figures for one row that of the source that has UniMoCo's: one hand, one protocol.
+            home = set(of_metric.loc[of_metric["method"] == "unimoco", "source"])
+            of_metric = of_metric.assign(away=~of_metric["source"].isin(home)).sort_values("away", kind="stable")
+            found = {p: same.iloc[0] for p in cells if len(same := of_metric[p.is_of(of_metric)])}
+            if not found:
                 continue
-            grid.header.append(f"† {paper}: {METRICS.get(metric, metric)}")
+            grid.header.append(f"† {PAPER_TITLES.get(paper, paper)}: {METRICS.get(metric, metric)}")
             for p, row in cells.items():
-                row.append(Cell(text=_figure(found[p]["value"]) if p in found else ""))
-            sources += [f"{row['source']}{f' ({m})' if (m := row['mark']) else ''}" for row in found.values()]
+                text = ""
+                if p in found:
+                    told = "; ".join(filter(None, (str(found[p][name]) for name in ("source", "mark", "note"))))
+                    text = f"{_figure(found[p]['value'])} [{sources.setdefault(told, len(sources) + 1)}]"
+                row.append(Cell(text=text))
     if not sources:
         return []
-    told = "; ".join(dict.fromkeys(sources))
+    told = "; ".join(f"[{number}] {source}" for source, number in sources.items())
     return [f"† Published figures (ResNet-50, ImageNet), not ours and not comparable with the others: {told}."]
 
 

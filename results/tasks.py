@@ -17,6 +17,12 @@ METRICS = {
     **{f"mAP_k{k}": f"mAP, k = {k}" for k in (1, 2, 4, 8, 16, 32, 64, 96)},
 }  # fmt: skip
 
+PAPER_TITLES = {
+    "imagenet-linear": "ImageNet, linear", "imagenet-knn": "ImageNet, kNN", "coco-c4-1x": "COCO, C4 1x",
+    "imagenet-finetune-1": "ImageNet, 1 % of the labels", "imagenet-finetune-10": "ImageNet, 10 % of the labels",
+    "voc12aug-fcn-20k": "VOC12aug, FCN", "voc07-svm": "VOC07 SVM", "voc07-lowshot": "VOC07 low-shot",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Task:

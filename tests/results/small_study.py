@@ -38,7 +38,7 @@ with open("started.txt", "a") as file:
 if not any(record.key[:3] == (sha256, task, seed) for record in read(records)):
     time.sleep(seconds)
     top1 = (int(sha256[:6], 16) + seed) % 1000 / 1000
-    checkpoint = {"sha256": sha256, "path": ckpt}
+    checkpoint = {"sha256": sha256, "path": ckpt, "format": "small", "arch": "none"}
     append(records, Record(task, "in small", checkpoint, seed, {"top1": top1}, {"seconds": seconds}, {}, {}))
 '''
 

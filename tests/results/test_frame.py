@@ -33,6 +33,30 @@ def test_a_training_that_was_done_again_is_no_further_run(tmp_path: Path) -> Non
     assert load(tmp_path) == [again, other]
 
 
+def test_a_percentage_in_place_of_a_share_is_refused(tmp_path: Path) -> None:
+    append(tmp_path / "linear.jsonl", record("unimoco", 0, {"top1": 81.3}))
+    with pytest.raises(ValueError, match=r"linear\.jsonl: linear, top1=81\.3: a share"):
+        load(tmp_path)
+
+
+def test_other_options_are_another_protocol_whatever_its_words(study: list[Record]) -> None:
+    short = dataclasses.replace(study[0], config={"iterations": 20}, metrics={"top1": 0.1})
+    rows = frame([*study, short])
+    assert rows.groupby("protocol")["sha256"].nunique().to_dict() == {
+        study[0].protocol: 8, f"{study[0].protocol} (other options: {short.config_hash})": 1,
+    }  # fmt: skip
+
+
+def test_two_files_of_one_seed_are_one_pretraining_and_other_settings_another_row() -> None:
+    first = record("unimoco", 0, {"top1": 0.5}, label_ratio=1.0)
+    ckpt = first.checkpoint | {"seed": 0, "settings": "aaaa"}
+    named = [dataclasses.replace(first, checkpoint=ckpt | {"path": p, "sha256": p}) for p in ("a", "b")]
+    other = dataclasses.replace(first, checkpoint=ckpt | {"sha256": "c", "settings": "bbbb"})
+    rows = frame([*named, other])
+    assert rows.groupby("pretraining")["trained"].unique().map(list).tolist() == [["seed 0"], ["seed 0"]]
+    assert rows.groupby("pretraining").size().tolist() == [2, 1]
+
+
 def test_an_unknown_task_is_named_with_its_line(study: list[Record], tmp_path: Path) -> None:
     append(tmp_path / "a.jsonl", study[0])
     append(tmp_path / "a.jsonl", dataclasses.replace(study[0], task="liner"))
@@ -54,7 +78,8 @@ def test_a_row_says_what_is_known() -> None:
     assert titles(method="unimoco", label_ratio=0.1, epochs=4.0) == "UniMoCo, 10 % of the labels, 4 epochs"
     assert titles(method="unimoco", label_ratio=0.005, epochs=0.5) == "UniMoCo, 0.5 % of the labels, 0.5 epochs"
     assert titles(method="random") == "random initialisation"
-    assert titles() == "torchvision"
+    assert titles() == "torchvision's weights"
+    assert titles(method="info_nce", label_ratio=1.0, epochs=4.0) == "InfoNCE (MoCo v2), 4 epochs"
 
 
 def test_published_figures_have_sources_and_the_papers_own_are_complete() -> None:
@@ -68,7 +93,12 @@ def test_published_figures_have_sources_and_the_papers_own_are_complete() -> Non
 
 
 @pytest.mark.parametrize(
-    ("line", "reason"), [("linear,m,0,1,top1,71,,,", "no source"), ("linear,m,0,1,top1,710,s,,", "710")]
+    ("line", "reason"),
+    [
+        ("linear,m,0,1,top1,71,,,", "no source"),
+        ("linear,m,0,1,top1,710,s,,", "710"),
+        ("linear,m,0;1,1,top1,71,s,,", "0;1"),
+    ],
 )
 def test_a_broken_figure_is_named(line: str, reason: str, tmp_path: Path) -> None:
     path = tmp_path / "published.csv"

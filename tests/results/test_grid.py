@@ -22,9 +22,15 @@ def grid(*columns: list[Cell]) -> Grid:
 
 
 def test_mean_and_sample_standard_deviation() -> None:
-    assert str(Cell.of(pd.Series([80.0, 82.0]))) == "81.0 ± 1.4 (2)"
-    assert str(Cell.of(pd.Series([50.0]))) == "50.0 (1)"
-    assert str(Cell.of(pd.Series([], dtype=float))) == "–"
+    def cell(values: list[float], trained: str) -> str:
+        return str(Cell.of(pd.Series(values, dtype=float), pd.Series(list(trained), dtype=str)))
+
+    assert cell([80.0, 82.0], "ab") == "81.0 ± 1.4 (2)"
+    assert cell([50.0], "a") == "50.0 (1)"
+    assert cell([], "") == "–"
+    # Runs of one pre-training are no further pre-trainings: their spread is told apart, or averaged away.
+    assert cell([80.0, 82.0], "aa") == "81.0 ± 1.4 (1; 2 runs)"
+    assert cell([80.0, 82.0, 70.0, 72.0], "aabb") == "76.0 ± 7.1 (2; 4 runs)"
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ import pytest
 from results.record import Record, append, read
 
 RECORD = Record(
-    task="knn", protocol="p", checkpoint={"sha256": "0" * 64}, seed=0, metrics={"top1": 0.5}, cost={},
-    config={"k": [20]}, environment={},
+    task="knn", protocol="p", checkpoint={"sha256": "0" * 64, "format": "timm", "arch": "resnet18"}, seed=0,
+    metrics={"top1": 0.5}, cost={}, config={"k": [20]}, environment={},
 )  # fmt: skip
 
 
@@ -46,9 +46,21 @@ def test_a_missing_file_has_no_records(tmp_path: Path) -> None:
     ("line", "reason"),
     [
         ('{"task": "knn"', "Expecting"),
-        (json.dumps(dataclasses.asdict(RECORD) | {"metrics": {"top1": "0.5"}}), "metric top1='0.5'"),
-        (json.dumps(dataclasses.asdict(RECORD) | {"metrics": {}}), "without metrics"),
-        (json.dumps(dataclasses.asdict(RECORD) | {"extra": 1}), "extra"),
+        *(
+            (json.dumps(dataclasses.asdict(RECORD) | changed), reason)
+            for changed, reason in (
+                ({"metrics": {"top1": "0.5"}}, "top1='0.5'"),
+                ({"metrics": {}}, "without metrics"),
+                ({"metrics": [1]}, "must be of type dict"),
+                ({"cost": {"seconds": float("nan")}}, "finite"),
+                ({"checkpoint": {"sha256": "a"}}, "format is missing"),
+                ({"checkpoint": None}, "must be of type dict"),
+                ({"environment": None}, "must be of type dict"),
+                ({"seed": "0"}, "must be of type int"),
+                ({"task": ["knn"]}, "must be of type str"),
+                ({"extra": 1}, "extra"),
+            )
+        ),
         (json.dumps(dataclasses.asdict(RECORD)).replace("0.5", "NaN"), "finite"),
         ("[]", "a list, no record"),
     ],
@@ -60,6 +72,19 @@ def test_a_broken_line_is_named(line: str, reason: str, tmp_path: Path) -> None:
         file.write(line + "\n")
     with pytest.raises(ValueError, match=f"r.jsonl:2: .*{reason}"):
         read(path)
+
+
+def test_half_a_line_does_not_spoil_the_next_one(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    append(path, RECORD)
+    with open(path, "a") as file:
+        file.write('{"task": "kn')
+    append(path, dataclasses.replace(RECORD, seed=1))
+    with pytest.raises(ValueError, match=r"r.jsonl:2: "):
+        read(path)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(lines[0] + lines[2])
+    assert [record.seed for record in read(path)] == [0, 1]
 
 
 def test_other_options_are_another_measurement() -> None:

@@ -57,7 +57,9 @@ def test_rows_columns_and_the_papers_figures(study: list[Record]) -> None:
     texts = {title: dict(zip(table.header[1:], map(str, cells), strict=True)) for title, cells in table.rows}
     all_labels = texts["UniMoCo, 100 % of the labels, 4 epochs"]
     assert all_labels["linear (a): top-1"] == "70.0 ± 0.0 (2) ↑20.0"
-    assert all_labels["† imagenet-linear: top-1"] == "76.4"
+    assert all_labels["† ImageNet, linear: top-1"] == "76.4 [2]"
+    # A column stays where only a baseline has a figure, and every figure names its source.
+    assert texts["random initialisation"]["† ImageNet, linear: top-1"] == "4.35 [1]"
     assert texts["random initialisation"]["linear (a): top-5"] == "–"
     assert any("UniMoCo README" in note and "not ours" in note for note in table.notes)
     assert "some protocol" in " ".join(table.notes)
@@ -82,11 +84,11 @@ def test_the_overview_has_the_headlines_of_the_usual_protocol(study: list[Record
     assert table.name == "overview"
     assert table.header[1:] == [
         "linear: top-1", "Fashion Scenes, FPN: AP box", "Fashion Scenes, FPN: AP mask",
-        "† imagenet-linear: top-1", "† coco-c4-1x: AP box",
+        "† ImageNet, linear: top-1", "† COCO, C4 1x: AP box",
     ]  # fmt: skip
     texts = {title: [str(cell) for cell in cells] for title, cells in table.rows}
     assert texts["random initialisation"][:3] == ["40.0 ± 0.0 (2) ↓10.0", "20.0 (1)", "10.0 (1)"]
-    assert texts["UniMoCo, 0 % of the labels, 4 epochs"][1:] == ["–", "–", "71.1", "39.0"]
+    assert texts["UniMoCo, 0 % of the labels, 4 epochs"][1:] == ["–", "–", "71.1 [2]", "39.0 [2]"]
     assert len(texts) == 4
 
 
