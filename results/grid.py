@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import html
+import re
 from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
 MISSING = "–"
+PAGE = 40  # rows that LaTeX puts on one page
+_NUMBER = re.compile(r"\d+(\.\d+)?")  # that a text starts with, such as a published figure or a share
 
 
 @dataclass(frozen=True)
@@ -105,12 +108,25 @@ class Grid:
         return "\n\n".join([table, *(" ".join(self.notes),) * bool(self.notes)])
 
     def latex(self) -> str:
-        """A booktabs table; the notes stand below it."""
+        """A booktabs table as wide as the page at most, or one that goes over pages; the notes stand below it.
+
+        Needs the packages booktabs, graphicx and longtable.
+        """
         texts = [[escaped(text) for text in row] for row in self._texts("\x02{}\x03")]
         table = pd.DataFrame(texts, columns=[escaped(name) for name in self.header])
-        body = table.to_latex(index=False, escape=False, column_format="l" + "r" * (len(self.header) - 1))
-        notes = "".join(f"{{\\footnotesize {escaped(note)}\\par}}\n" for note in self.notes)
-        return f"% {self.title}\n{body}{notes}"
+        columns = "l" + "r" * (len(self.header) - 1)
+        long = len(self.rows) > PAGE
+        if long:  # the last column, a source, breaks its lines
+            columns = "l" * (len(self.header) - 1) + r"p{0.3\linewidth}"
+        body = table.to_latex(index=False, escape=False, column_format=columns, longtable=long)
+        fit = r"\ifdim\width>\linewidth\linewidth\else\width\fi"
+        body = (
+            f"{{\\tiny\\setlength{{\\tabcolsep}}{{2pt}}\n{body}}}\n"
+            if long
+            else f"\\resizebox{{{fit}}}{{!}}{{%\n{body}}}\n\n"
+        )
+        notes = "".join(f"{{\\footnotesize\\sloppy {escaped(note)}\\par}}\n" for note in self.notes)
+        return f"% {self.title}\n\\noindent\n{body}{notes}"
 
     def html(self) -> str:
         """A table that a click on a header sorts, and its notes."""
@@ -119,7 +135,9 @@ class Grid:
         for title, cells in self.rows:
             row = [f"<td>{html.escape(title)}</td>"]
             for cell in cells:
-                key = "" if cell.mean is None else f' data-value="{cell.mean!r}"'
+                number = _NUMBER.match(cell.text)
+                value = cell.mean if cell.mean is not None else number and float(number[0])
+                key = "" if value is None else f' data-value="{value!r}"'
                 text = html.escape(str(cell))
                 row.append(f"<td{key}>{f'<b>{text}</b>' if cell.bold else text}</td>")
             body.append(f"<tr>{''.join(row)}</tr>")

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from results.grid import Cell
-from results.tasks import METRICS, TASKS
+from results.tasks import METRICS, PAPER_TITLES, TASKS
 
 STYLE: Any = {"svg.hashsalt": "unimoco", "svg.fonttype": "none", "font.size": 10, "axes.grid": True, "grid.alpha": 0.3}
 
@@ -71,7 +71,10 @@ def label_ratio(rows: pd.DataFrame, papers: pd.DataFrame, paper: str) -> Figure 
         axes[0, 1].plot(
             100 * theirs["label_ratio"], theirs["value"], "s--", color="tab:grey", label="UniMoCo, ResNet-50"
         )
-        axes[0, 1].set(title=f"{paper}: as published", ylabel=f"{METRICS.get(theirs['metric'].iloc[0])}, %")
+        axes[0, 1].set(
+            title=f"{PAPER_TITLES.get(paper, paper)}: as published",
+            ylabel=f"{METRICS.get(theirs['metric'].iloc[0])}, %",
+        )
         axes[0, 1].legend(fontsize=8)
     for one in axes.flat:
         one.set(xlabel="labels kept in pre-training, %")
@@ -105,7 +108,8 @@ def _ours(axes: Axes, rows: pd.DataFrame, colour: str, protocol: str) -> None:
         axes.plot(x, y, "-", color=colour)
         axes.errorbar(x, y, spread, fmt="o", color=colour, capsize=3, label="UniMoCo")
         single = np.isnan(spread)
-        axes.plot(x[single], y[single], "o", color=colour, markerfacecolor="white", label="UniMoCo, one run")
+        if single.any():
+            axes.plot(x[single], y[single], "o", color=colour, markerfacecolor="white", label="UniMoCo, one run")
         axes.fill_between(x, y - spread, y + spread, color=colour, alpha=0.2)
     axes.legend(fontsize=7, title=textwrap.shorten(protocol, 60, placeholder=" …"), title_fontsize=7, loc="best")
 

@@ -7,9 +7,10 @@ import html
 from pathlib import Path
 
 from results.grid import Grid
+from results.tasks import TASKS
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; color: #222 }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 100rem; padding: 0 1rem; color: #222 }
 h1 { margin-bottom: 0 } h2 { margin-top: 2.5rem } nav a { margin-right: 1rem }
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th { cursor: pointer; text-align: right; vertical-align: bottom; border-bottom: 2px solid #444; padding: .3rem .7rem }
@@ -20,12 +21,14 @@ td:first-child, th:first-child { text-align: left }
 #published td, #published th { white-space: normal; text-align: left }
 .note { color: #555; font-size: .85em; margin: .3rem 0 } figure { margin: 1rem 0 } figure img { max-width: 100% }
 """
-# Cells with a number sort by it; the others stay below, whichever way.
+# Cells with a number sort by it; the others stay below, whichever way. A third click brings the first order back.
 SCRIPT = """
-for (const table of document.querySelectorAll("table.sortable"))
+for (const table of document.querySelectorAll("table.sortable")) {
+  const first = [...table.tBodies[0].rows];
   table.tHead.rows[0].querySelectorAll("th").forEach((head, place) => head.addEventListener("click", () => {
-    const down = head.getAttribute("aria-sort") !== "descending";
+    const was = head.getAttribute("aria-sort"), down = was === null;
     for (const other of head.parentNode.children) other.removeAttribute("aria-sort");
+    if (was === "ascending") return table.tBodies[0].append(...first);
     head.setAttribute("aria-sort", down ? "descending" : "ascending");
     const key = row => {
       const cell = row.cells[place], value = cell.dataset.value ?? cell.textContent;
@@ -39,6 +42,7 @@ for (const table of document.querySelectorAll("table.sortable"))
     });
     table.tBodies[0].append(...rows);
   }));
+}
 """
 
 
@@ -70,6 +74,17 @@ def _section(table: Grid) -> str:
 def _figure(path: Path) -> str:
     kind = {".svg": "image/svg+xml", ".jpg": "image/jpeg"}[path.suffix]
     data = base64.b64encode(path.read_bytes()).decode()
-    caption = html.escape(path.stem.replace("_", " "))
+    caption = html.escape(_caption(path.stem))
     image = f'<img alt="{caption}" src="data:{kind};base64,{data}">'
     return f"<figure>{image}<figcaption class=note>{caption}</figcaption></figure>"
+
+
+def _caption(name: str) -> str:
+    """What a plot or picture shows, from its file name."""
+    ratio = name.removeprefix("label_ratio_")
+    if ratio in TASKS:
+        return f"{TASKS[ratio].title}, by the share of labels"
+    if name == "curves":
+        return "Pre-trainings: loss, and kNN on held-out images"
+    checkpoint, _, task = name.rpartition("_")
+    return f"{TASKS[task].title}: {checkpoint}" if task in TASKS else name.replace("_", " ")

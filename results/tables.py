@@ -32,6 +32,8 @@ from results.tasks import METRICS, PAPER_TITLES, TASKS
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 ABLATION = ("unimoco", "supcon", "supcon_in", "info_nce")
+MADE = (".md", ".tex", ".csv", ".svg", ".html")  # what lies in results/tables
+COSTS = ("seconds", "seconds_before_resuming", "images", "peak_gpu_mib", "gpu_memory_bytes", "peak_mib")
 TITLES = {
     "classification": "Linear classification and kNN by label ratio",
     "detection": "Object detection and instance segmentation",
@@ -162,17 +164,24 @@ def _commits(rows: pd.DataFrame) -> str:
 
 def cost(rows: pd.DataFrame) -> Grid:
     """What each task costs, by backbone and device."""
-    grid = Grid("cost", "Cost", ["task", "backbone", "device", "runs", "seconds", "GPU memory, MiB", "images/s"])
+    grid = Grid("cost", "Cost", ["task", "backbone", "device", "runs", "seconds", "memory, MiB", "images/s"])
     runs = rows.drop_duplicates(["sha256", "task", "protocol", "seed"])
     runs = runs.assign(arch=[p.arch for p in runs["pretraining"]])
-    for column in ("cost_seconds", "cost_gpu_memory_bytes", "cost_images"):
-        runs = runs if column in runs else runs.assign(**{column: float("nan")})
+    known = {name: runs.get(f"cost_{name}", pd.Series(float("nan"), index=runs.index)) for name in COSTS}
+    seconds = known["seconds"] + known["seconds_before_resuming"].fillna(0)
+    memory = known["peak_gpu_mib"].fillna(known["gpu_memory_bytes"] / 2**20).fillna(known["peak_mib"])
+    runs = runs.assign(seconds=seconds, memory=memory, speed=known["images"] / seconds)
+    letters: dict[str, str] = {}
     for (task, protocol, arch, device), group in runs.groupby(["task", "protocol", "arch", "device"], sort=False):
-        seconds, memory = group["cost_seconds"].median(), group["cost_gpu_memory_bytes"].median() / 2**20
-        speed = (group["cost_images"] / group["cost_seconds"]).median()
-        texts = [arch, device, str(len(group)), *("" if pd.isna(v) else f"{v:.0f}" for v in (seconds, memory, speed))]
-        grid.rows.append((f"{TASKS[str(task)].title}: {protocol}", [Cell(text=str(text)) for text in texts]))
-    grid.notes = ["Medians over the runs; whole command, reading and evaluating included."]
+        letter = letters.setdefault(str(protocol), chr(ord("a") + len(letters)))
+        figures = ("" if pd.isna(v) else f"{v:.0f}" for v in group[["seconds", "memory", "speed"]].median())
+        texts = [arch, device, str(len(group)), *figures]
+        grid.rows.append((f"{TASKS[str(task)].title} ({letter})", [Cell(text=str(text)) for text in texts]))
+    grid.notes = [
+        "Medians over the runs; whole command, reading and evaluating included. Memory: of the GPU, else of the "
+        "process. kNN and linear take up features that an earlier command has kept, where there are any.",
+        *(f"({letter}) {protocol}." for protocol, letter in letters.items()),
+    ]
     return grid
 
 
@@ -271,7 +280,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"tables: error: {error}", file=sys.stderr)
             return 2
         new = {path.name: path.read_bytes() for path in made.iterdir()}
-    old = {path.name: path.read_bytes() for path in kept.iterdir()} if kept.is_dir() else {}
+    old = {path.name: path.read_bytes() for path in kept.glob("*.*") if path.suffix in MADE} if kept.is_dir() else {}
     differing = sorted(name for name in new.keys() | old.keys() if new.get(name) != old.get(name))
     differing += ["README.md"] if readme != _readme() else []
     if options.check:

@@ -13,6 +13,7 @@ import importlib.util
 import os
 import platform
 import re
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -180,11 +181,18 @@ def measure(
             continue
         began = time.time()
         metrics, cost = do(run)
-        record = run.record(metrics, {"seconds": time.time() - began, **cost}, device)
+        record = run.record(metrics, {"seconds": time.time() - began, **peak_memory(device), **cost}, device)
         if rank() == 0:
             append(options.records, record)
         records.append(record)
     return records
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """The most memory that this process has taken so far, MiB: of the GPU where it has one."""
+    if device.type == "cuda":
+        return {"peak_gpu_mib": torch.cuda.max_memory_allocated(device) / 2**20}
+    return {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10}
 
 
 def summary(records: Sequence[Record], metrics: Sequence[str] | None = None) -> str:

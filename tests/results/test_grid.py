@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -101,7 +102,8 @@ def test_latex_compiles(tmp_path: Path) -> None:
     kept = sorted((Path(__file__).parents[2] / "results" / "tables").glob("*.tex"))
     assert kept
     body = "\n\n".join([hard.latex(), *(path.read_text() for path in kept)])
-    document = f"\\documentclass{{article}}\\usepackage{{booktabs}}\\begin{{document}}\n{body}\\end{{document}}\n"
+    packages = "\\usepackage{booktabs,graphicx,longtable}"
+    document = f"\\documentclass{{article}}{packages}\\begin{{document}}\n{body}\\end{{document}}\n"
     (tmp_path / "all.tex").write_text(document)
     done = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"],
@@ -109,3 +111,6 @@ def test_latex_compiles(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:]
     assert "undefined" not in done.stdout
+    too_wide = [float(points) for points in re.findall(r"Overfull \\hbox \(([\d.]+)pt", done.stdout)]
+    assert max(too_wide, default=0) < 20, "a table is wider than the page"
+    assert "Overfull \\vbox" not in done.stdout

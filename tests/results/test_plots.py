@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -28,7 +29,19 @@ def test_plots_are_the_same_bytes_each_time(study: list[Record], tmp_path: Path)
     assert set(first) == {"label_ratio_linear.svg", "curves.svg"}
     text = first["label_ratio_linear.svg"].decode()
     assert "measured here" in text
-    assert "imagenet-linear: as published" in text
+    assert "ImageNet, linear: as published" in text
+
+
+def test_a_protocol_without_unimoco_is_left_out_of_the_plots(study: list[Record], tmp_path: Path) -> None:
+    other = dataclasses.replace(study[0], protocol="at 224 pixels", config={"size": 224})
+    text = draw([*study, other], tmp_path / "a")["label_ratio_linear.svg"].decode()
+    assert "at 224 pixels" not in text
+
+
+def test_a_point_of_one_run_is_told_from_a_mean(study: list[Record], tmp_path: Path) -> None:
+    assert "one run" not in draw(study, tmp_path / "a")["label_ratio_linear.svg"].decode()
+    one = [record for record in study if record.seed == 0]
+    assert "one run" in draw(one, tmp_path / "b")["label_ratio_linear.svg"].decode()
 
 
 def test_one_label_ratio_makes_no_curve(study: list[Record], tmp_path: Path) -> None:
