@@ -13,7 +13,7 @@
 #SBATCH --time=1-00:00:00
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --output=runs/slurm-%x-%j.log
+#SBATCH --output=slurm-%x-%j.log
 #SBATCH --signal=B:USR1@180
 set -euo pipefail
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import sys
 import time
@@ -274,7 +275,16 @@ def say_done(t: Training, knn: dict[str, float], folder: RunFolder) -> None:
     say(f"done: {t.steps} steps, checkpoint {last}")
     if values:
         say(f"kNN on held-out images: {values[0]:.2%} before, {values[-1]:.2%} after")
-    say(f"next: python transfer/knn.py --ckpt {last}    or    python converters/convert.py {last} --to detectron2")
+    python = this_python()
+    say(f"next: {python} transfer/knn.py --ckpt {last}    or    {python} converters/convert.py {last} --to detectron2")
+
+
+def this_python() -> str:
+    """What to type for the Python that runs: `python` where that is it, else its path from here."""
+    here, found = Path(sys.executable), shutil.which("python")
+    if found and Path(found) == here:
+        return "python"
+    return str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here)
 
 
 if __name__ == "__main__":

@@ -233,17 +233,18 @@ def test_pretraining_over_two_agents(submit: Path) -> None:
         "--data.workers 0 --model.arch resnet18 --model.queue 64 --model.bn_groups 2 --views.size 16 --optim.batch 16 "
         "--optim.epochs 4 --optim.precision fp32 --monitor.log_every 1 --monitor.knn_every 0"
     )
-    log = submit / "job.log"
-    options = ["--nodes=1", "--ntasks-per-node=2", "--gpus-per-node=0", "--cpus-per-task=1", f"--output={log}"]
+    options = ["--nodes=1", "--ntasks-per-node=2", "--gpus-per-node=0", "--cpus-per-task=1"]
     done = subprocess.run(
         ["sbatch", "--parsable", *options, "pretrain/slurm.sh", *words.split()], cwd=ROOT, capture_output=True,
         text=True, check=True, env=os.environ | {"NPROC": "1", "OMP_NUM_THREADS": "1", "UNIMOCO_ENV": sys.prefix},
     )  # fmt: skip
     job, run = done.stdout.strip(), submit / "runs/two"
+    log = ROOT / f"slurm-pretrain-{job}.log"
     wait_until(lambda: (run / "metrics.jsonl").exists() and '"step": 3,' in (run / "metrics.jsonl").read_text(), 120)
     client("scancel", "--batch", "--signal=USR1", job)
     wait_until(lambda: not client("squeue", "--noheader", f"--jobs={job}"), 240)
-    text = log.read_text()
+    text = log.read_text()  # where the sample job puts it
+    log.unlink()
     assert (run / "summary.json").exists(), text
     assert "cpu x 2" in text
     starts = [line.split()[2] for line in (run / "command.txt").read_text().splitlines()]
