@@ -61,17 +61,19 @@ def main(arguments: list[str] | None = None) -> int:
     """Copies; 0, or 2 where a folder has nothing to copy. A pattern that matches no folder is told, and no mistake."""
     parser = argparse.ArgumentParser(prog="results/collect.py", description=__doc__.partition("\n")[0])
     parser.add_argument("runs", nargs="+", help="run folders, or patterns of them in quotes")
-    try:
-        for name in parser.parse_args(arguments).runs:
-            found = sorted(glob.glob(name)) if glob.has_magic(name) else [name]
-            if not found:
-                print(f"{name}: matches no folder here")
-            for run in found:
-                print(collect(Path(run)))
-    except ValueError as error:
-        print(f"collect: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    status = 0
+    for name in parser.parse_args(arguments).runs:
+        # The newest last: of two runs that are named alike it is the one to keep.
+        found = sorted(map(Path, glob.glob(name)), key=lambda run: run.stat().st_mtime)
+        if not found and glob.has_magic(name):
+            print(f"{name}: matches no folder here")
+        for run in found or [Path(name)] * (not glob.has_magic(name)):
+            try:
+                print(collect(run))
+            except ValueError as error:
+                print(f"collect: error: {error}", file=sys.stderr)
+                status = 2
+    return status
 
 
 if __name__ == "__main__":

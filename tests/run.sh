@@ -13,4 +13,4 @@ if [ $# = 0 ]; then
 fi
 # A file of tests to each core: two processes of one thread do far more than one of two.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec "$env/bin/python" -m pytest -n auto --maxprocesses 8 --dist loadfile "$@"
+exec "$env/bin/python" -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder "$@"

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+from results import collect as collect_module
 from results.collect import WIDTH, collect, main
 
 
@@ -40,3 +41,15 @@ def test_an_empty_folder_is_a_mistake_and_a_pattern_may_match_nothing(
     assert "neither" in capsys.readouterr().err
     assert main([str(tmp_path / "no_*")]) == 0
     assert "matches no folder" in capsys.readouterr().out
+
+
+def test_a_run_without_anything_does_not_cost_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("run_a", "run_b", "run_c"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "run_c" / "metrics.jsonl").write_text("{}\n")
+    monkeypatch.setattr(collect_module.collect, "__defaults__", (tmp_path / "results",))
+    assert main([str(tmp_path / "run_*")]) == 2
+    assert capsys.readouterr().err.count("neither") == 2
+    assert (tmp_path / "results" / "curves" / "run_c.jsonl").is_file()
