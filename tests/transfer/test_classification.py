@@ -78,7 +78,7 @@ def test_mocos_recipe_is_mocos_protocol_and_the_default() -> None:
 
 def test_modes_have_their_own_defaults_and_options_win() -> None:
     assert parse(["--mode=lars"]).optim.batch == 4096
-    assert parse(["--recipe=fashion_linear_moco"]).optim.base_lr == [0.02]
+    assert parse(["--recipe=fashion_linear_moco"]).optim.base_lr == [0.05]
     assert parse(["--optim.epochs=3", "--recipe=fashion_linear_moco"]).optim.epochs == 3
     assert len(HeadOptim(**parse(["--mode=sweep"]).optim.as_dict()).heads) == 14
 
