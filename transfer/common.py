@@ -67,6 +67,45 @@ def add_training_options(parser: ArgumentParser, data_root: str) -> None:
     parser.add_argument("--check", action="store_true", help="say versions and what works on this machine")
 
 
+def device_kind(device: str) -> str:
+    """What --device asks for: cuda or cpu; auto is cuda where there is a GPU.
+
+    Raises:
+        ValueError: another word.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"--device {device}: use auto, cpu or cuda (CUDA_VISIBLE_DEVICES chooses among GPUs)")
+    return ("cuda" if torch.cuda.device_count() else "cpu") if device == "auto" else device
+
+
+def goes_on(folder: Path, begun: bool, check_same: Callable[[], None], options: Namespace, trained: str) -> bool:
+    """Whether a run goes on from, or evaluates, what its folder holds; else it begins anew.
+
+    Args:
+        folder: of the run.
+        begun: whether it holds a checkpoint.
+        check_same: raises a ValueError where that was begun with other options.
+        options: holds `resume`, `eval_only`, `force` and `records`.
+        trained: what a checkpoint holds, e.g. "detector".
+
+    Raises:
+        ValueError: there is nothing to evaluate, or no option says what to do with what is there.
+    """
+    if not begun:
+        if options.eval_only:
+            raise ValueError(f"--eval-only: {folder} holds no trained {trained}; leave the option out")
+        return False
+    wanted: bool = options.resume or options.eval_only
+    if wanted or not options.force:
+        check_same()  # first: a run with other options may well be on record
+    if not wanted and not options.force:
+        raise ValueError(
+            f"{folder} holds a run that is not on record in {options.records}: --resume goes on with it, "
+            "--force begins anew"
+        )
+    return wanted
+
+
 def read_checkpoint(name: str | None, seed: int, arch: str = "resnet18") -> Backbone:
     """Reads --ckpt; `random` is random:ARCH, and random weights come from `seed` where they name none.
 

@@ -25,6 +25,7 @@ from transfer.common import (
     Run,
     add_options,
     add_training_options,
+    goes_on,
     measure,
     on_record,
     read_checkpoint,
@@ -112,14 +113,8 @@ def prepare_folder(folder: Path, options: Namespace, cfg: Any) -> None:
     """
     from transfer.detection.run import begun, check_same
 
-    if not begun(folder):
-        if options.eval_only:
-            raise ValueError(f"--eval-only: {folder} holds no trained detector; leave the option out")
-    elif options.resume or options.eval_only:
-        check_same(cfg, folder)
-    elif not options.force:
-        raise ValueError(f"{folder} holds a run that is not on record: --resume goes on with it, --force begins anew")
-    else:
+    there = begun(folder)
+    if not goes_on(folder, there, lambda: check_same(cfg, folder), options, "detector") and there:
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
 

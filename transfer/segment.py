@@ -31,9 +31,12 @@ def parser() -> ArgumentParser:
     p.add_argument("--amp", action="store_true", help="mixed precision: float16 on a GPU, bfloat16 on the CPU")
     p.add_argument(
         "--cfg-options", type=str, nargs="*", default=[], metavar="KEY=VALUE",
-        help="change the task's config, e.g. model.test_cfg.mode=slide; comes last and is taken as it is",
+        help="change the task's config, e.g. model.test_cfg.mode=slide "
+        "model.test_cfg.crop_size=512,512 model.test_cfg.stride=341,341; comes last and is taken as it is",
     )  # fmt: skip
-    p.add_argument("--launcher", default="auto", help="none, pytorch (torchrun), slurm (srun), or auto: finds out")
+    p.add_argument(
+        "--launcher", default="auto", help="none, pytorch (torchrun), slurm (srun), or auto: finds out which"
+    )
     return p
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
+from converters.samples import SAMPLES
 from results.record import read
 from transfer.scenes import ensure_scenes
-from transfer.segment import main
-from transfer.segmentation import task_names
+from transfer.segment import main, parser
+from transfer.segmentation import FOLDER, task_names
 
 ROOT = Path(__file__).parents[2]
 CLASSES = {"voc12aug": 21, "cityscapes": 19, "ade20k": 150}
@@ -25,6 +27,11 @@ CLASSES = {"voc12aug": 21, "cityscapes": 19, "ade20k": 150}
 def write(path: Path, content: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(content).save(path)
+
+
+def cut(path: Path) -> None:
+    """As an interrupted copy leaves a file."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +72,7 @@ def small(task: str) -> list[str]:
         told += [f"val_dataloader.dataset.pipeline.{resize}"]
     if task == "cityscapes-fcn-40k":
         values |= {"model.test_cfg.crop_size": "(64,64)", "model.test_cfg.stride": "(43,43)"}
+    values |= {"images.train": 4, "images.val": 2}
     return ["--batch", "2", "--cfg-options", *told, *(f"{key}={value}" for key, value in values.items())]
 
 
@@ -77,8 +85,11 @@ def test_each_published_task_trains_and_evaluates_in_its_layout(
     assert main([*arguments, "--out", str(tmp_path / "out"), *small(task)]) == 0, capsys.readouterr().err
     said = capsys.readouterr().out
     assert "backbone: 318 of 318 tensors in the built model equal those of the checkpoint" in said
-    assert "SyncBN is BN here" in said
+    assert int(re.findall(r"SyncBN is BN here \((\d+) settings\)", said)[0]) >= 2  # of backbone and heads
+    assert "4 images to train on, 2 to report on" in said
     (record,) = read(records)
+    assert record.config["images"] == {"train": 4, "val": 2}
+    assert "images.train=4 images.val=2" in record.protocol
     assert record.checkpoint["arch"] == "resnet50"
     classes = CLASSES[task.split("-")[0]]
     figures = record.metrics
@@ -136,9 +147,67 @@ def test_a_run_is_measured_once_resumed_and_evaluated_again(
     assert read(records)[-1].metrics == one.metrics
     assert fashion("--resume", options=("optim_wrapper.optimizer.lr=0.5",)) == 2
     assert "was begun with other options" in capsys.readouterr().err
+    # The run in the folder is on record: what hinders is that it has other options.
+    assert fashion(options=("optim_wrapper.optimizer.lr=0.5",)) == 2
+    error = capsys.readouterr().err
+    assert "was begun with other options" in error
+    assert "not on record" not in error
     assert fashion("--records", str(tmp_path / "other.jsonl")) == 2
     assert "--resume goes on with it, --force begins anew" in capsys.readouterr().err
     assert len(read(records)) == 3
+
+
+def test_an_unfinished_run_is_resumed_and_not_evaluated(
+    fashion: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records, pieces = tmp_path / "r.jsonl", ("train_cfg.max_iters=4", "default_hooks.checkpoint.interval=2")
+    assert fashion(options=pieces) == 0
+    (whole,) = read(records)
+    records.unlink()
+    (pointer,) = tmp_path.glob("out/*/*/seed0/last_checkpoint")
+    pointer.write_text(str(pointer.parent / "iter_2.pth"))  # as a run leaves it that is killed at its third iteration
+    capsys.readouterr()
+    assert fashion("--eval-only", options=pieces) == 2
+    assert f"{pointer.parent} is at iteration 2 of 4; --resume finishes it" in capsys.readouterr().err
+    assert not records.exists()
+    assert fashion("--resume", options=pieces) == 0
+    (record,) = read(records)
+    assert record.metrics == whole.metrics
+    assert record.cost["images"] == whole.cost["images"] == 16
+    assert "seconds_before_resuming" not in whole.cost
+    assert 0 < record.cost["seconds_before_resuming"] < whole.cost["seconds"]
+    assert fashion("--eval-only", "--force", options=pieces) == 0
+    again = read(records)[-1].cost
+    assert again["images"] == 16
+    assert again["seconds_before_resuming"] > record.cost["seconds_before_resuming"]
+
+
+def test_a_window_slides_where_help_says_so(fashion: Command, tmp_path: Path) -> None:
+    told = re.findall(r"(model\.test_cfg\.\w+)=([^\s;]+)", parser().format_help())
+    assert [key.rpartition(".")[2] for key, _ in told] == ["mode", "crop_size", "stride"]
+    sizes = {"512,512": "32,32", "341,341": "21,21"}
+    assert fashion(options=tuple(f"{key}={sizes.get(value, value)}" for key, value in told)) == 0
+    (record,) = read(tmp_path / "r.jsonl")
+    assert record.config["model"]["test_cfg"] == {"mode": "slide", "crop_size": [32, 32], "stride": [21, 21]}
+
+
+@pytest.mark.parametrize(("arch", "tensors"), [("resnet18", 120), ("resnet50", 318)])
+def test_a_checkpoint_file_arrives_whole(
+    arch: str, tensors: int, fashion: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(3)
+    saved, path = SAMPLES["MoCo v1"].make(arch)[0], tmp_path / "mine" / "last.pth.tar"
+    keys = [key for key in saved["state_dict"] if key.startswith("module.encoder_q.")]
+    mean = saved["state_dict"]["module.encoder_q.layer1.0.bn1.running_mean"]
+    assert keys
+    assert mean.abs().min() > 0, "statistics of an untrained network would not show that one is lost"
+    path.parent.mkdir()
+    torch.save(saved, path)
+    assert fashion(f"--ckpt={path}") == 0, capsys.readouterr().err
+    said = capsys.readouterr().out
+    assert f"backbone: {tensors} of {tensors} tensors in the built model equal those of the checkpoint" in said
+    (record,) = read(tmp_path / "r.jsonl")
+    assert (record.checkpoint["format"], record.checkpoint["arch"]) == ("moco", arch)
 
 
 def test_mixed_precision_and_accumulation_train(fashion: Command, tmp_path: Path) -> None:
@@ -147,6 +216,7 @@ def test_mixed_precision_and_accumulation_train(fashion: Command, tmp_path: Path
     assert record.config["optim_wrapper"]["type"] == "CpuAmpOptimWrapper"
     assert record.config["batch"] == 8
     assert "iterations of 8" in record.protocol
+    assert "bfloat16 autocast, gradients of 2 batches added up" in record.protocol
 
 
 def test_a_loss_that_is_no_number_stops(fashion: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,10 +237,31 @@ def test_a_loss_that_is_no_number_stops(fashion: Command, tmp_path: Path, capsys
         (["--launcher=mpi"], (), "--launcher mpi: must be one of auto, none, pytorch, slurm"),
         (["--launcher=pytorch"], (), "torchrun has not started this"),
         (["--launcher=slurm"], (), "srun has not started this"),
+        (["--device=gpu"], (), "--device gpu: use auto, cpu or cuda"),
         (["--resume", "--force"], (), "leave one of them out"),
         ([], ("model.decode_head.num_classes=7",), "model.decode_head.num_classes=7"),
         ([], ("model.decode_head.num_convolutions=7",), "num_convolutions"),
         ([], ("train_cfg.max_iter=7",), "max_iter"),
+        ([], ("train_cfg.max_iters=abc",), "--cfg-options train_cfg.max_iters=abc: must be a number, as 2 is"),
+        ([], ("train_cfg.max_iters=0",), "train_cfg.max_iters=0: must be a whole number, at least 1"),
+        ([], ("train_cfg.val_interval=1.5",), "train_cfg.val_interval=1.5: must be a whole number"),
+        ([], ("train_dataloader.batch_size=0",), "train_dataloader.batch_size=0: must be a whole number"),
+        ([], ("default_hooks.logger.interval=0",), "default_hooks.logger.interval=0: must be a whole number"),
+        ([], ("optim_wrapper.optimizer.lr=abc",), "--cfg-options optim_wrapper.optimizer.lr=abc: must be a number"),
+        ([], ("optim_wrapper.optimizer=None",), "--cfg-options"),
+        ([], ("model.decode_head=None",), "--cfg-options"),
+        ([], ("model.data_preprocessor.size=64",), "--cfg-options model.data_preprocessor.size=64: must be a list"),
+        ([], ("model.data_preprocessor.size=64,",), "model.data_preprocessor.size=[64]: must be two whole numbers"),
+        ([], ("model.data_preprocessor.size=(64",), "--cfg-options model.data_preprocessor.size=(64: "),
+        ([], ("param_scheduler.0=1",), "--cfg-options param_scheduler.0=1: must be a dict"),
+        ([], ("model.test_cfg.mode=slide",), "model.test_cfg.crop_size=None: mode=slide needs two whole numbers"),
+        ([], ("model.test_cfg.mode=tiles",), "model.test_cfg.mode='tiles': must be slide or whole"),
+        ([], ("model.test_cfg.strides=2,2",), "no such key; did you mean stride?"),
+        (
+            [],
+            ("model.test_cfg.mode=slide", "model.test_cfg.crop_size=32,32", "model.test_cfg.stride=33,33"),
+            "model.test_cfg.stride=[33, 33]: must not exceed crop_size=[32, 32]",
+        ),
         (["--task=cityscapes-fcn-40k"], (), "Expected below it: cityscapes/leftImg8bit/{train,val}/CITY/"),
         (["--task=voc12aug-fcn-20k"], (), "VOCdevkit/VOC2012/SegmentationClassAug/*.png"),
         (["--task=ade20k-upernet-80k"], (), "ADEChallengeData2016.zip"),
@@ -180,7 +271,7 @@ def test_a_mistake_is_one_line(
     wrong: list[str], options: tuple[str, ...], message: str, fashion: Command, tmp_path: Path,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    for name in ("RANK", "SLURM_PROCID"):
+    for name in ("RANK", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
     other = any(word.startswith("--task") for word in wrong)
     assert (bare(wrong, tmp_path) if other else fashion(*wrong, options=options)) == 2
@@ -188,6 +279,36 @@ def test_a_mistake_is_one_line(
     assert message in error
     assert len(error.strip().splitlines()) == 1
     assert not (tmp_path / "r.jsonl").exists()
+
+
+VOC = "_base_ = ['{folder}/voc12aug-fcn-20k.py']\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = (", "mine.py: not read, SyntaxError"),
+        ("_base_ = ['no_such_base.py']", "mine.py: not read, FileNotFoundError"),
+        ("x = unknown", "mine.py: not read, NameError"),
+        ("x = 1", "mine.py: train_dataloader, val_dataloader, test_dataloader, model, optim_wrapper"),
+        (VOC + "val_evaluator = None", "mine.py: val_evaluator missing"),
+        (VOC + "model = dict(decode_head=[dict(type='FCNHead')])", "mine.py: the config does not fit"),
+        (VOC + "train_cfg = dict(_delete_=True, type='EpochBasedTrainLoop', max_epochs=2)", "train_cfg.max_iters=None"),
+        (VOC + "layout = 'voc'", "lacks VOC2007/JPEGImages"),
+        (
+            VOC + "layout = None\ndata_root = 'mine'",
+            "train_dataloader.dataset cannot be read, AssertionError: Failed to",
+        ),
+    ],
+)
+def test_a_mistake_in_a_config_of_one_s_own_is_one_line(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.py").write_text(text.replace("{folder}", str(FOLDER)))
+    assert bare(["--task", str(tmp_path / "mine.py"), "--out", str(tmp_path / "out")], tmp_path) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
 
 
 def bare(arguments: list[str], root: Path) -> int:
@@ -217,6 +338,16 @@ def test_missing_mmseg_is_told(
         (lambda voc: (voc / "SegmentationClass/2007_4.png").unlink(), "1 of 4 files are missing"),
         (lambda voc: write(voc / "SegmentationClass/2007_0.png", np.full((72, 96), 30, np.uint8)), "labels [30]"),
         (lambda voc: write(voc / "SegmentationClassAug/2007_3.png", np.zeros((9, 9, 3), np.uint8)), "is no mask"),
+        (lambda voc: (voc / "SegmentationClass/2007_5.png").write_text("?"), "2007_5.png: this mask cannot be read"),
+        (
+            lambda voc: cut(voc / "SegmentationClassAug/2007_2.png"),
+            "2007_2.png: this mask cannot be read",
+        ),
+        (
+            lambda voc: None,
+            "VOCdevkit/VOC2012: 4 images to train on and 2 to report on are not the 10582 and 1449 of the published "
+            "set; to go on with them, and have the record say so, add --cfg-options images.train=4 images.val=2",
+        ),
     ],
 )
 def test_data_that_do_not_fit_are_told(

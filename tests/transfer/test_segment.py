@@ -15,7 +15,7 @@ import torch
 
 from results.record import read
 from transfer.segmentation import FOLDER, task_names
-from transfer.segmentation.pictures import learning_curve, overlay, predictions
+from transfer.segmentation.pictures import compose, learning_curve, overlay, predictions
 
 ROOT = Path(__file__).parents[2]
 ENTRY = str(ROOT / "transfer" / "segment.py")
@@ -130,6 +130,27 @@ def test_an_overlay_shows_classes_and_dims_the_rest() -> None:
     assert shown[0, 0].tolist() == shown[0, 2].tolist() == [24, 24, 24]
     assert shown[0, 1].tolist() == [130, 30, 30]
     assert shown[1, 0].tolist() == [30, 80, 30]
+
+
+@pytest.mark.parametrize(("samples", "classes"), [(1, 2), (1, 19), (1, 150), (3, 40)])
+def test_the_legend_lies_inside_the_picture_and_beside_nothing(samples: int, classes: int, tmp_path: Path) -> None:
+    import cv2
+
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((40, 80, 3), np.uint8))
+    truth = np.arange(3200).reshape(40, 80) % classes
+    names = [f"television receiver {i}" for i in range(classes)]
+    palette = np.random.default_rng(0).integers(1, 256, (classes, 3))
+    figure = compose([(str(tmp_path / "a.png"), truth, truth)] * samples, names, palette)
+    figure.savefig(tmp_path / "p.png", dpi=110)
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0
+    assert box.y0 >= 0
+    assert box.x1 <= figure.bbox.x1
+    assert box.y1 <= figure.bbox.y1
+    assert len(figure.legends[0].get_texts()) == classes
+    for axes in figure.axes:
+        assert axes.get_window_extent().y0 >= box.y1, "the legend covers a picture"
+        assert axes.get_window_extent().height > 0.6 * 110 * 2.7 * 40 / 80, "the legend takes the pictures' room"
 
 
 def test_pictures_are_written(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from transfer.common import device_kind
+
 
 @dataclass(frozen=True)
 class Devices:
@@ -38,12 +40,10 @@ def choose(device: str, gpus: int | None, machines: int = 1, machine: int = 0, u
         url: where several machines meet.
 
     Raises:
-        ValueError: there are fewer, or machines that cannot meet.
+        ValueError: an unknown device, fewer than asked for, or machines that cannot meet.
     """
     there = torch.cuda.device_count()
-    if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"--device {device}: use auto, cpu or cuda (CUDA_VISIBLE_DEVICES chooses among GPUs)")
-    kind = ("cuda" if there else "cpu") if device == "auto" else device
+    kind = device_kind(device)
     count = (there if kind == "cuda" else 0) if gpus is None else gpus
     if (kind == "cuda" and not 1 <= count <= there) or (kind == "cpu" and count):
         raise ValueError(f"--device {kind} --num-gpus {count}: this torch sees {there} GPUs here")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -147,6 +148,21 @@ class RandomStateHook(Hook):
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Set it back."""
         torch.set_rng_state(self.kept)
+
+
+class ClockHook(Hook):
+    """Saves with each checkpoint what it has cost: the seconds so far, over all starts of a run.
+
+    Args:
+        earlier: seconds that the checkpoint has cost from which the run goes on.
+    """
+
+    def __init__(self, earlier: float) -> None:
+        self.began = time.time() - earlier
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Add them."""
+        checkpoint["seconds"] = time.time() - self.began
 
 
 class PicturesHook(Hook):

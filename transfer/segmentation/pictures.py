@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from pretrain.checkpoint import write_atomically
 mpl.use("Agg")  # no window is opened
 IGNORED = 255
 DIM = 0.4
+WIDTH = 11.5  # of a picture, inches
 Sample = tuple[str, np.ndarray, np.ndarray]  # path of an image; truth and prediction, (H, W) class numbers
 
 
@@ -57,19 +59,30 @@ def draw(sample: Sample, palette: np.ndarray, axes: Sequence[Axes]) -> set[int]:
 
 def predictions(samples: Sequence[Sample], classes: Sequence[str], palette: Sequence, path: Path) -> None:
     """Write one picture: a row a sample (image, truth, prediction, mistakes), and a legend of the classes in it."""
+    _save(compose(samples, classes, palette), path)
+
+
+def compose(samples: Sequence[Sample], classes: Sequence[str], palette: Sequence) -> Figure:
+    """Draw it: the legend stands below the rows, in as many columns as its names allow, and has its own height."""
     colours = np.asarray(palette, np.uint8)
     height, width = samples[0][1].shape
-    tall = 2.2 * len(samples) * min(1.5, height / width) + 0.25 * len(samples)
-    figure = Figure(figsize=(11.5, tall), layout="constrained")
+    figure = Figure(layout="constrained")
     rows = figure.subplots(len(samples), 4, squeeze=False)
     present: set[int] = set()
     for sample, row in zip(samples, rows, strict=True):
         present |= draw(sample, colours, row)
+    names = [classes[i] for i in sorted(present)]
+    columns = max(1, min(len(names), int(WIDTH / (0.6 + 0.08 * max(map(len, names), default=0)))))
+    pictures = len(samples) * (0.25 + 2.7 * min(1.5, height / width))
+    figure.set_size_inches(WIDTH, pictures + 0.2 + 0.21 * math.ceil(len(names) / columns))
     figure.legend(
-        handles=[Patch(facecolor=colours[i] / 255, edgecolor="grey", label=classes[i]) for i in sorted(present)],
-        loc="outside right upper", fontsize=9, frameon=False,
+        handles=[
+            Patch(facecolor=colours[i] / 255, edgecolor="grey", label=name)
+            for i, name in zip(sorted(present), names, strict=True)
+        ],
+        loc="outside lower center", ncols=columns, fontsize=9, frameon=False,
     )  # fmt: skip
-    _save(figure, path)
+    return figure
 
 
 def learning_curve(metrics: Path, path: Path) -> None:

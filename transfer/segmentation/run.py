@@ -20,9 +20,9 @@ from mmengine.runner.checkpoint import get_torch_safe_globals
 
 from pretrain.distributed import barrier, rank
 from pretrain.run_folder import RunFolder, write_text
-from transfer.common import Metrics, Run
+from transfer.common import Metrics, Run, goes_on
 from transfer.segmentation import pictures, quiet
-from transfer.segmentation.hooks import FiguresHook, PicturesHook, RandomStateHook, TrunkHook
+from transfer.segmentation.hooks import ClockHook, FiguresHook, PicturesHook, RandomStateHook, TrunkHook
 from transfer.segmentation.trunk import Trunk
 
 POINTER = "last_checkpoint"  # mmengine writes the newest checkpoint's path there once it is complete
@@ -38,12 +38,16 @@ class Plan:
         trunk: the backbone as mmseg takes it.
         batch: images of an optimiser step, over all processes.
         notes: what was changed, for the screen.
+        config: what the figures depend on, for the record.
+        protocol: the settings in words, for the record.
     """
 
     cfg: Config
     trunk: Trunk
     batch: int
     notes: tuple[str, ...]
+    config: dict[str, Any]
+    protocol: str
 
 
 @RUNNERS.register_module()
@@ -73,26 +77,22 @@ def find_checkpoint(run: Run, options: Any) -> Path | None:
 
     Args:
         run: whose folder to look into.
-        options: holds `resume`, `eval_only` and `force`.
+        options: holds `resume`, `eval_only`, `force` and `records`.
 
     Raises:
         ValueError: there is nothing to evaluate, what is there was begun with other options, or no option says what
             to do with it.
     """
     checkpoint, told = newest_checkpoint(run.folder), run.folder / HASH
-    if checkpoint is None:
-        if options.eval_only:
-            raise ValueError(f"--eval-only: {run.folder} holds no trained model; leave the option out")
-        return None
-    if options.resume or options.eval_only:
+
+    def check_same() -> None:
         if not told.is_file() or told.read_text().strip() != config_hash(run):
-            raise ValueError(f"{run.folder} was begun with other options: set them as they were, or use --force")
-        return checkpoint
-    if not options.force:
-        raise ValueError(
-            f"{run.folder} holds a run that is not on record: --resume goes on with it, --force begins anew"
-        )
-    return None
+            raise ValueError(
+                f"{run.folder} holds a run that was begun with other options: set them as they were, name another "
+                "--out, or replace it with --force"
+            )
+
+    return checkpoint if goes_on(run.folder, checkpoint is not None, check_same, options, "model") else None
 
 
 def config_hash(run: Run) -> str:
@@ -110,17 +110,18 @@ def start_anew(run: Run) -> None:
     barrier()
 
 
-def iterations_done(checkpoint: Path | None) -> int:
-    """Return the iteration of a checkpoint.
+def progress(checkpoint: Path | None) -> tuple[int, float]:
+    """Return iterations and seconds that a checkpoint stands for.
 
     Raises:
         ValueError: it holds more than tensors and what mmengine writes.
     """
     if checkpoint is None:
-        return 0
+        return 0, 0.0
     try:
         with torch.serialization.safe_globals(get_torch_safe_globals()):
-            return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["meta"]["iter"])
+            saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        return int(saved["meta"]["iter"]), float(saved.get("seconds", 0))
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
         raise ValueError(f"{checkpoint}: no checkpoint of this command: {error}") from error
 
@@ -146,7 +147,7 @@ def build(cfg: Config, run: Run, checkpoint: Path | None) -> Runner:
         _ = runner.train_loop, runner.val_loop  # properties that build
         runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
         runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
-    except (TypeError, KeyError, AssertionError) as error:
+    except (TypeError, KeyError, AttributeError, AssertionError) as error:
         raise ValueError(f"{cfg.filename}: mmseg cannot build it: {error}") from error
     return runner
 
@@ -164,15 +165,20 @@ def measure_one(plan: Plan, run: Run, images: int, options: Any) -> tuple[Metric
         Metrics of the last iteration, and what they cost.
     """
     cfg, checkpoint = plan.cfg, find_checkpoint(run, options)
-    done, folder = iterations_done(checkpoint), RunFolder(run.folder)
+    (done, earlier), folder = progress(checkpoint), RunFolder(run.folder)
+    clock = ClockHook(earlier)
     with quiet():
         runner = build(cfg, run, checkpoint)
+        if options.eval_only and done < runner.max_iters:
+            raise ValueError(
+                f"--eval-only: {run.folder} is at iteration {done} of {runner.max_iters}; --resume finishes it"
+            )
         if checkpoint is None:
             start_anew(run)
         batch = cfg.train_dataloader.batch_size * runner.world_size
         seen = FiguresHook(folder, cfg.default_hooks.logger.interval, done, batch / images)
         shown = PicturesHook()
-        for hook in (TrunkHook(plan.trunk), RandomStateHook(), seen, shown):
+        for hook in (TrunkHook(plan.trunk), RandomStateHook(), clock, seen, shown):
             runner.register_hook(hook)
         if rank() == 0:
             write_text(run.folder / "changes.txt", "\n".join(plan.notes) + "\n")
@@ -187,7 +193,8 @@ def measure_one(plan: Plan, run: Run, images: int, options: Any) -> tuple[Metric
             folder.close()
     if rank() == 0:
         leave_pictures(run.folder, shown, runner.val_dataloader.dataset.metainfo)
-    return seen.metrics, {**cost(runner), "images": float(batch * (runner.max_iters - done))}
+    whole = {"images": float(batch * runner.max_iters)}  # of a resumed run too
+    return seen.metrics, {**cost(runner), **whole, **({"seconds_before_resuming": earlier} if earlier else {})}
 
 
 def leave_pictures(folder: Path, shown: PicturesHook, metainfo: dict[str, Any]) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
+from pretrain.distributed import local_processes
 from transfer.scaling import Schedule, comparison, for_devices
 from transfer.segmentation import FOLDER, task_names
 
@@ -24,8 +24,17 @@ SHORTHANDS = (
     "dataset_type",
     "img_scale",
     "class_weight",
+    "data_preprocessor",
+    "optimizer",
 )
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
+# What running a user's file can raise, without errors of our own code being taken for it
+CONFIG_ERRORS = (
+    SyntaxError, OSError, ImportError, NameError, ValueError, TypeError, AttributeError, LookupError, AssertionError,
+    RuntimeError,
+)  # fmt: skip
+AUTOCAST = {"AmpOptimWrapper": "float16 autocast", "CpuAmpOptimWrapper": "bfloat16 autocast"}
+SECTIONS = (*LOADERS, "model", "optim_wrapper", "param_scheduler", "train_cfg", "default_hooks", "val_evaluator")
 
 
 def read(task: str) -> Config:
@@ -39,51 +48,21 @@ def read(task: str) -> Config:
         near = difflib.get_close_matches(task, task_names(), 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(f"--task {task}: there is none{hint} (one of {', '.join(task_names())}, or a config file)")
-    cfg = Config.fromfile(path)
+    try:
+        cfg = Config.fromfile(path)
+    except CONFIG_ERRORS as error:
+        raise ValueError(f"--task {task}: not read, {type(error).__name__}: {error}") from error
+    if absent := [name for name in SECTIONS if not cfg.get(name)]:
+        raise ValueError(f"--task {task}: {', '.join(absent)} missing; bases/runtime.py and other tasks show how")
+    if not cfg.get("scenes") and not cfg.get("data_root"):
+        raise ValueError(f"--task {task}: data_root is missing, the folder of its images below --data-root")
     for name in SHORTHANDS:
         cfg.pop(name, None)
     # What a config of mmseg's own brings along, and this suite does in its way.
-    cfg.val_evaluator = cfg.test_evaluator = {**cfg.val_evaluator, "type": "ClassIoU"}
+    evaluator = cfg.val_evaluator[0] if isinstance(cfg.val_evaluator, list | tuple) else cfg.val_evaluator
+    cfg.val_evaluator = cfg.test_evaluator = {**evaluator, "type": "ClassIoU"}
     cfg.default_hooks.pop("visualization", None)
     return cfg
-
-
-def override(cfg: Config, assignments: Sequence[str]) -> None:
-    """Apply --cfg-options: KEY=VALUE with dots in the key, as mmengine's tools take them.
-
-    A new key is taken only where a constructor will check it, in a dict with a `type`: a typing mistake must not
-    become an experiment with the default.
-
-    Raises:
-        ValueError: no KEY=VALUE, or a key that the config does not have.
-    """
-    parser = argparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument("options", nargs="*", action=DictAction)
-    for text in assignments:
-        key, found, _ = text.partition("=")
-        if not found or not key:
-            raise ValueError(f"--cfg-options {text}: must be KEY=VALUE")
-        *parents, last = key.split(".")
-        place: Any = cfg
-        for number, name in enumerate(parents):
-            place = _item(place, name, ".".join(parents[: number + 1]))
-        known = last in place if isinstance(place, dict | Config) else last.isdigit() and int(last) < len(place)
-        if not known and not (isinstance(place, dict) and "type" in place):
-            raise ValueError(f"--cfg-options {key}: the config has no such key{_near(place, last)}")
-        cfg.merge_from_dict(parser.parse_args([text]).options)
-
-
-def _item(place: Any, name: str, told: str) -> Any:
-    if isinstance(place, list | tuple) and name.isdigit() and int(name) < len(place):
-        return place[int(name)]
-    if isinstance(place, dict | Config) and name in place:
-        return place[name]
-    raise ValueError(f"--cfg-options: the config has no {told}{_near(place, name)}")
-
-
-def _near(place: Any, name: str) -> str:
-    near = difflib.get_close_matches(name, list(place), 1) if isinstance(place, dict | Config) else []
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def datasets(loader: Any) -> Iterator[Any]:
@@ -97,11 +76,44 @@ def datasets(loader: Any) -> Iterator[Any]:
             yield dataset
 
 
+def reference_processes(cfg: Config) -> int:
+    """Return how many processes share the batch that a config's schedule is for.
+
+    Raises:
+        ValueError: the config does not say so.
+    """
+    if "reference_processes" in cfg:
+        count = cfg.reference_processes
+        if not whole(count):
+            raise ValueError(f"reference_processes={count!r}: must be a whole number, at least 1")
+        return int(count)
+    each, base = cfg.train_dataloader.batch_size, cfg.get("auto_scale_lr", {}).get("base_batch_size")
+    if base is None:
+        raise ValueError(
+            f"{cfg.filename}: add reference_processes = N, the number of processes, with {each} images each, that its "
+            "learning rate and iterations are for"
+        )
+    if base % each:
+        raise ValueError(f"{cfg.filename}: auto_scale_lr.base_batch_size={base} is no multiple of batch_size={each}")
+    return int(base // each)
+
+
+def whole(value: Any) -> bool:
+    """Return whether a setting is a whole number, at least 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
 def schedule_of(cfg: Config) -> Schedule:
     """Return the schedule that a task's config states: of all its processes together, without accumulation."""
     steps = [step for scheduler in cfg.param_scheduler for step in scheduler.get("milestones", ())]
-    batch = cfg.train_dataloader.batch_size * cfg.get("reference_processes", 1)
+    batch = cfg.train_dataloader.batch_size * reference_processes(cfg)
     return Schedule(batch, float(cfg.optim_wrapper.optimizer.lr), 0, tuple(steps), cfg.train_cfg.max_iters)
+
+
+def step_batch(cfg: Config, processes: int) -> int:
+    """Return the images of an optimiser step over all processes."""
+    accumulate = cfg.optim_wrapper.get("accumulative_counts", 1)
+    return int(cfg.train_dataloader.batch_size * processes * accumulate)
 
 
 def rescale(cfg: Config, processes: int, batch: int | None, accumulate: int, scale: bool) -> str:
@@ -123,7 +135,7 @@ def rescale(cfg: Config, processes: int, batch: int | None, accumulate: int, sca
         raise ValueError("--batch changes the schedule and --no-scale keeps it: leave one of them out")
     before = schedule_of(cfg)
     wanted = batch if scale else before.batch
-    after = for_devices(before, cfg.get("reference_processes", 1), processes * accumulate, wanted)
+    after = for_devices(before, reference_processes(cfg), processes * accumulate, wanted)
     cfg.train_dataloader.batch_size = after.batch // (processes * accumulate)
     rate, stretch = after.lr / before.lr, after.iterations * accumulate / before.iterations
     cfg.optim_wrapper.optimizer.lr = after.lr
@@ -148,10 +160,10 @@ def mixed_precision(cfg: Config, cuda: bool) -> None:
 
 
 def limit_workers(cfg: Config) -> None:
-    """Start no more data workers than there are cores to run them."""
-    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    """Start no more data workers than there are cores to run them, and one where any are asked for."""
+    cores = len(os.sched_getaffinity(0)) // local_processes()
     for name in LOADERS:
-        cfg[name].num_workers = min(cfg[name].num_workers, max(0, cores - 1))
+        cfg[name].num_workers = min(cfg[name].get("num_workers", 0), max(1, cores - 1))
         cfg[name].persistent_workers = cfg[name].num_workers > 0
 
 
@@ -174,7 +186,7 @@ def figures_depend_on(cfg: Config, batch: int) -> dict[str, Any]:
         cfg: a config as it is run, its data sets not yet found.
         batch: images of an optimiser step, over all processes.
     """
-    kept = ("model", "optim_wrapper", "param_scheduler", "val_evaluator", "scenes")
+    kept = ("model", "optim_wrapper", "param_scheduler", "val_evaluator", "scenes", "images")
     told = {name: value for name, value in cfg.to_dict().items() if name in kept}
     told["max_iters"] = cfg.train_cfg.max_iters
     for name in LOADERS[:2]:
@@ -182,14 +194,25 @@ def figures_depend_on(cfg: Config, batch: int) -> dict[str, Any]:
     return {**told, "batch": batch}
 
 
-def protocol(cfg: Config, batch: int) -> str:
-    """Return the settings in a line of words."""
-    optimizer = cfg.optim_wrapper.optimizer
+def protocol(cfg: Config, batch: int, own_statistics: bool = False, changes: Sequence[str] = ()) -> str:
+    """Return the settings in a line of words; what is not as usual stands at its end.
+
+    Args:
+        cfg: as it is run.
+        batch: images of an optimiser step, over all processes.
+        own_statistics: whether batch norm has its own in each of several processes.
+        changes: settings that --cfg-options have changed.
+    """
+    wrapper, optimizer = cfg.optim_wrapper, cfg.optim_wrapper.optimizer
     crop = "x".join(map(str, cfg.model.data_preprocessor.size))
     schedule = "/".join(scheduler.type for scheduler in cfg.param_scheduler)
-    accumulate = cfg.optim_wrapper.get("accumulative_counts", 1)
-    return (
+    accumulate = wrapper.get("accumulative_counts", 1)
+    unusual = [AUTOCAST[wrapper.type]] if wrapper.type in AUTOCAST else []
+    unusual += [f"gradients of {accumulate} batches added up"] if accumulate > 1 else []
+    unusual += ["batch norm of each process"] if own_statistics else []
+    line = (
         f"{cfg.model.decode_head.type}, {cfg.train_cfg.max_iters // accumulate} iterations of {batch}, "
         f"crop {crop}, {optimizer.type} lr {optimizer.lr:g} wd {optimizer.get('weight_decay', 0):g} {schedule}, "
         f"{cfg.model.test_cfg.mode} image, single scale"
     )
+    return ", ".join([line, *unusual]) + ("; changed: " + " ".join(changes) if changes else "")

@@ -5,6 +5,7 @@ Pipeline: base 2048 x 512, ratio 0.5 to 2, crop 512 x 512. Source: WXinlong/mmse
 
 layout = "ade20k"
 data_root = "ade/ADEChallengeData2016"  # below --data-root
+images = dict(train=20210, val=2000)  # other numbers are refused; None takes any
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations"),

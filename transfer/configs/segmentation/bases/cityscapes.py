@@ -5,6 +5,7 @@ Pipeline: base 2049 x 1025, ratio 0.5 to 2, crop 769 x 769. Source: WXinlong/mms
 
 layout = "cityscapes-semantic"
 data_root = "cityscapes"  # below --data-root
+images = dict(train=2975, val=500)  # other numbers are refused; None takes any
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations"),

@@ -5,6 +5,7 @@ Pipeline: base 2048 x 512, ratio 0.5 to 2, crop 512 x 512. Source: WXinlong/mmse
 
 layout = "voc12aug"
 data_root = "VOCdevkit/VOC2012"  # below --data-root
+images = dict(train=10582, val=1449)  # other numbers are refused; None takes any
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations"),

@@ -1,0 +1,225 @@
+"""What options, launchers and configs of one's own make of a task. Run by test_segment.py in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import mmseg
+import pytest
+import torch
+
+from tests.transfer.mmseg_configs import resolve
+from transfer.common import Run, read_checkpoint
+from transfer.segmentation import session, tasks
+from transfer.segmentation.run import config_hash
+from transfer.segmentation.trunk import Trunk
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("model.backbone.type=ResNetV1c", "model.backbone.type='ResNetV1c': random:resnet50?seed=0 needs 'ResNet'"),
+        ("model.backbone.style=caffe", "model.backbone.style"),
+        ("model.backbone.frozen_stages=1", "model.backbone.frozen_stages"),
+        ("model.data_preprocessor.bgr_to_rgb=False", "model.data_preprocessor.bgr_to_rgb"),
+        ("model.data_preprocessor.mean=[0,0,0]", "model.data_preprocessor.mean"),
+        ("train_cfg.max_iter=2", None),  # taken: the loop's constructor refuses it
+        ("optim_wraper.optimizer.lr=1", "did you mean optim_wrapper"),
+        ("train_dataloader.batchsize=1", "did you mean batch_size"),
+        ("train_pipeline=[]", "no such key"),
+        ("param_scheduler.3.end=1", "no param_scheduler.3"),
+        ("lr", "must be KEY=VALUE"),
+    ],
+)
+def test_an_override_that_would_do_nothing_or_harm_is_refused(option: str, message: str | None) -> None:
+    if message is None:
+        resolve("voc12aug-fcn-20k", "--cfg-options", option)
+        return
+    with pytest.raises(ValueError, match=re.escape(message)):
+        resolve("voc12aug-fcn-20k", "--cfg-options", option)
+
+
+def test_overrides_reach_into_lists() -> None:
+    plan = resolve("voc12aug-fcn-20k", "--cfg-options", "param_scheduler.0.end=7", "model.backbone.with_cp=True")
+    assert plan.cfg.param_scheduler[0].end == 7
+    assert plan.cfg.model.backbone.with_cp is True
+
+
+OVERRIDES = [
+    (),
+    ("--amp",),
+    ("--accumulate", "2"),
+    ("--batch", "8"),
+    ("--no-scale",),
+    *(
+        ("--cfg-options", *words.split())
+        for words in (
+            "param_scheduler.0.power=2", "param_scheduler.0.eta_min=0", "optim_wrapper.optimizer.lr=1",
+            "optim_wrapper.optimizer.momentum=0.5", "optim_wrapper.optimizer.nesterov=True",
+            "optim_wrapper.clip_grad={max_norm:1}", "train_cfg.max_iters=9", "train_dataloader.batch_size=9",
+            "model.decode_head.dropout_ratio=0", "model.auxiliary_head.loss_decode.loss_weight=1",
+            "model.decode_head.loss_decode.avg_non_ignore=True", "model.auxiliary_head=None", "images=None",
+            "images.train=5", "train_dataloader.dataset.datasets.1.pipeline.4.prob=0", "model.test_cfg.crop_size=9,9",
+            "train_dataloader.dataset.datasets.0.pipeline=[]", "val_dataloader.dataset.ann_file=train.txt",
+            "model.test_cfg.mode=slide model.test_cfg.crop_size=64,64 model.test_cfg.stride=43,43",
+            "model.test_cfg.mode=slide model.test_cfg.crop_size=64,64 model.test_cfg.stride=42,43",
+        )
+    ),
+]  # fmt: skip
+
+
+def test_other_figures_have_another_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
+    trunk = Trunk.of(read_checkpoint("random:resnet18", 0))
+    monkeypatch.setattr(session.Trunk, "of", lambda backbone: trunk)  # converting it takes most of the time
+    plans = [resolve("voc12aug-fcn-20k", *options, arch="resnet18") for options in OVERRIDES]
+    for one in range(len(plans)):
+        for other in range(one):
+            told = OVERRIDES[one], OVERRIDES[other]
+            assert plans[one].config != plans[other].config, told
+            assert plans[one].protocol != plans[other].protocol, told
+    assert "changed" not in plans[0].protocol
+    assert plans[1].protocol == plans[0].protocol + ", bfloat16 autocast"
+    assert plans[5].protocol == plans[0].protocol + "; changed: param_scheduler.0.power=2"
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "train_dataloader.num_workers=0", "train_cfg.val_interval=7", "default_hooks.logger.interval=3",
+        "param_scheduler.0.power=0.90", "val_dataloader.batch_size=2", "model.data_preprocessor.size=[512,512]",
+    ],
+)  # fmt: skip
+def test_what_changes_no_figures_leaves_the_protocol(option: str) -> None:
+    plain, other = resolve("voc12aug-fcn-20k"), resolve("voc12aug-fcn-20k", "--cfg-options", option)
+    assert plain.protocol == other.protocol
+    assert json.dumps(plain.config) == json.dumps(other.config)
+
+
+def test_records_of_fashion_fcn_keep_their_hash_and_words() -> None:
+    plan = resolve("fashion-fcn", arch="resnet18")
+    run = Run(read_checkpoint("random:resnet18", 0), "fashion-fcn", plan.protocol, 0, plan.config, Path("runs"))
+    assert config_hash(run) == "28c8dc110413"
+    assert plan.protocol == (
+        "FCNHead, 300 iterations of 4, crop 96x96, AdamW lr 0.001 wd 0.01 PolyLR, whole image, single scale"
+    )
+
+
+def test_figures_do_not_depend_on_paths_and_workers() -> None:
+    one = resolve("ade20k-fcn-80k")
+    other = resolve("ade20k-fcn-80k", "--cfg-options", "train_dataloader.num_workers=9", "train_cfg.val_interval=5")
+    third = resolve("ade20k-fcn-80k", "--cfg-options", "optim_wrapper.optimizer.lr=1")
+    told = [tasks.figures_depend_on(plan.cfg, plan.batch) for plan in (one, other, third)]
+    assert told[0] == told[1] != told[2]
+
+
+@pytest.fixture
+def srun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The environment of the sixth of eight tasks on two nodes, and scontrol."""
+    tool = tmp_path / "scontrol"
+    tool.write_text('#!/bin/sh\n[ "$*" = "show hostnames node[1-2]" ] && printf "node1\\nnode2\\n"\n')
+    tool.chmod(0o755)
+    monkeypatch.setattr(os, "environ", {"PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    given = {
+        "NODELIST": "node[1-2]", "PROCID": "5", "NTASKS": "8", "LOCALID": "1", "NODEID": "1",
+        "TASKS_PER_NODE": "4(x2)", "STEP_NUM_TASKS": "8",
+    }  # fmt: skip
+    os.environ.update({f"SLURM_{name}": value for name, value in given.items()})
+    return os.environ  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("tasks_per_node", "node", "here"), [("4(x2)", 1, "4"), ("5,3", 1, "3"), ("5,3", 0, "5"), ("2(x3),2", 3, "2")]
+)
+@pytest.mark.parametrize("launcher", ["auto", "slurm"])
+def test_srun_is_found_and_translated_for_torch(
+    launcher: str, tasks_per_node: str, node: int, here: str, srun: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined: list[dict[str, str]] = []
+    monkeypatch.setattr(session, "start", lambda device: joined.append(dict(srun)) or torch.device("cpu"))
+    srun |= {"SLURM_TASKS_PER_NODE": tasks_per_node, "SLURM_NODEID": str(node)}
+    session.join(launcher)
+    wanted = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": here, "MASTER_ADDR": "node1"}
+    assert {name: joined[0].get(name) for name in wanted} == wanted
+    assert joined[0]["MASTER_PORT"].isdigit()
+
+
+@pytest.mark.parametrize(
+    ("launcher", "more"),
+    [("none", {}), ("auto", {"SLURM_STEP_NUM_TASKS": "1"})],
+)
+def test_a_lone_task_joins_nothing(
+    launcher: str, more: dict[str, str], srun: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "start", lambda device: torch.device("cpu"))
+    srun |= more
+    session.join(launcher)
+    assert "RANK" not in srun
+
+
+def test_torchrun_below_srun_is_taken_as_it_is(srun: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "start", lambda device: torch.device("cpu"))
+    srun |= {"RANK": "2", "LOCAL_RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+    session.join("auto")
+    assert srun["RANK"] == "2"
+
+
+def test_a_broken_launch_is_told(srun: dict[str, str], tmp_path: Path) -> None:
+    srun["PATH"] = str(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"scontrol does not say the first of node\[1-2\] .*set MASTER_ADDR"):
+        session.join("auto")
+    srun["RANK"] = "0"
+    with pytest.raises(ValueError, match="RANK is set and LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT not"):
+        session.join("auto")
+
+
+def test_workers_fit_the_cores_and_are_not_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, processes, wanted in ((8, "1", 4), (8, "4", 1), (1, "1", 1), (2, "8", 1)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process, cores=cores: set(range(cores)))
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        cfg = tasks.read("ade20k-fcn-80k")
+        tasks.limit_workers(cfg)
+        assert cfg.train_dataloader.num_workers == wanted
+        assert cfg.train_dataloader.persistent_workers is True
+        cfg = tasks.read("fashion-fcn")
+        tasks.limit_workers(cfg)
+        assert cfg.train_dataloader.num_workers == 0
+
+
+STOCK = Path(mmseg.__file__).parent / ".mim" / "configs" / "fcn" / "fcn_r50-d8_4xb2-40k_cityscapes-769x769.py"
+
+
+def test_a_stock_config_says_what_its_schedule_is_for(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="add reference_processes = N, the number of processes, with 2 images each"):
+        resolve(str(STOCK))
+    mine = tmp_path / "mine.py"
+    for more in ("reference_processes = 4", "auto_scale_lr = dict(enable=False, base_batch_size=8)"):
+        mine.write_text(f"_base_ = '{STOCK}'\n{more}\n")
+        plan = resolve(str(mine))
+        assert (plan.batch, plan.cfg.train_cfg.max_iters) == (2, 160000), more
+        assert plan.cfg.optim_wrapper.optimizer.lr == pytest.approx(0.0025)
+        assert (plan.cfg.model.backbone.type, plan.cfg.model.pretrained) == ("ResNet", None)
+    for more, message in (
+        ("reference_processes = 0", "reference_processes=0: must be a whole number"),
+        ("auto_scale_lr = dict(base_batch_size=7)", "base_batch_size=7 is no multiple of batch_size=2"),
+    ):
+        mine.write_text(f"_base_ = '{STOCK}'\n{more}\n")
+        with pytest.raises(ValueError, match=message):
+            resolve(str(mine))
+
+
+def test_a_config_of_mmseg_s_own_takes_the_weights_of_ckpt(tmp_path: Path) -> None:
+    text = f"""
+_base_ = "{tasks.FOLDER / "voc12aug-fcn-20k.py"}"
+model = dict(pretrained="open-mmlab://resnet50_v1c", backbone=dict(type="ResNetV1c", depth=101))
+val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
+default_hooks = dict(visualization=dict(type="SegVisualizationHook"))
+"""
+    (tmp_path / "mine.py").write_text(text)
+    cfg = resolve(str(tmp_path / "mine.py")).cfg
+    assert (cfg.model.backbone.type, cfg.model.backbone.depth, cfg.model.pretrained) == ("ResNet", 50, None)
+    assert cfg.val_evaluator.type == "ClassIoU"
+    with pytest.raises(ValueError, match="the weights come from --ckpt"):
+        resolve("voc12aug-fcn-20k", "--cfg-options", "model.pretrained=weights.pth")
