@@ -18,14 +18,15 @@ from pathlib import Path
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
+from torch import nn
 
 from pretrain.distributed import rank, start, stop, world_size
 from pretrain.engine import autocast_type
 from pretrain.images import ImageSet
 from transfer.classification import options, pictures
-from transfer.classification.data import hold_out, load_class_data, source_names
-from transfer.classification.heads import load_head, scores
-from transfer.classification.loop import Work, finish
+from transfer.classification.data import ClassData, hold_out, load_class_data, source_names
+from transfer.classification.heads import best_of, load_head, scores
+from transfer.classification.loop import Diverged, Work, finish
 from transfer.classification.schedule import CropConfig
 from transfer.classification.tuning import TuneOptim, predict_all, tune
 from transfer.common import Metrics, Run, measure, read_checkpoint, summary, told
@@ -83,15 +84,8 @@ def measure_one(run: Run, o: Namespace, device: torch.device) -> tuple[Metrics, 
     head = load_head(o.head, data.classes, run.backbone) if o.head else None
     chosen: dict[str, float] = {}
     if len(optim.pairs) > 1:
-        fit, held = hold_out(data.train.labels, run.seed)
-        tried = {}
-        for pair in optim.pairs:
-            at = replace(work, folder=folder / f"trunk{pair[0]:g}_head{pair[1]:g}")
-            model = tune(run.backbone, data.train.subset(fit), optim.only(pair), crop, at, head)
-            tried[pair] = top1(model, data.train.subset(held), work)
-            if rank() == 0:
-                print(f"lr {pair[0]:g}, head x {pair[1]:g}: {tried[pair]:.2%} of held-out images", flush=True)
-        best = max(tried, key=lambda pair: tried[pair])
+        tried = try_pairs(run, data, optim, crop, work, head)
+        best = best_of(tried)
         chosen = {"base_lr": best[0], "head_factor": best[1], "held_out_top1": tried[best]}
         optim = optim.only(best)
     model = tune(run.backbone, data.train, optim, crop, work, head)
@@ -104,7 +98,35 @@ def measure_one(run: Run, o: Namespace, device: torch.device) -> tuple[Metrics, 
     return scores(ranked, labels, data.classes), cost
 
 
-def top1(model: torch.nn.Module, images: ImageSet, work: Work) -> float:
+def try_pairs(
+    run: Run, data: ClassData, optim: TuneOptim, crop: CropConfig, work: Work, head: nn.Linear | None
+) -> dict[tuple[float, float], float]:
+    """Accuracy on a held-out tenth of the training images for each pair of rates, 0 for one that diverges.
+
+    Raises:
+        Diverged: every pair does.
+    """
+    fit, held = hold_out(data.train.labels, run.seed)
+    tried: dict[tuple[float, float], float] = {}
+    diverged = 0
+    for pair in optim.pairs:
+        at = replace(work, folder=work.folder / f"trunk{pair[0]:g}_head{pair[1]:g}")
+        try:
+            model = tune(run.backbone, data.train.subset(fit), optim.only(pair), crop, at, head)
+        except Diverged as error:  # on every rank at once
+            tried[pair], outcome, diverged = 0.0, f"diverged ({error})", diverged + 1
+        else:
+            tried[pair] = top1(model, data.train.subset(held), work)
+            outcome = f"{tried[pair]:.2%} of held-out images"
+        if rank() == 0:
+            print(f"lr {pair[0]:g}, head x {pair[1]:g}: {outcome}", flush=True)
+    if diverged == len(tried):
+        rates = "/".join(f"{lr:g}" for lr in optim.base_lr)
+        raise Diverged(f"all {diverged} pairs of rates diverged, base lr {rates}; lower --optim.base_lr")
+    return tried
+
+
+def top1(model: nn.Module, images: ImageSet, work: Work) -> float:
     """Share of the images whose class the model names first."""
     return float((predict_all(model, images, work)[:, 0] == torch.from_numpy(images.labels)).double().mean())
 

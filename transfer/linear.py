@@ -30,9 +30,9 @@ from pretrain.engine import autocast_type
 from transfer.classification import logistic, options, pictures
 from transfer.classification.data import ClassData, hold_out, load_class_data, source_names
 from transfer.classification.features import Extraction
-from transfer.classification.heads import load_head, per_class, predict, save_head, scores
+from transfer.classification.heads import best_of, load_head, per_class, predict, save_head, scores
 from transfer.classification.loop import Work, finish
-from transfer.classification.online import MODES, HeadOptim, best_head, rates_in_words, train_heads
+from transfer.classification.online import MODES, HeadOptim, rates_in_words, train_heads
 from transfer.classification.schedule import CropConfig
 from transfer.common import Metrics, Run, measure, read_checkpoint, summary, told
 
@@ -149,12 +149,14 @@ def online_head(
     heads = train_heads(network, width, data.train.subset(fit), optim, crop, work, first)
     held_images = data.train.subset(held)
     features = replace(extract, cache=None)(run.backbone, network, held_images, "the held-out tenth")
-    tried = [accuracy_on(head, features, torch.from_numpy(held_images.labels)) for head in heads]
-    best = best_head(heads, tried)
-    for (lr, decay), value in zip(optim.heads, tried, strict=True):
-        tqdm.write(f"base lr {lr:g}, weight decay {decay:g}: {value:.2%} of held-out images")
-    (lr, decay) = optim.heads[best]
-    return heads[best], {"held_out_top1": tried[best], "base_lr": lr, "weight_decay": decay}
+    labels = torch.from_numpy(held_images.labels)
+    tried = {pair: accuracy_on(head, features, labels) for pair, head in zip(optim.heads, heads, strict=True)}
+    if rank() == 0:
+        for (lr, decay), value in tried.items():
+            tqdm.write(f"base lr {lr:g}, weight decay {decay:g}: {value:.2%} of held-out images")
+    best = best_of(tried)
+    head = heads[optim.heads.index(best)]
+    return head, {"held_out_top1": tried[best], "base_lr": best[0], "weight_decay": best[1]}
 
 
 def accuracy_on(head: nn.Linear, features: Tensor, labels: Tensor) -> float:

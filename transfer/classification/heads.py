@@ -6,17 +6,21 @@ Shapes: N images, D feature width, C classes.
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from converters import Backbone
 from pretrain.checkpoint import write_atomically
+from pretrain.distributed import gather_objects
 from pretrain.knn import accuracy
 from transfer.common import Metrics
 
 FORMAT = "unimoco-suite head"
+Choice = TypeVar("Choice")
 NAMED = 20  # up to so many classes each has a metric of its own
 
 
@@ -96,6 +100,16 @@ def scores(ranked: Tensor, labels: Tensor, classes: list[str], prefix: str = "")
     if len(classes) <= NAMED:
         metrics |= {f"{prefix}top1 {name}": value for name, value in each.items()}
     return metrics
+
+
+def best_of(tried: Mapping[Choice, float]) -> Choice:
+    """What has the highest held-out accuracy, the first of equals; rank 0's choice on every rank.
+
+    Accuracies may differ between ranks in the last image, and ranks that went on with different choices would never
+    meet again.
+    """
+    best = max(tried, key=lambda choice: tried[choice])
+    return cast(Choice, gather_objects(best)[0])
 
 
 def per_class(ranked: Tensor, labels: Tensor, classes: list[str]) -> Metrics:
