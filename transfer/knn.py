@@ -71,7 +71,12 @@ def evaluate(o: Namespace) -> None:
     device = start(o.device)
 
     def do(run: Run) -> tuple[Metrics, dict[str, float]]:
-        data = load_class_data(o)
+        data = load_class_data(o, leave_one_out=True)
+        if data.same and run.config["bank"] != run.config["queries"]:
+            raise ValueError(
+                f"--test {run.config['queries']}: these are the images of --data {run.config['bank']}; "
+                "to leave one out give both the same name"
+            )
         check_neighbours(as_list(o.k), len(data.train) - int(data.same))
         if min(as_list(o.temperature)) <= 0:
             raise ValueError(f"--temperature {min(as_list(o.temperature))}: must be above 0")

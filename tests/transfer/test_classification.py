@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from tests.transfer.garments import write_garments
 from transfer.classification import options
-from transfer.classification.data import hold_out, sources
+from transfer.classification.data import ClassData, hold_out, load_class_data, sources
 from transfer.classification.online import HeadOptim
 from transfer.classification.schedule import CropConfig, Schedule
 from transfer.linear import parse
@@ -54,6 +55,8 @@ def test_the_held_out_tenth_is_balanced_and_disjoint() -> None:
         ("fashion", None, (["fashion:train"], "fashion:test")),
         (["fashion:train"], "x", (["fashion:train"], "x")),
         (["a", "b"], "c", (["a", "b"], "c")),
+        ("a", "fashion", (["a"], "fashion:test")),
+        ("a", "b/../a/", (["a"], "a")),
     ],
 )
 def test_what_data_and_test_name(data: Any, test: str | None, expected: tuple[list[str], str]) -> None:
@@ -64,6 +67,40 @@ def test_a_folder_with_train_and_val_names_both(tmp_path: Path) -> None:
     for name in ("train", "val", "test"):
         (tmp_path / name).mkdir()
     assert sources(str(tmp_path), None) == ([f"{tmp_path}/train"], f"{tmp_path}/val")
+    assert sources(str(tmp_path), f"{tmp_path}/train/") == ([f"{tmp_path}/train"], f"{tmp_path}/train")
+
+
+class TestTestImagesThatAreTrainingImages:
+    """They would be known by heart, and nobody would see it."""
+
+    @pytest.fixture
+    def garments(self, tmp_path: Path) -> Path:
+        write_garments(tmp_path, train=3, test=2)
+        (tmp_path / "link").symlink_to(tmp_path / "train")
+        files = [f"{path.relative_to(tmp_path)}\t{path.parent.name}\n" for path in tmp_path.glob("train/*/*.png")]
+        (tmp_path / "same.tsv").write_text("".join(files))
+        (tmp_path / "some.tsv").write_text("".join([*files[:2], f"{next(tmp_path.glob('test/8/*.png'))}\t8\n"]))
+        return tmp_path
+
+    def load(self, garments: Path, test: str, leave_one_out: bool, **labels: Any) -> ClassData:
+        given = [f"--data={garments}/train", f"--test={test}", *(f"--labels.{k}={v}" for k, v in labels.items())]
+        return load_class_data(options.parse(options.classification_parser("knn", None), given), leave_one_out)
+
+    @pytest.mark.parametrize("test", ["train", "train/", "link", "same.tsv"])
+    @pytest.mark.parametrize("ratio", [1.0, 0.5])
+    def test_under_whatever_name_they_are_found(self, test: str, ratio: float, garments: Path) -> None:
+        data = self.load(garments, f"{garments}/{test}", True, ratio=ratio)
+        assert data.same
+        assert len(data.test) == 6 * ratio
+        with pytest.raises(ValueError, match="these are the training images; give others"):
+            self.load(garments, f"{garments}/{test}", False, ratio=ratio)
+
+    def test_some_are_counted(self, garments: Path) -> None:
+        with pytest.raises(ValueError, match=r"some\.tsv: 2 of its 3 images are training images"):
+            self.load(garments, f"{garments}/some.tsv", True)
+
+    def test_others_are_not(self, garments: Path) -> None:
+        assert not self.load(garments, f"{garments}/test", False).same
 
 
 def test_mocos_recipe_is_mocos_protocol_and_the_default() -> None:

@@ -154,6 +154,7 @@ def test_stopped_after_an_epoch_and_resumed_it_ends_as_if_it_had_not(garments: P
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        (["--data=GARMENTS/train", "--test=GARMENTS/train/"], "these are the training images; give others"),
         (["--head=/no/head.pth"], "/no/head.pth: no such file"),
         (["--optim.head_factor=[]"], "optim.head_factor=[]: one or more numbers above 0"),
         (["--labels.ratio=0.1"], "4 training images are too few to hold out 10%"),
@@ -169,6 +170,7 @@ def test_stopped_after_an_epoch_and_resumed_it_ends_as_if_it_had_not(garments: P
 def test_a_mistake_is_one_line(
     wrong: list[str], message: str, garments: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    wrong = [word.replace("GARMENTS", str(garments)) for word in wrong]
     assert main([*arguments(garments, tmp_path), *SHORT, "--optim.base_lr=[0.1]", *wrong]) == 2
     error = capsys.readouterr().err.replace("\r", "\n").strip().splitlines()
     assert message in error[-1]

@@ -75,7 +75,7 @@ def test_every_k_and_t_equal_the_plain_classifier(garments: Path, tmp_path: Path
 
 def test_train_and_test_alike_means_leave_one_out(garments: Path, tmp_path: Path) -> None:
     train = garments / "train"
-    assert main(options(garments, tmp_path, data=train, test=train, k="[1, 39]")) == 0
+    assert main(options(garments, tmp_path, data=train, test=f"{train}/", k="[1, 39]")) == 0
     (record,) = read(tmp_path / "records.jsonl")
     assert "leave one out" in record.protocol
     assert record.metrics["knn_top1_k39"] == pytest.approx(top1(garments, True, 39, 0.07))
@@ -132,7 +132,9 @@ def shared(garments: str, to: str, k: str, leave_one_out: bool) -> dict[str, Any
         (["--k=[41]"], "k=41: must lie between 1 and the 40 images"),
         (["--temperature=0"], "--temperature 0.0: must be above 0"),
         (["--size=0"], "--size 0: must be a positive number"),
+        (["--test=fashion"], "fashion:test: class"),
         (["--test=fashion:test"], "have different classes"),
+        (["--test=HERE/same.tsv"], "to leave one out give both the same name"),
         (["--recipe=imagenet_kn"], "did you mean imagenet_knn?"),
         (["--labels.ratio=0"], "none of the 40 training images"),
     ],
@@ -140,6 +142,9 @@ def shared(garments: str, to: str, k: str, leave_one_out: bool) -> dict[str, Any
 def test_a_mistake_is_one_line(
     wrong: list[str], message: str, garments: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    files = [f"{path}\t{path.parent.name}\n" for path in sorted(garments.glob("train/*/*"))]
+    (tmp_path / "same.tsv").write_text("".join(files))
+    wrong = [word.replace("HERE", str(tmp_path)) for word in wrong]
     assert main([*options(garments, tmp_path), f"--root={ROOT / 'data'}", *wrong]) == 2
     error = capsys.readouterr().err
     assert message in error

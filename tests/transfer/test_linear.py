@@ -304,6 +304,7 @@ def other_head(path: Path, arch: str, classes: list[str]) -> Path:
         (["--classes=HERE/map.txt"], "label '8' is not in the class map"),
         (["--classes=HERE/more.txt"], "no labelled training image of class 'shoe'"),
         (["--test=HERE/strange"], "class 'strange' is none of the 2 classes"),
+        (["--data=GARMENTS/train", "--test=GARMENTS/train/"], "these are the training images; give others"),
         (["--test=HERE/flat.tsv"], "1 of 1 test images have no label"),
         (["--labels.list=HERE/one.txt"], "no labelled training image of class '8'"),
         (["--labels.ratio=0.05"], "too few to hold out"),
@@ -331,7 +332,7 @@ def test_a_mistake_is_one_line(
     other_head(here / "r34.pth", "resnet34", ["1", "8"])
     other_head(here / "cats.pth", "resnet18", ["cat", "dog"])
     other_head(here / "turned.pth", "resnet18", ["8", "1"])
-    given = [word.replace("HERE", str(here)) for word in wrong]
+    given = [word.replace("HERE", str(here)).replace("GARMENTS", str(garments)) for word in wrong]
     assert main([*arguments(garments, tmp_path), *given]) == 2
     error = capsys.readouterr().err
     assert message in error

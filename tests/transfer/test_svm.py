@@ -146,13 +146,15 @@ def test_low_shot_on_class_folders(garments: Path, tmp_path: Path) -> None:
         (["--task=lowshot", "--k=[21]", "--samples=1"], "20 positives, 21 are needed; lower --k"),
         (["--task=voc07-svm", "--data=voc07:/nowhere"], "name VOCdevkit's VOC2007 folder"),
         (["--task=voc07-svm", "--data=voc07:VOC", "--labels.ratio=0.5"], "used with all its labels"),
+        (["--data=GARMENTS/train", "--test=GARMENTS/train/"], "these are the training images; give others"),
         (["--costs=[0]"], "must be above 0"),
     ],
 )
 def test_a_mistake_is_one_line(
     wrong: list[str], message: str, garments: Path, voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*arguments(garments, tmp_path), *(word.replace("VOC", str(voc), 1) for word in wrong)]) == 2
+    wrong = [word.replace("VOC", str(voc), 1).replace("GARMENTS", str(garments)) for word in wrong]
+    assert main([*arguments(garments, tmp_path), *wrong]) == 2
     assert message in capsys.readouterr().err.replace("\r", "\n").strip().splitlines()[-1]
     assert not (tmp_path / "records.jsonl").exists()
 
