@@ -119,6 +119,47 @@ class TestLogisticRegression:
         assert (same, none) == (best, {})
         assert float((head.weight - alone.weight).norm() / alone.weight.norm()) < 0.05  # all images, that penalty
 
+    def test_many_classes_are_fitted_as_well_as_few(self) -> None:
+        """`fit` as it is called, against scikit-learn at its minimum: with 200 classes slopes are small at once."""
+        classes, penalty = 200, 1e-3
+        g = torch.Generator().manual_seed(4)
+        centres = torch.randn(classes, 32, generator=g)
+        y = torch.arange(20 * classes) % classes
+        x, new = (centres[y] + 1.5 * torch.randn(len(y), 32, generator=g) for _ in range(2))
+        head, *_ = logistic.fit(x, y, classes, torch.arange(10), CPU, [penalty], lambda _: None)
+        scaler = StandardScaler().fit(x.double().numpy())
+        theirs = LogisticRegression(C=1 / (penalty * len(y)), tol=1e-6, max_iter=2000)
+        theirs.fit(scaler.transform(x.double().numpy()), y.numpy())
+        accuracy = float((predict(head, new, 1)[:, 0] == y).double().mean())
+        assert accuracy > 0.5
+        assert accuracy == pytest.approx(theirs.score(scaler.transform(new.double().numpy()), y.numpy()), abs=0.003)
+
+        def objective(weight: Tensor, bias: Tensor) -> float:
+            logits = torch.from_numpy(scaler.transform(x.double().numpy())) @ weight.T + bias
+            return float(F.cross_entropy(logits, y) + penalty / 2 * weight.square().sum())
+
+        raw = head.weight.detach().double()
+        mean, spread = torch.from_numpy(scaler.mean_), torch.from_numpy(scaler.scale_)
+        ours = objective(raw * spread, head.bias.detach().double() + raw @ mean)
+        assert ours == pytest.approx(
+            objective(torch.from_numpy(theirs.coef_), torch.from_numpy(theirs.intercept_)), rel=1e-3
+        )
+
+    def test_what_did_not_converge_and_what_may_lie_beyond_the_list_is_said(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        y = (torch.arange(400) % 5 == 0).long()  # of few and far ones, which a large penalty gives up
+        x = y[:, None] + 0.1 * torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
+        said: list[str] = []
+        logistic.fit(x, y, 2, torch.arange(40), CPU, [0.01, 100.0], said.append)
+        assert "penalty 0.01 is the smallest of --penalties: a smaller one may be better, e.g. 0.001" in said
+        logistic.fit(x, y, 2, torch.arange(40), CPU, [0.001, 0.01], said.append)
+        assert "penalty 0.01 is the largest of --penalties: a larger one may be better, e.g. 0.1" in said
+        assert "converged" not in "".join(said)
+        monkeypatch.setattr(logistic.Problem.solve, "__defaults__", (1e-3, 1))  # one step
+        logistic.fit(x, y, 2, torch.arange(40), CPU, [1e-4], said.append)
+        assert said[-1].startswith("penalty 0.0001: not converged after ")
+
     def test_half_precision_features_are_read_as_they_are(self) -> None:
         x, y = clusters(200)
         heads = [
