@@ -158,6 +158,7 @@ def measure(
     do: Callable[[Run], tuple[Metrics, dict[str, float]]],
     options: Namespace,
     device: torch.device,
+    after: Callable[[Run], None] | None = None,
 ) -> list[Record]:
     """Measures run after run, appending each record as soon as it is there.
 
@@ -166,6 +167,7 @@ def measure(
         do: measures one; returns metrics (shares between 0 and 1) and cost besides the seconds.
         options: holds `records` and `force`.
         device: where it computes, for the record.
+        after: called once a record is written, where it was: draws pictures, which may fail without harm to it.
 
     Returns:
         One record a run, from the file where it was on record.
@@ -184,8 +186,19 @@ def measure(
         record = run.record(metrics, {"seconds": time.time() - began, **peak_memory(device), **cost}, device)
         if rank() == 0:
             append(options.records, record)
+            if after is not None:
+                draw(run, after)
         records.append(record)
     return records
+
+
+def draw(run: Run, after: Callable[[Run], None]) -> None:
+    """Calls `after`; says in one line what went wrong there."""
+    try:
+        after(run)
+    except Exception as error:  # noqa: BLE001  the figures are on record, and other seeds wait
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"{run.task} seed {run.seed}: no pictures ({reason})", file=sys.stderr, flush=True)
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:

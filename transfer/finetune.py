@@ -13,6 +13,7 @@ images.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -65,17 +66,29 @@ def evaluate(o: Namespace) -> None:
     if world_size() > 1 and device.type == "cpu":
         raise ValueError("several processes need GPUs here: batch norm must see the whole batch")
 
-    def do(run: Run) -> tuple[Metrics, dict[str, float]]:
-        return measure_one(run, o, device)
+    pictures_of: dict[int, Callable[[], None]] = {}
 
-    records = measure((plan(o, seed, device) for seed in o.seeds), do, o, device)
+    def do(run: Run) -> tuple[Metrics, dict[str, float]]:
+        metrics, cost, pictures_of[run.seed] = measure_one(run, o, device)
+        return metrics, cost
+
+    def after(run: Run) -> None:
+        draw_them = pictures_of.pop(run.seed)
+        if o.pictures and run.seed == o.seeds[0]:
+            draw_them()
+
+    records = measure((plan(o, seed, device) for seed in o.seeds), do, o, device, after)
     if rank() == 0:
         print(records[0].protocol)
         print(summary(records))
 
 
-def measure_one(run: Run, o: Namespace, device: torch.device) -> tuple[Metrics, dict[str, float]]:
-    """Chooses the rates, trains on all labelled images, tests."""
+def measure_one(run: Run, o: Namespace, device: torch.device) -> tuple[Metrics, dict[str, float], Callable[[], None]]:
+    """Chooses the rates, trains on all labelled images, tests.
+
+    Returns:
+        Metrics, cost, and what draws the picture.
+    """
     data = load_class_data(o)
     optim, crop = TuneOptim(**o.optim.as_dict()), CropConfig(**o.crop.as_dict())
     folder = options.run_folder(run, "finetune")
@@ -90,12 +103,14 @@ def measure_one(run: Run, o: Namespace, device: torch.device) -> tuple[Metrics, 
         optim = optim.only(best)
     model = tune(run.backbone, data.train, optim, crop, work, head)
     ranked, labels = predict_all(model, data.test, work), torch.from_numpy(data.test.labels)
-    if rank() == 0 and o.pictures and run.seed == o.seeds[0]:
+    cost = {"images": float(len(data.train)), **chosen, **finish(folder)}
+
+    def draw() -> None:
         path = folder / "confusion.png"
         pictures.confusion(path, data.test.labels, ranked[:, 0].numpy(), data.classes, "fine-tuned")
         print(f"picture: {path}")
-    cost = {"images": float(len(data.train)), **chosen, **finish(folder)}
-    return scores(ranked, labels, data.classes), cost
+
+    return scores(ranked, labels, data.classes), cost, draw
 
 
 def try_pairs(

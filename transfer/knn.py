@@ -70,6 +70,8 @@ def evaluate(o: Namespace) -> None:
     """Measures all seeds and says the result."""
     device = start(o.device)
 
+    found: dict[int, tuple[ClassData, Tensor, Tensor]] = {}
+
     def do(run: Run) -> tuple[Metrics, dict[str, float]]:
         data = load_class_data(o, leave_one_out=True)
         if data.same and run.config["bank"] != run.config["queries"]:
@@ -84,10 +86,14 @@ def evaluate(o: Namespace) -> None:
         bank, queries = features_of(run, data, extract)
         metrics = vote(data, bank, queries, as_list(o.k), as_list(o.temperature))
         if o.pictures and run.seed == o.seeds[0] and world_size() == 1:
-            draw(run, data, bank, queries)
+            found[run.seed] = data, bank, queries
         return metrics, {"images": float(len(data.train) + (0 if data.same else len(data.test)))}
 
-    records = measure((plan(o, seed, device) for seed in o.seeds), do, o, device)
+    def after(run: Run) -> None:
+        if run.seed in found:
+            draw(run, *found.pop(run.seed))
+
+    records = measure((plan(o, seed, device) for seed in o.seeds), do, o, device, after)
     if rank() == 0:
         print(records[0].protocol)
         print(summary(records))

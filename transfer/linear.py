@@ -15,6 +15,7 @@ the trunk is compared with the checkpoint.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -88,17 +89,31 @@ def evaluate(o: Namespace) -> None:
     if world_size() > 1 and o.mode == CACHED:
         raise ValueError("--mode cached runs in one process; the other modes use many")
 
-    def do(run: Run) -> tuple[Metrics, dict[str, float]]:
-        return measure_one(run, load_class_data(o), o, device)
+    pictures_of: dict[int, Callable[[], None]] = {}
 
-    records = measure((plan(o, seed, device) for seed in o.seeds), do, o, device)
+    def do(run: Run) -> tuple[Metrics, dict[str, float]]:
+        metrics, cost, pictures_of[run.seed] = measure_one(run, load_class_data(o), o, device)
+        return metrics, cost
+
+    def after(run: Run) -> None:
+        draw_them = pictures_of.pop(run.seed)
+        if o.pictures and run.seed == o.seeds[0]:
+            draw_them()
+
+    records = measure((plan(o, seed, device) for seed in o.seeds), do, o, device, after)
     if rank() == 0:
         print(records[0].protocol)
         print(summary(records))
 
 
-def measure_one(run: Run, data: ClassData, o: Namespace, device: torch.device) -> tuple[Metrics, dict[str, float]]:
-    """Trains and tests one head; leaves it, its classes' accuracies and pictures in the run folder."""
+def measure_one(
+    run: Run, data: ClassData, o: Namespace, device: torch.device
+) -> tuple[Metrics, dict[str, float], Callable[[], None]]:
+    """Trains and tests one head; leaves it and its classes' accuracies in the run folder.
+
+    Returns:
+        Metrics, cost, and what draws the pictures.
+    """
     network = run.backbone.build().to(device).to(memory_format=torch.channels_last)
     extract = Extraction(run.config["size"], device, o.precision, options.STORES[o.store], o.cache, o.workers)
     folder = options.run_folder(run, o.mode)
@@ -114,10 +129,8 @@ def measure_one(run: Run, data: ClassData, o: Namespace, device: torch.device) -
         save_head(folder / "head.pth", head, data.classes, run.backbone)
         table = pd.Series(per_class(ranked, labels, data.classes), name="top1").rename_axis("class")
         write_atomically(folder / "per_class.csv", table.to_csv)
-        if o.pictures and run.seed == o.seeds[0]:
-            draw(folder, run, data, ranked, features)
     cost = {"images": float(len(data.train) + len(data.test)), **chosen, **finish(folder)}
-    return scores(ranked, labels, data.classes), cost
+    return scores(ranked, labels, data.classes), cost, lambda: draw(folder, run, data, ranked, features)
 
 
 def cached_head(
