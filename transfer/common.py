@@ -217,18 +217,29 @@ def summary(records: Sequence[Record], metrics: Sequence[str] | None = None) -> 
     return str(tabulate(rows, headers=["metric", "%", spread], floatfmt=".2f", missingval="–"))
 
 
-def told(program: str, work: Callable[[], None]) -> int:
+def told(program: str, work: Callable[[], None], resumable: bool = True) -> int:
     """Runs `work`; a mistake in the input is one line on stderr.
 
+    Args:
+        program: its name.
+        work: what to run.
+        resumable: whether the command has a --resume that goes on where it was interrupted.
+
     Returns:
-        0; 2 for a mistake in the input, an unreadable image, a model that is not the checkpoint; 130 when interrupted.
+        0; 2 for a mistake in the input, an unreadable image, a file that cannot be read or written, a model that is
+        not the checkpoint; 130 when interrupted.
     """
     try:
         work()
     except (ValueError, VerificationError, CorruptImageError) as error:
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_ERROR
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        print(f"{program}: error: {' '.join(reason.split())}", file=sys.stderr)
+        return USER_ERROR
     except KeyboardInterrupt:
-        print(f"{program}: interrupted; the same command with --resume goes on", file=sys.stderr)
+        how = "; the same command with --resume goes on" * resumable
+        print(f"{program}: interrupted{how}", file=sys.stderr)
         return INTERRUPTED
     return 0
