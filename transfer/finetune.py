@@ -26,7 +26,7 @@ from pretrain.engine import autocast_type
 from pretrain.images import ImageSet
 from transfer.classification import options, pictures
 from transfer.classification.data import ClassData, hold_out, load_class_data, source_names
-from transfer.classification.heads import best_of, load_head, scores
+from transfer.classification.heads import best_of, head_hash, load_head, scores
 from transfer.classification.loop import Diverged, Work, finish
 from transfer.classification.schedule import CropConfig
 from transfer.classification.tuning import TuneOptim, predict_all, tune
@@ -52,16 +52,18 @@ def plan(o: Namespace, seed: int, device: torch.device) -> Run:
     crop.view(size)
     train, test = source_names(o)
     config = {"data": train, "test": test, "size": size, "precision": str(dtype or torch.float32)}
-    config |= {"labels": o.labels.as_dict(), "optim": asdict(optim), "crop": asdict(crop)}
-    config["head"] = str(o.head) if o.head else None
-    share = f"labels of {Path(o.labels.list).name}" if o.labels.list else f"{o.labels.ratio:.3g} of the labels"
+    config |= {"labels": options.label_config(o), "optim": asdict(optim), "crop": asdict(crop)}
+    config["head"] = head_hash(o.head)
+    share = options.labels_in_words(o) or "1 of the labels"
     protocol = f"fine-tuning, {share}: SGD, {optim.in_words()}, weight decay {optim.weight_decay:g}, "
-    protocol += f"{crop.in_words()}, {optim.rates_in_words()}, last epoch; {options.fine_print(o, size, dtype)}"
+    protocol += f"{crop.in_words()}, {optim.rates_in_words()}, last epoch" + f", head from {o.head}" * bool(o.head)
+    protocol += f"; {options.fine_print(o, size, dtype)}"
     return Run(backbone, "finetune", protocol, seed, config, o.out)
 
 
 def evaluate(o: Namespace) -> None:
     """Measures all seeds and says the result."""
+    options.require_data(o)
     device = start(o.device)
     if world_size() > 1 and device.type == "cpu":
         raise ValueError("several processes need GPUs here: batch norm must see the whole batch")

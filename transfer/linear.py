@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -31,7 +32,7 @@ from pretrain.engine import autocast_type
 from transfer.classification import logistic, options, pictures
 from transfer.classification.data import ClassData, hold_out, load_class_data, source_names
 from transfer.classification.features import Extraction
-from transfer.classification.heads import best_of, load_head, per_class, predict, save_head, scores
+from transfer.classification.heads import best_of, head_hash, load_head, per_class, predict, save_head, scores
 from transfer.classification.loop import Work, finish
 from transfer.classification.online import MODES, HeadOptim, rates_in_words, train_heads
 from transfer.classification.schedule import CropConfig
@@ -64,27 +65,48 @@ def plan(o: Namespace, seed: int, device: torch.device) -> Run:
     backbone = read_checkpoint(o.ckpt, seed)
     size, dtype = options.view_size(o, backbone), autocast_type(o.precision, device)
     train, test = source_names(o)
-    config = {"mode": o.mode, "data": train, "test": test, "size": size, "precision": str(dtype or torch.float32)}
+    config: dict[str, Any] = {
+        "mode": o.mode,
+        "data": train,
+        "test": test,
+        "size": size,
+        "precision": str(dtype or torch.float32),
+    }
     config |= {"store": o.store} | options.label_options(o)
-    if o.mode == CACHED:
-        if not o.penalties or min(o.penalties) < 0:
-            raise ValueError(f"--penalties {o.penalties}: one or more numbers, 0 or above")
-        config["penalties"] = sorted(o.penalties)
-        how = "logistic regression on centre views, L-BFGS, penalty chosen on a held-out tenth of train"
-    else:
-        optim, crop = HeadOptim(**o.optim.as_dict()), CropConfig(**o.crop.as_dict())
-        crop.view(size)
-        config |= {"optim": asdict(optim), "crop": asdict(crop), "head": str(o.head) if o.head else None}
-        rates = "/".join(f"{lr:g}" for lr in optim.base_lr)
-        how = f"{optim.optimizer.upper()}, base lr {rates}, {optim.in_words()}, {crop.in_words()}, last epoch"
-        if len(optim.heads) > 1:
-            how += f", best of {len(optim.heads)} heads on a held-out tenth of train"
-    protocol = f"linear, {o.mode}: {how}; {options.fine_print(o, size, dtype)}"
+    how = cached_plan(o, config) if o.mode == CACHED else online_plan(o, config, size)
+    labels = options.labels_in_words(o)
+    protocol = f"linear, {o.mode}: {how}" + f", {labels}" * bool(labels) + f"; {options.fine_print(o, size, dtype)}"
     return Run(backbone, "linear", protocol, seed, config, o.out, ("scikit-learn",))
+
+
+def cached_plan(o: Namespace, config: dict[str, Any]) -> str:
+    """How mode `cached` trains, in words; its options go into `config`."""
+    if not o.penalties or min(o.penalties) < 0:
+        raise ValueError(f"--penalties {o.penalties}: one or more numbers, 0 or above")
+    if o.head is not None:
+        raise ValueError(f"--head {o.head}: --mode cached has one minimum, wherever it starts; use another mode")
+    config["penalties"] = sorted(o.penalties)
+    if len(o.penalties) == 1:
+        return f"logistic regression on centre views, L-BFGS, penalty {o.penalties[0]:g}"
+    return "logistic regression on centre views, L-BFGS, penalty chosen on a held-out tenth of train"
+
+
+def online_plan(o: Namespace, config: dict[str, Any], size: int) -> str:
+    """How the other modes train, in words; their options go into `config`."""
+    optim, crop = HeadOptim(**o.optim.as_dict()), CropConfig(**o.crop.as_dict())
+    crop.view(size)
+    config |= {"optim": asdict(optim), "crop": asdict(crop), "head": head_hash(o.head)}
+    rates, decays = ("/".join(f"{value:g}" for value in values) for values in (optim.base_lr, optim.weight_decay))
+    how = f"{optim.optimizer.upper()}, base lr {rates}, " + f"weight decay {decays}, " * any(optim.weight_decay)
+    how += f"{optim.in_words()}, {crop.in_words()}, last epoch"
+    if len(optim.heads) > 1:
+        how += f", best of {len(optim.heads)} heads on a held-out tenth of train, fitted on 90 % of train"
+    return how + f", head from {o.head}" * bool(o.head)
 
 
 def evaluate(o: Namespace) -> None:
     """Measures all seeds and says the result."""
+    options.require_data(o)
     device = start(o.device)
     if world_size() > 1 and o.mode == CACHED:
         raise ValueError("--mode cached runs in one process; the other modes use many")
@@ -137,7 +159,8 @@ def cached_head(
     run: Run, data: ClassData, o: Namespace, extract: Extraction, network: nn.Module
 ) -> tuple[nn.Linear, dict[str, float]]:
     """Logistic regression on the features of the centre views; returns the head and what was chosen."""
-    held = torch.from_numpy(hold_out(data.train.labels, run.seed)[1])
+    choice = len(o.penalties) > 1
+    held = torch.from_numpy(hold_out(data.train.labels, run.seed)[1]) if choice else torch.arange(0)
     features = extract(run.backbone, network, data.train, data.train_name)
     labels = torch.from_numpy(data.train.labels)
     head, penalty, tried = logistic.fit(

@@ -87,6 +87,9 @@ def load_class_data(options: Namespace, leave_one_out: bool = False) -> ClassDat
     train_sources, test_source = sources(options.data, options.test)
     train_name, test_name = source_names(options)
     everything = load_images(train_sources, options.root, options.classes)
+    empty_folders = [f for source in train_sources for f in _class_folders(source) if f.name not in everything.classes]
+    if empty_folders:
+        raise ValueError(f"{empty_folders[0]}: a class folder without images; fill it or remove it")
     kept = keep_labels(everything, LabelConfig(**options.labels.as_dict())).labels
     labelled = np.flatnonzero(kept != UNLABELLED)
     if not len(labelled):
@@ -104,6 +107,12 @@ def load_class_data(options: Namespace, leave_one_out: bool = False) -> ClassDat
             f"--test {test_name}: these are the training images; give others (only transfer/knn.py leaves one out)"
         )
     return ClassData(train, train, train_name, test_name)
+
+
+def _class_folders(source: str) -> list[Path]:
+    """The folders that a training source's classes may lie in, without hidden ones."""
+    path = Path(source.removeprefix("folders:"))
+    return sorted(f for f in path.iterdir() if f.is_dir() and not f.name.startswith(".")) if path.is_dir() else []
 
 
 def _same_images(everything: ImageSet, train: ImageSet, test: ImageSet, test_name: str) -> bool:
