@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import re
 
 import torch
 import torch.distributed as dist
@@ -35,11 +36,15 @@ def start(device: str) -> torch.device:
         device: "auto", "cpu", "cuda" or "cuda:N".
 
     Raises:
-        ValueError: a CUDA device is asked for and there is none.
+        ValueError: another device, or a CUDA device that is not there.
     """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise ValueError(f"device={device}: must be auto, cpu, cuda or cuda:N")
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if kind.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device={device}: this torch sees no GPU; use --device cpu or auto")
+    if ":" in kind and int(kind.partition(":")[2]) >= torch.cuda.device_count():
+        raise ValueError(f"device={device}: this machine has {torch.cuda.device_count()} GPUs, numbered from 0")
     if "RANK" not in os.environ:
         return torch.device(kind)
     local = int(os.environ["LOCAL_RANK"])

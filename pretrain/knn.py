@@ -190,32 +190,36 @@ def nearest(
     """The k nearest bank images of each query, by cosine similarity in fp32.
 
     The bank is read once, `block` rows at a time, and may lie in a file or on another device, in half precision.
-    Beside its arguments it takes 4 * (block * D + 2 * chunk * block) + 12 * N * k bytes, whatever B is.
+    Beside its arguments it takes 4 * (block * D + 2 * chunk * block + chunk * D) + 12 * N * k bytes, whatever B is.
 
     Args:
         bank: (B, D) features, L2-normalised unless `normalise`.
         bank_labels: (B,) int64.
-        queries: (N, D) float32, L2-normalised; the work is done on their device.
+        queries: (N, D) features, as the bank's; the work is done on their device.
         k: number of neighbours.
         chunk: queries handled at a time.
         block: bank rows handled at a time.
         own: (N,) int64, for each query the bank row that is itself and does not count (-1: none).
-        normalise: L2-normalise the rows of the bank as they are read.
+        normalise: L2-normalise the rows of both as they are read.
     """
     device, n = queries.device, len(queries)
     starts = range(0, n, chunk)
     best = [
-        Neighbours(queries.new_empty(len(part), 0), torch.empty(len(part), 0, dtype=torch.int64, device=device))
+        Neighbours(
+            torch.empty(len(part), 0, device=device), torch.empty(len(part), 0, dtype=torch.int64, device=device)
+        )
         for part in (queries[start : start + chunk] for start in starts)
     ]
 
+    def ready(part: Tensor) -> Tensor:
+        part = part.to(device, torch.float32, copy=normalise)
+        return part.div_(torch.linalg.vector_norm(part, dim=1, keepdim=True).clamp_min_(1e-12)) if normalise else part
+
     def search(first: int) -> None:
-        rows = bank[first : first + block].to(device, queries.dtype, copy=normalise)
-        if normalise:
-            rows /= torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min_(1e-12)
+        rows = ready(bank[first : first + block])
         labels = bank_labels[first : first + block].to(device)
         for number, start in enumerate(starts):
-            similarity = queries[start : start + chunk] @ rows.T  # (chunk, block)
+            similarity = ready(queries[start : start + chunk]) @ rows.T  # (chunk, block)
             if own is not None:
                 place = own[start : start + chunk] - first
                 inside = ((place >= 0) & (place < len(rows))).nonzero(as_tuple=True)[0]

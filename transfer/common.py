@@ -197,6 +197,7 @@ def measure(
     do: Callable[[Run], tuple[Metrics, dict[str, float]]],
     options: Namespace,
     device: torch.device,
+    after: Callable[[Run], None] | None = None,
 ) -> list[Record]:
     """Measures run after run, appending each record as soon as it is there.
 
@@ -205,6 +206,7 @@ def measure(
         do: measures one; returns metrics (shares between 0 and 1) and cost besides the seconds.
         options: holds `records` and `force`.
         device: where it computes, for the record.
+        after: called once a record is written, where it was: draws pictures, which may fail without harm to it.
 
     Returns:
         One record a run, from the file where it was on record.
@@ -223,8 +225,19 @@ def measure(
         record = run.record(metrics, {"seconds": time.time() - began, **peak_memory(device), **cost}, device)
         if rank() == 0:
             append(options.records, record)
+            if after is not None:
+                draw(run, after)
         records.append(record)
     return records
+
+
+def draw(run: Run, after: Callable[[Run], None]) -> None:
+    """Calls `after`; says in one line what went wrong there."""
+    try:
+        after(run)
+    except Exception as error:  # noqa: BLE001  the figures are on record, and other seeds wait
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"{run.task} seed {run.seed}: no pictures ({reason})", file=sys.stderr, flush=True)
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
@@ -243,18 +256,29 @@ def summary(records: Sequence[Record], metrics: Sequence[str] | None = None) -> 
     return str(tabulate(rows, headers=["metric", "%", spread], floatfmt=".2f", missingval="–"))
 
 
-def told(program: str, work: Callable[[], None]) -> int:
+def told(program: str, work: Callable[[], None], resumable: bool = True) -> int:
     """Runs `work`; a mistake in the input is one line on stderr.
 
+    Args:
+        program: its name.
+        work: what to run.
+        resumable: whether the command has a --resume that goes on where it was interrupted.
+
     Returns:
-        0; 2 for a mistake in the input, an unreadable image, a model that is not the checkpoint; 130 when interrupted.
+        0; 2 for a mistake in the input, an unreadable image, a file that cannot be read or written, a model that is
+        not the checkpoint; 130 when interrupted.
     """
     try:
         work()
     except (ValueError, VerificationError, CorruptImageError) as error:
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_ERROR
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        print(f"{program}: error: {' '.join(reason.split())}", file=sys.stderr)
+        return USER_ERROR
     except KeyboardInterrupt:
-        print(f"{program}: interrupted; the same command with --resume goes on", file=sys.stderr)
+        how = "; the same command with --resume goes on" * resumable
+        print(f"{program}: interrupted{how}", file=sys.stderr)
         return INTERRUPTED
     return 0

@@ -13,19 +13,21 @@ images.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
+from torch import nn
 
 from pretrain.distributed import rank, start, stop, world_size
 from pretrain.engine import autocast_type
 from pretrain.images import ImageSet
 from transfer.classification import options, pictures
-from transfer.classification.data import hold_out, load_class_data, source_names
-from transfer.classification.heads import load_head, scores
-from transfer.classification.loop import Work, finish
+from transfer.classification.data import ClassData, hold_out, load_class_data, source_names
+from transfer.classification.heads import best_of, head_hash, load_head, scores
+from transfer.classification.loop import Diverged, Work, finish
 from transfer.classification.schedule import CropConfig
 from transfer.classification.tuning import TuneOptim, predict_all, tune
 from transfer.common import Metrics, Run, measure, read_checkpoint, summary, told
@@ -50,31 +52,45 @@ def plan(o: Namespace, seed: int, device: torch.device) -> Run:
     crop.view(size)
     train, test = source_names(o)
     config = {"data": train, "test": test, "size": size, "precision": str(dtype or torch.float32)}
-    config |= {"labels": o.labels.as_dict(), "optim": asdict(optim), "crop": asdict(crop)}
-    config["head"] = str(o.head) if o.head else None
-    share = f"labels of {Path(o.labels.list).name}" if o.labels.list else f"{o.labels.ratio:.3g} of the labels"
+    config |= {"labels": options.label_config(o), "optim": asdict(optim), "crop": asdict(crop)}
+    config["head"] = head_hash(o.head)
+    share = options.labels_in_words(o) or "1 of the labels"
     protocol = f"fine-tuning, {share}: SGD, {optim.in_words()}, weight decay {optim.weight_decay:g}, "
-    protocol += f"{crop.in_words()}, {optim.rates_in_words()}, last epoch; {options.fine_print(o, size, dtype)}"
+    protocol += f"{crop.in_words()}, {optim.rates_in_words()}, last epoch" + f", head from {o.head}" * bool(o.head)
+    protocol += f"; {options.fine_print(o, size, dtype)}"
     return Run(backbone, "finetune", protocol, seed, config, o.out)
 
 
 def evaluate(o: Namespace) -> None:
     """Measures all seeds and says the result."""
+    options.require_data(o)
     device = start(o.device)
     if world_size() > 1 and device.type == "cpu":
         raise ValueError("several processes need GPUs here: batch norm must see the whole batch")
 
-    def do(run: Run) -> tuple[Metrics, dict[str, float]]:
-        return measure_one(run, o, device)
+    pictures_of: dict[int, Callable[[], None]] = {}
 
-    records = measure((plan(o, seed, device) for seed in o.seeds), do, o, device)
+    def do(run: Run) -> tuple[Metrics, dict[str, float]]:
+        metrics, cost, pictures_of[run.seed] = measure_one(run, o, device)
+        return metrics, cost
+
+    def after(run: Run) -> None:
+        draw_them = pictures_of.pop(run.seed)
+        if o.pictures and run.seed == o.seeds[0]:
+            draw_them()
+
+    records = measure((plan(o, seed, device) for seed in o.seeds), do, o, device, after)
     if rank() == 0:
         print(records[0].protocol)
         print(summary(records))
 
 
-def measure_one(run: Run, o: Namespace, device: torch.device) -> tuple[Metrics, dict[str, float]]:
-    """Chooses the rates, trains on all labelled images, tests."""
+def measure_one(run: Run, o: Namespace, device: torch.device) -> tuple[Metrics, dict[str, float], Callable[[], None]]:
+    """Chooses the rates, trains on all labelled images, tests.
+
+    Returns:
+        Metrics, cost, and what draws the picture.
+    """
     data = load_class_data(o)
     optim, crop = TuneOptim(**o.optim.as_dict()), CropConfig(**o.crop.as_dict())
     folder = options.run_folder(run, "finetune")
@@ -83,28 +99,51 @@ def measure_one(run: Run, o: Namespace, device: torch.device) -> tuple[Metrics, 
     head = load_head(o.head, data.classes, run.backbone) if o.head else None
     chosen: dict[str, float] = {}
     if len(optim.pairs) > 1:
-        fit, held = hold_out(data.train.labels, run.seed)
-        tried = {}
-        for pair in optim.pairs:
-            at = replace(work, folder=folder / f"trunk{pair[0]:g}_head{pair[1]:g}")
-            model = tune(run.backbone, data.train.subset(fit), optim.only(pair), crop, at, head)
-            tried[pair] = top1(model, data.train.subset(held), work)
-            if rank() == 0:
-                print(f"lr {pair[0]:g}, head x {pair[1]:g}: {tried[pair]:.2%} of held-out images", flush=True)
-        best = max(tried, key=lambda pair: tried[pair])
+        tried = try_pairs(run, data, optim, crop, work, head)
+        best = best_of(tried)
         chosen = {"base_lr": best[0], "head_factor": best[1], "held_out_top1": tried[best]}
         optim = optim.only(best)
     model = tune(run.backbone, data.train, optim, crop, work, head)
     ranked, labels = predict_all(model, data.test, work), torch.from_numpy(data.test.labels)
-    if rank() == 0 and o.pictures and run.seed == o.seeds[0]:
+    cost = {"images": float(len(data.train)), **chosen, **finish(folder)}
+
+    def draw() -> None:
         path = folder / "confusion.png"
         pictures.confusion(path, data.test.labels, ranked[:, 0].numpy(), data.classes, "fine-tuned")
         print(f"picture: {path}")
-    cost = {"images": float(len(data.train)), **chosen, **finish(folder)}
-    return scores(ranked, labels, data.classes), cost
+
+    return scores(ranked, labels, data.classes), cost, draw
 
 
-def top1(model: torch.nn.Module, images: ImageSet, work: Work) -> float:
+def try_pairs(
+    run: Run, data: ClassData, optim: TuneOptim, crop: CropConfig, work: Work, head: nn.Linear | None
+) -> dict[tuple[float, float], float]:
+    """Accuracy on a held-out tenth of the training images for each pair of rates, 0 for one that diverges.
+
+    Raises:
+        Diverged: every pair does.
+    """
+    fit, held = hold_out(data.train.labels, run.seed)
+    tried: dict[tuple[float, float], float] = {}
+    diverged = 0
+    for pair in optim.pairs:
+        at = replace(work, folder=work.folder / f"trunk{pair[0]:g}_head{pair[1]:g}")
+        try:
+            model = tune(run.backbone, data.train.subset(fit), optim.only(pair), crop, at, head)
+        except Diverged as error:  # on every rank at once
+            tried[pair], outcome, diverged = 0.0, f"diverged ({error})", diverged + 1
+        else:
+            tried[pair] = top1(model, data.train.subset(held), work)
+            outcome = f"{tried[pair]:.2%} of held-out images"
+        if rank() == 0:
+            print(f"lr {pair[0]:g}, head x {pair[1]:g}: {outcome}", flush=True)
+    if diverged == len(tried):
+        rates = "/".join(f"{lr:g}" for lr in optim.base_lr)
+        raise Diverged(f"all {diverged} pairs of rates diverged, base lr {rates}; lower --optim.base_lr")
+    return tried
+
+
+def top1(model: nn.Module, images: ImageSet, work: Work) -> float:
     """Share of the images whose class the model names first."""
     return float((predict_all(model, images, work)[:, 0] == torch.from_numpy(images.labels)).double().mean())
 

@@ -58,6 +58,8 @@ def plan(o: Namespace, seed: int, device: torch.device) -> Run:
         protocol += f", {str(dtype or torch.float32).removeprefix('torch.')} trunk, {o.store} bank"
     if bank == queries:
         protocol += ", leave one out"
+    labels = options.labels_in_words(o)
+    protocol += f", {labels}" * bool(labels)
     return Run(backbone, "knn", protocol, seed, config, o.out)
 
 
@@ -66,30 +68,56 @@ def as_list(value: object) -> list:
     return list(value) if isinstance(value, list) else [value]
 
 
+def check(o: Namespace) -> None:
+    """Raises a ValueError for options that give no figures, or one figure several times."""
+    for name in ("k", "temperature"):
+        if not as_list(o[name]):
+            raise ValueError(f"--{name} []: give one or more numbers")
+    if min(as_list(o.temperature)) <= 0:
+        raise ValueError(f"--temperature {min(as_list(o.temperature))}: must be above 0")
+    seeded = str(o.ckpt).partition(":")[0] == "random" and "seed=" not in str(o.ckpt)
+    if len(o.seeds) > 1 and not seeded:
+        raise ValueError(
+            f"--seeds {' '.join(map(str, o.seeds))}: kNN draws nothing at random, so {o.ckpt} gives one figure "
+            "whatever the seed; give one seed, or checkpoints of several pre-trainings"
+        )
+
+
 def evaluate(o: Namespace) -> None:
     """Measures all seeds and says the result."""
+    options.require_data(o)
+    check(o)
     device = start(o.device)
 
+    found: dict[int, tuple[ClassData, Tensor, Tensor]] = {}
+
     def do(run: Run) -> tuple[Metrics, dict[str, float]]:
-        data = load_class_data(o)
+        data = load_class_data(o, leave_one_out=True)
+        if data.same and run.config["bank"] != run.config["queries"]:
+            raise ValueError(
+                f"--test {run.config['queries']}: these are the images of --data {run.config['bank']}; "
+                "to leave one out give both the same name"
+            )
         check_neighbours(as_list(o.k), len(data.train) - int(data.same))
-        if min(as_list(o.temperature)) <= 0:
-            raise ValueError(f"--temperature {min(as_list(o.temperature))}: must be above 0")
         extract = Extraction(run.config["size"], device, o.precision, options.STORES[o.store], o.cache, o.workers)
         bank, queries = features_of(run, data, extract)
         metrics = vote(data, bank, queries, as_list(o.k), as_list(o.temperature))
         if o.pictures and run.seed == o.seeds[0] and world_size() == 1:
-            draw(run, data, bank, queries)
+            found[run.seed] = data, bank, queries
         return metrics, {"images": float(len(data.train) + (0 if data.same else len(data.test)))}
 
-    records = measure((plan(o, seed, device) for seed in o.seeds), do, o, device)
+    def after(run: Run) -> None:
+        if run.seed in found:
+            draw(run, *found.pop(run.seed))
+
+    records = measure((plan(o, seed, device) for seed in o.seeds), do, o, device, after)
     if rank() == 0:
         print(records[0].protocol)
         print(summary(records))
 
 
 def features_of(run: Run, data: ClassData, extract: Extraction) -> tuple[Tensor, Tensor]:
-    """Raw features of this rank's part of the bank, and float32 features of all test images on the device."""
+    """Raw features of this rank's part of the bank, and of all test images on the device, as they are stored."""
     network = run.backbone.build().to(extract.device).to(memory_format=torch.channels_last)
 
     def of_part(images: ImageSet, name: str) -> Tensor:
@@ -98,7 +126,7 @@ def features_of(run: Run, data: ClassData, extract: Extraction) -> tuple[Tensor,
 
     bank = of_part(data.train, data.train_name)
     mine = bank if data.same else of_part(data.test, data.test_name)
-    return bank, all_parts(mine.to(extract.device).float(), len(data.test))
+    return bank, all_parts(mine.to(extract.device), len(data.test))
 
 
 def vote(data: ClassData, bank: Tensor, queries: Tensor, ks: list[int], temperatures: list[float]) -> Metrics:
@@ -109,14 +137,13 @@ def vote(data: ClassData, bank: Tensor, queries: Tensor, ks: list[int], temperat
     Args:
         data: bank and test images.
         bank: (B, D) raw features of this rank's part.
-        queries: (N, D) float32, raw features of all test images.
+        queries: (N, D) raw features of all test images.
         ks: numbers of neighbours.
         temperatures: T of the votes.
     """
-    queries = F.normalize(queries, dim=1)
     first, last = part(len(data.train))
     own = torch.arange(len(queries), device=queries.device) - first if data.same else None  # elsewhere: no row here
-    say_memory(len(data.train), bank, queries, max(ks))
+    say_memory(data, bank, queries, max(ks))
     labels = torch.from_numpy(data.train.labels[first:last])
     found = gather_nearest(nearest(bank, labels, queries, max(ks), CHUNK, BLOCK, own, normalise=True), max(ks))
     truth, classes = torch.from_numpy(data.test.labels).to(queries.device), len(data.classes)
@@ -147,14 +174,18 @@ def all_parts(mine: Tensor, images: int) -> Tensor:
     return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])
 
 
-def say_memory(images: int, bank: Tensor, queries: Tensor, k: int) -> None:
-    """How much memory the search takes, and that it does not grow with the bank."""
+def say_memory(data: ClassData, bank: Tensor, queries: Tensor, k: int) -> None:
+    """How much memory the search takes, and what it grows with."""
     if rank() == 0:
-        block = min(BLOCK, len(bank))
-        search = 4 * (block * bank.shape[1] + 2 * CHUNK * block + queries.numel()) + 12 * len(queries) * k
+        block, number, width = min(BLOCK, len(bank)), len(queries), bank.shape[1]
+        search = 4 * (block * width + 2 * CHUNK * block + CHUNK * width) + 12 * number * k
+        held = "" if queries.data_ptr() == bank.data_ptr() else f", {queries.nbytes / 2**20:.0f} MiB of test features"
+        grows = f"{12 * number * k / 2**20:.0f} MiB of it for the neighbours of each image" if data.same else (
+            "whatever its size"
+        )  # fmt: skip
         print(
-            f"bank: {images} images, {bank.numel() * bank.itemsize / 2**20:.0f} MiB in {bank.dtype} on this process; "
-            f"searching it takes {search / 2**20:.0f} MiB, whatever its size"
+            f"bank: {len(data.train)} images, {bank.nbytes / 2**20:.0f} MiB in {bank.dtype} on this process{held}; "
+            f"searching it takes {search / 2**20:.0f} MiB, {grows}"
         )
 
 
@@ -169,7 +200,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measures and says the result; 0, or 2 for a mistake in the input."""
     given = sys.argv[1:] if arguments is None else arguments
     try:
-        return told("knn", lambda: evaluate(options.parse(parser(), given)))
+        return told("knn", lambda: evaluate(options.parse(parser(), given)), resumable=False)
     finally:
         stop()
 

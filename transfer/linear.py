@@ -15,8 +15,10 @@ the trunk is compared with the checkpoint.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -30,9 +32,9 @@ from pretrain.engine import autocast_type
 from transfer.classification import logistic, options, pictures
 from transfer.classification.data import ClassData, hold_out, load_class_data, source_names
 from transfer.classification.features import Extraction
-from transfer.classification.heads import load_head, per_class, predict, save_head, scores
+from transfer.classification.heads import best_of, head_hash, load_head, per_class, predict, save_head, scores
 from transfer.classification.loop import Work, finish
-from transfer.classification.online import MODES, HeadOptim, best_head, rates_in_words, train_heads
+from transfer.classification.online import MODES, HeadOptim, rates_in_words, train_heads
 from transfer.classification.schedule import CropConfig
 from transfer.common import Metrics, Run, measure, read_checkpoint, summary, told
 
@@ -63,42 +65,77 @@ def plan(o: Namespace, seed: int, device: torch.device) -> Run:
     backbone = read_checkpoint(o.ckpt, seed)
     size, dtype = options.view_size(o, backbone), autocast_type(o.precision, device)
     train, test = source_names(o)
-    config = {"mode": o.mode, "data": train, "test": test, "size": size, "precision": str(dtype or torch.float32)}
+    config: dict[str, Any] = {
+        "mode": o.mode,
+        "data": train,
+        "test": test,
+        "size": size,
+        "precision": str(dtype or torch.float32),
+    }
     config |= {"store": o.store} | options.label_options(o)
-    if o.mode == CACHED:
-        if not o.penalties or min(o.penalties) < 0:
-            raise ValueError(f"--penalties {o.penalties}: one or more numbers, 0 or above")
-        config["penalties"] = sorted(o.penalties)
-        how = "logistic regression on centre views, L-BFGS, penalty chosen on a held-out tenth of train"
-    else:
-        optim, crop = HeadOptim(**o.optim.as_dict()), CropConfig(**o.crop.as_dict())
-        crop.view(size)
-        config |= {"optim": asdict(optim), "crop": asdict(crop), "head": str(o.head) if o.head else None}
-        rates = "/".join(f"{lr:g}" for lr in optim.base_lr)
-        how = f"{optim.optimizer.upper()}, base lr {rates}, {optim.in_words()}, {crop.in_words()}, last epoch"
-        if len(optim.heads) > 1:
-            how += f", best of {len(optim.heads)} heads on a held-out tenth of train"
-    protocol = f"linear, {o.mode}: {how}; {options.fine_print(o, size, dtype)}"
+    how = cached_plan(o, config) if o.mode == CACHED else online_plan(o, config, size)
+    labels = options.labels_in_words(o)
+    protocol = f"linear, {o.mode}: {how}" + f", {labels}" * bool(labels) + f"; {options.fine_print(o, size, dtype)}"
     return Run(backbone, "linear", protocol, seed, config, o.out, ("scikit-learn",))
+
+
+def cached_plan(o: Namespace, config: dict[str, Any]) -> str:
+    """How mode `cached` trains, in words; its options go into `config`."""
+    if not o.penalties or min(o.penalties) < 0:
+        raise ValueError(f"--penalties {o.penalties}: one or more numbers, 0 or above")
+    if o.head is not None:
+        raise ValueError(f"--head {o.head}: --mode cached has one minimum, wherever it starts; use another mode")
+    config["penalties"] = sorted(o.penalties)
+    if len(o.penalties) == 1:
+        return f"logistic regression on centre views, L-BFGS, penalty {o.penalties[0]:g}"
+    return "logistic regression on centre views, L-BFGS, penalty chosen on a held-out tenth of train"
+
+
+def online_plan(o: Namespace, config: dict[str, Any], size: int) -> str:
+    """How the other modes train, in words; their options go into `config`."""
+    optim, crop = HeadOptim(**o.optim.as_dict()), CropConfig(**o.crop.as_dict())
+    crop.view(size)
+    config |= {"optim": asdict(optim), "crop": asdict(crop), "head": head_hash(o.head)}
+    rates, decays = ("/".join(f"{value:g}" for value in values) for values in (optim.base_lr, optim.weight_decay))
+    how = f"{optim.optimizer.upper()}, base lr {rates}, " + f"weight decay {decays}, " * any(optim.weight_decay)
+    how += f"{optim.in_words()}, {crop.in_words()}, last epoch"
+    if len(optim.heads) > 1:
+        how += f", best of {len(optim.heads)} heads on a held-out tenth of train, fitted on 90 % of train"
+    return how + f", head from {o.head}" * bool(o.head)
 
 
 def evaluate(o: Namespace) -> None:
     """Measures all seeds and says the result."""
+    options.require_data(o)
     device = start(o.device)
     if world_size() > 1 and o.mode == CACHED:
         raise ValueError("--mode cached runs in one process; the other modes use many")
 
-    def do(run: Run) -> tuple[Metrics, dict[str, float]]:
-        return measure_one(run, load_class_data(o), o, device)
+    pictures_of: dict[int, Callable[[], None]] = {}
 
-    records = measure((plan(o, seed, device) for seed in o.seeds), do, o, device)
+    def do(run: Run) -> tuple[Metrics, dict[str, float]]:
+        metrics, cost, pictures_of[run.seed] = measure_one(run, load_class_data(o), o, device)
+        return metrics, cost
+
+    def after(run: Run) -> None:
+        draw_them = pictures_of.pop(run.seed)
+        if o.pictures and run.seed == o.seeds[0]:
+            draw_them()
+
+    records = measure((plan(o, seed, device) for seed in o.seeds), do, o, device, after)
     if rank() == 0:
         print(records[0].protocol)
         print(summary(records))
 
 
-def measure_one(run: Run, data: ClassData, o: Namespace, device: torch.device) -> tuple[Metrics, dict[str, float]]:
-    """Trains and tests one head; leaves it, its classes' accuracies and pictures in the run folder."""
+def measure_one(
+    run: Run, data: ClassData, o: Namespace, device: torch.device
+) -> tuple[Metrics, dict[str, float], Callable[[], None]]:
+    """Trains and tests one head; leaves it and its classes' accuracies in the run folder.
+
+    Returns:
+        Metrics, cost, and what draws the pictures.
+    """
     network = run.backbone.build().to(device).to(memory_format=torch.channels_last)
     extract = Extraction(run.config["size"], device, o.precision, options.STORES[o.store], o.cache, o.workers)
     folder = options.run_folder(run, o.mode)
@@ -114,17 +151,16 @@ def measure_one(run: Run, data: ClassData, o: Namespace, device: torch.device) -
         save_head(folder / "head.pth", head, data.classes, run.backbone)
         table = pd.Series(per_class(ranked, labels, data.classes), name="top1").rename_axis("class")
         write_atomically(folder / "per_class.csv", table.to_csv)
-        if o.pictures and run.seed == o.seeds[0]:
-            draw(folder, run, data, ranked, features)
     cost = {"images": float(len(data.train) + len(data.test)), **chosen, **finish(folder)}
-    return scores(ranked, labels, data.classes), cost
+    return scores(ranked, labels, data.classes), cost, lambda: draw(folder, run, data, ranked, features)
 
 
 def cached_head(
     run: Run, data: ClassData, o: Namespace, extract: Extraction, network: nn.Module
 ) -> tuple[nn.Linear, dict[str, float]]:
     """Logistic regression on the features of the centre views; returns the head and what was chosen."""
-    held = torch.from_numpy(hold_out(data.train.labels, run.seed)[1])
+    choice = len(o.penalties) > 1
+    held = torch.from_numpy(hold_out(data.train.labels, run.seed)[1]) if choice else torch.arange(0)
     features = extract(run.backbone, network, data.train, data.train_name)
     labels = torch.from_numpy(data.train.labels)
     head, penalty, tried = logistic.fit(
@@ -149,12 +185,14 @@ def online_head(
     heads = train_heads(network, width, data.train.subset(fit), optim, crop, work, first)
     held_images = data.train.subset(held)
     features = replace(extract, cache=None)(run.backbone, network, held_images, "the held-out tenth")
-    tried = [accuracy_on(head, features, torch.from_numpy(held_images.labels)) for head in heads]
-    best = best_head(heads, tried)
-    for (lr, decay), value in zip(optim.heads, tried, strict=True):
-        tqdm.write(f"base lr {lr:g}, weight decay {decay:g}: {value:.2%} of held-out images")
-    (lr, decay) = optim.heads[best]
-    return heads[best], {"held_out_top1": tried[best], "base_lr": lr, "weight_decay": decay}
+    labels = torch.from_numpy(held_images.labels)
+    tried = {pair: accuracy_on(head, features, labels) for pair, head in zip(optim.heads, heads, strict=True)}
+    if rank() == 0:
+        for (lr, decay), value in tried.items():
+            tqdm.write(f"base lr {lr:g}, weight decay {decay:g}: {value:.2%} of held-out images")
+    best = best_of(tried)
+    head = heads[optim.heads.index(best)]
+    return head, {"held_out_top1": tried[best], "base_lr": best[0], "weight_decay": best[1]}
 
 
 def accuracy_on(head: nn.Linear, features: Tensor, labels: Tensor) -> float:

@@ -331,7 +331,7 @@ def main(arguments: list[str] | None = None) -> int:
         out = write_scenes(**dict(vars(options)))
         print(f"{out}: {options.train} + {options.val} scenes; a look at them: {out / 'sheet.png'}")
 
-    return told("scenes", work)
+    return told("scenes", work, resumable=False)
 
 
 if __name__ == "__main__":

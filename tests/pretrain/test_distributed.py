@@ -58,6 +58,19 @@ class TestAlone:
         with pytest.raises(ValueError, match="device=cuda:1: this torch sees no GPU; use --device cpu or auto"):
             distributed.start("cuda:1")
 
+    @pytest.mark.parametrize("device", ["foo", "", "gpu", "cuda:", "cuda:x", "CPU", "mps"])
+    def test_another_device_is_an_error(self, device: str) -> None:
+        with pytest.raises(ValueError, match=f"device={device}: must be auto, cpu, cuda or cuda:N"):
+            distributed.start(device)
+
+    def test_a_gpu_number_that_is_too_high_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        monkeypatch.delenv("RANK", raising=False)
+        assert distributed.start("cuda:1") == torch.device("cuda", 1)
+        with pytest.raises(ValueError, match="device=cuda:2: this machine has 2 GPUs, numbered from 0"):
+            distributed.start("cuda:2")
+
     def test_exchange_is_indexing(self) -> None:
         order = deal(BATCH, GROUPS, (0,))
         assert torch.equal(exchange(global_batch(), order), global_batch()[order])

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from tests.transfer.garments import write_garments
 from transfer.classification import options
-from transfer.classification.data import hold_out, sources
+from transfer.classification.data import ClassData, hold_out, load_class_data, sources
 from transfer.classification.online import HeadOptim
 from transfer.classification.schedule import CropConfig, Schedule
 from transfer.linear import parse
@@ -54,6 +55,8 @@ def test_the_held_out_tenth_is_balanced_and_disjoint() -> None:
         ("fashion", None, (["fashion:train"], "fashion:test")),
         (["fashion:train"], "x", (["fashion:train"], "x")),
         (["a", "b"], "c", (["a", "b"], "c")),
+        ("a", "fashion", (["a"], "fashion:test")),
+        ("a", "b/../a/", (["a"], "a")),
     ],
 )
 def test_what_data_and_test_name(data: Any, test: str | None, expected: tuple[list[str], str]) -> None:
@@ -64,6 +67,76 @@ def test_a_folder_with_train_and_val_names_both(tmp_path: Path) -> None:
     for name in ("train", "val", "test"):
         (tmp_path / name).mkdir()
     assert sources(str(tmp_path), None) == ([f"{tmp_path}/train"], f"{tmp_path}/val")
+    assert sources(str(tmp_path), f"{tmp_path}/train/") == ([f"{tmp_path}/train"], f"{tmp_path}/train")
+
+
+class TestTestImagesThatAreTrainingImages:
+    """They would be known by heart, and nobody would see it."""
+
+    @pytest.fixture
+    def garments(self, tmp_path: Path) -> Path:
+        write_garments(tmp_path, train=3, test=2)
+        (tmp_path / "link").symlink_to(tmp_path / "train")
+        files = [f"{path.relative_to(tmp_path)}\t{path.parent.name}\n" for path in tmp_path.glob("train/*/*.png")]
+        (tmp_path / "same.tsv").write_text("".join(files))
+        (tmp_path / "some.tsv").write_text("".join([*files[:2], f"{next(tmp_path.glob('test/8/*.png'))}\t8\n"]))
+        return tmp_path
+
+    def load(self, garments: Path, test: str, leave_one_out: bool, **labels: Any) -> ClassData:
+        given = [f"--data={garments}/train", f"--test={test}", *(f"--labels.{k}={v}" for k, v in labels.items())]
+        return load_class_data(options.parse(options.classification_parser("knn", None), given), leave_one_out)
+
+    @pytest.mark.parametrize("test", ["train", "train/", "link", "same.tsv"])
+    @pytest.mark.parametrize("ratio", [1.0, 0.5])
+    def test_under_whatever_name_they_are_found(self, test: str, ratio: float, garments: Path) -> None:
+        data = self.load(garments, f"{garments}/{test}", True, ratio=ratio)
+        assert data.same
+        assert len(data.test) == 6 * ratio
+        with pytest.raises(ValueError, match="these are the training images; give others"):
+            self.load(garments, f"{garments}/{test}", False, ratio=ratio)
+
+    def test_some_are_counted(self, garments: Path) -> None:
+        with pytest.raises(ValueError, match=r"some\.tsv: 2 of its 3 images are training images"):
+            self.load(garments, f"{garments}/some.tsv", True)
+
+    def test_others_are_not(self, garments: Path) -> None:
+        assert not self.load(garments, f"{garments}/test", False).same
+
+
+# Values of the papers' code. SM facebookresearch/simsiam@a7bc177, README and main_lincls.py; SW facebookresearch/swav@
+# 06b1b7c, README and eval_semisup.py; DC WXinlong/DenseCL@b64bbb6, configs/benchmarks/semi_classification and
+# benchmarks/svm_tools; DI facebookresearch/dino@7c446df, eval_knn.py; MS open-mmlab/mmselfsup@db861f3, test_knn.py.
+SEMI = {
+    "optim.epochs": 20, "optim.batch": 256, "optim.momentum": 0.9, "optim.schedule": "step", "optim.factor": 0.2,
+    "optim.milestones": [0.6, 0.8],  # of 20: 12 and 16
+}  # fmt: skip
+OPENSELFSUP = SEMI | {  # DC
+    "optim.base_lr": [0.001, 0.01, 0.1], "optim.head_factor": [1.0, 10.0, 100.0], "optim.weight_decay": 1e-4,
+}  # fmt: skip
+PAPERS: dict[str, dict[str, Any]] = {
+    "imagenet_linear_lars": {  # SM
+        "mode": "lars", "optim.optimizer": "lars", "optim.base_lr": [0.1], "optim.weight_decay": [0.0],
+        "optim.batch": 4096, "optim.epochs": 90, "optim.momentum": 0.9, "optim.schedule": "cosine",
+    },
+    "imagenet_finetune_1percent": OPENSELFSUP,
+    "imagenet_finetune_10percent": OPENSELFSUP,
+    "imagenet_finetune_swav_10percent": SEMI  # SW: 0.01 for the trunk, 0.2 for the head
+    | {"optim.base_lr": [0.01], "optim.head_factor": [20.0], "optim.weight_decay": 0.0},
+    "imagenet_finetune_swav_1percent": SEMI  # SW: 0.02 and 5
+    | {"optim.base_lr": [0.02], "optim.head_factor": [250.0], "optim.weight_decay": 0.0},
+    "imagenet_knn": {"k": [10, 20, 100, 200], "temperature": 0.07},  # DI, MS
+    "voc07_svm": {"task": "voc07-svm", "costs": [1, 10, 100, *(0.5**power for power in range(4, 20))]},  # DC
+    "voc07_lowshot": {"task": "voc07-lowshot", "k": [1, 2, 4, 8, 16, 32, 64, 96], "samples": 5},  # DC
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_recipes_of_papers_hold_the_papers_values(name: str) -> None:
+    command = next(word for word in ("linear", "finetune", "knn", "voc07") if word in name)
+    module = importlib.import_module(f"transfer.{command.replace('voc07', 'svm')}")
+    given = options.parse(module.parser(), [f"--recipe={name}"])
+    assert {key: given[key] for key in PAPERS[name]} == PAPERS[name]
+    assert given.size == 224
 
 
 def test_mocos_recipe_is_mocos_protocol_and_the_default() -> None:
@@ -97,4 +170,9 @@ def test_every_recipe_opens_with_its_command_and_cost_and_parses(name: str) -> N
     )
     module = importlib.import_module(f"transfer.{command}")
     given = options.parse(module.parser(), [f"--recipe={name}"])
-    assert given.data
+    if name.startswith("fashion_"):
+        assert given.data == "fashion"
+    else:  # everybody keeps them elsewhere: they are asked for
+        assert given.data is None
+        with pytest.raises(ValueError, match=f"--data is missing: recipe {name} wants (ImageNet|voc07:)"):
+            options.require_data(given)

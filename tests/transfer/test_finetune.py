@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 import torch
 
+from pretrain.distributed import rank
 from pretrain.images import load_images
 from pretrain.labels import LabelConfig, keep_labels
 from results.record import read
+from tests.pretrain.gloo import run_two
 from tests.transfer.garments import arguments, write_garments
 from transfer import finetune
 from transfer.classification import options
 from transfer.classification.data import load_class_data
+from transfer.classification.heads import best_of
 from transfer.classification.loop import Work
 from transfer.classification.schedule import CropConfig
 from transfer.classification.tuning import TuneOptim, tune
@@ -72,6 +75,26 @@ def test_the_rates_are_chosen_on_held_out_images_and_training_is_done_again_on_a
     (record,) = read(tmp_path / "records.jsonl")
     assert trained == [(36, 1e-9), (36, 0.3), (40, record.cost["base_lr"])]
     assert not list((tmp_path / "out").rglob("state.pth"))
+
+
+def test_a_pair_that_diverges_is_passed_over(
+    garments: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rates = ["--optim.base_lr=[1e30,0.3]", "--optim.head_factor=[1]"]
+    assert main([*arguments(garments, tmp_path), *SHORT, *rates]) == 0
+    (record,) = read(tmp_path / "records.jsonl")
+    assert record.cost["base_lr"] == 0.3
+    assert "lr 1e+30, head x 1: diverged (the loss is not finite in epoch 1" in capsys.readouterr().out
+
+
+@pytest.mark.ddp
+def test_every_rank_goes_on_with_the_pair_that_rank_0_chose() -> None:
+    assert run_two(chosen) == [0.3, 0.3]
+
+
+def chosen() -> float:
+    """Two ranks that see different accuracies."""
+    return best_of({0.1: 0.5, 0.3: 0.6 - 0.2 * rank()})
 
 
 @pytest.mark.parametrize("labels", [{"ratio": 0.25}, {"ratio": 0.5, "seed": 3}, {"list": "three.txt"}])
@@ -131,17 +154,23 @@ def test_stopped_after_an_epoch_and_resumed_it_ends_as_if_it_had_not(garments: P
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        (["--data=GARMENTS/train", "--test=GARMENTS/train/"], "these are the training images; give others"),
         (["--head=/no/head.pth"], "/no/head.pth: no such file"),
         (["--optim.head_factor=[]"], "optim.head_factor=[]: one or more numbers above 0"),
         (["--labels.ratio=0.1"], "4 training images are too few to hold out 10%"),
         (["--optim.batch=64"], "36 training images do not fill a batch; use --optim.batch 36"),
         (["--labels.list=/no/list"], "/no/list: no such file"),
         (["--optim.base_lr=[1e30]", "--optim.head_factor=[1]"], "the loss is not finite in epoch 1"),
+        (
+            ["--optim.base_lr=[1e29,1e30]", "--optim.head_factor=[1]"],
+            "all 2 pairs of rates diverged, base lr 1e+29/1e+30",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(
     wrong: list[str], message: str, garments: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    wrong = [word.replace("GARMENTS", str(garments)) for word in wrong]
     assert main([*arguments(garments, tmp_path), *SHORT, "--optim.base_lr=[0.1]", *wrong]) == 2
     error = capsys.readouterr().err.replace("\r", "\n").strip().splitlines()
     assert message in error[-1]

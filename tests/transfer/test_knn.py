@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -73,9 +74,14 @@ def test_every_k_and_t_equal_the_plain_classifier(garments: Path, tmp_path: Path
     assert record.metrics == pytest.approx(expected)
 
 
-def test_train_and_test_alike_means_leave_one_out(garments: Path, tmp_path: Path) -> None:
+def test_train_and_test_alike_means_leave_one_out(
+    garments: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     train = garments / "train"
-    assert main(options(garments, tmp_path, data=train, test=train, k="[1, 39]")) == 0
+    assert main(options(garments, tmp_path, data=train, test=f"{train}/", k="[1, 39]")) == 0
+    said = capsys.readouterr().out
+    assert "of it for the neighbours of each image" in said
+    assert "of test features" not in said  # they are the bank, not a copy of it
     (record,) = read(tmp_path / "records.jsonl")
     assert "leave one out" in record.protocol
     assert record.metrics["knn_top1_k39"] == pytest.approx(top1(garments, True, 39, 0.07))
@@ -131,8 +137,14 @@ def shared(garments: str, to: str, k: str, leave_one_out: bool) -> dict[str, Any
         (["--data=/no/such/folder"], "--test is missing"),
         (["--k=[41]"], "k=41: must lie between 1 and the 40 images"),
         (["--temperature=0"], "--temperature 0.0: must be above 0"),
+        (["--temperature=[]"], "--temperature []: give one or more numbers"),
+        (["--k=[]"], "--k []: give one or more numbers"),
+        (["--seeds", "0", "1", "2", "--ckpt=random:resnet18?seed=0"], "--seeds 0 1 2: kNN draws nothing at random"),
+        (["--data=HERE/holes/train", "--test=GARMENTS/test"], "train/shoe: a class folder without images"),
         (["--size=0"], "--size 0: must be a positive number"),
+        (["--test=fashion"], "fashion:test: class"),
         (["--test=fashion:test"], "have different classes"),
+        (["--test=HERE/same.tsv"], "to leave one out give both the same name"),
         (["--recipe=imagenet_kn"], "did you mean imagenet_knn?"),
         (["--labels.ratio=0"], "none of the 40 training images"),
     ],
@@ -140,6 +152,12 @@ def shared(garments: str, to: str, k: str, leave_one_out: bool) -> dict[str, Any
 def test_a_mistake_is_one_line(
     wrong: list[str], message: str, garments: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    files = [f"{path}\t{path.parent.name}\n" for path in sorted(garments.glob("train/*/*"))]
+    (tmp_path / "same.tsv").write_text("".join(files))
+    shutil.copytree(garments / "train", tmp_path / "holes" / "train")
+    (tmp_path / "holes" / "train" / "shoe").mkdir()
+    (tmp_path / "holes" / "train" / ".thumbnails").mkdir()
+    wrong = [word.replace("HERE", str(tmp_path)).replace("GARMENTS", str(garments)) for word in wrong]
     assert main([*options(garments, tmp_path), f"--root={ROOT / 'data'}", *wrong]) == 2
     error = capsys.readouterr().err
     assert message in error

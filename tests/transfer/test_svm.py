@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import cv2
@@ -11,18 +12,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_sample_image
 
+from pretrain.images import load_images
 from results.record import read
-from tests.transfer.garments import arguments, write_garments
+from tests.transfer.garments import ROOT, arguments, write_garments
 from transfer.classification.multilabel import (
     ABSENT,
     DIFFICULT,
     PRESENT,
+    MultiLabel,
     average_precision,
     low_shot_sample,
     read_voc,
     voc_classes,
 )
-from transfer.svm import ap_of_class, cross_validated, main
+from transfer.common import told
+from transfer.svm import ap_of_class, costs_of, cross_validated, every, main, parser
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +85,25 @@ def test_average_precision_of_the_best_and_the_worst_order() -> None:
     assert average_precision(targets, np.arange(10.0)) == pytest.approx((3 / 10) / 1)  # made monotone: 1/8, 2/9, 3/10
 
 
-def test_difficult_images_neither_train_nor_count() -> None:
+def test_difficult_images_train_as_negatives_and_do_not_count_in_the_test() -> None:
+    """As in OpenSelfSup's code, whose figures stand beside ours: all that is not present is a negative there."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(80, 5)), np.array([PRESENT, ABSENT] * 40)
+    x[y == PRESENT] += 1
+    hard, hard_test = rng.normal(size=(9, 5)) + 1, rng.normal(size=(7, 5))
+    nobody = load_images(["fashion:test"], root=str(ROOT / "data"))
+
+    def measured(symbol: int, x_test: np.ndarray, y_test: np.ndarray) -> float:
+        targets = np.append(y, [symbol] * len(hard))[:, None]
+        data = MultiLabel(nobody, nobody, targets, y_test[:, None], ["owl"])
+        return every(np.vstack([x, hard]), x_test, data, [0.1, 1.0], 0)["mAP"]
+
+    difficult = measured(DIFFICULT, np.vstack([x, hard_test]), np.append(y, [DIFFICULT] * 7))
+    assert difficult == measured(ABSENT, x, y)
+    assert difficult != ap_of_class(x, y, x, y, 1.0, 0)  # they do train
+
+
+def test_difficult_images_are_left_out_of_low_shot_samples() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(80, 5)), np.array([PRESENT, ABSENT] * 40)
     x[y == PRESENT] += 1
@@ -90,6 +112,12 @@ def test_difficult_images_neither_train_nor_count() -> None:
         np.append(y, [DIFFICULT] * 7), 1.0, 0,
     )  # fmt: skip
     assert with_difficult == ap_of_class(x, y, x, y, 1.0, 0)
+
+
+def test_costs_are_those_of_the_task() -> None:
+    tasks = {task: costs_of(parser().parse_args([f"--task={task}"])) for task in ("svm", "voc07-svm")}
+    assert tasks == {"svm": [0.01, 0.1, 1, 10, 100, 1000], "voc07-svm": [1, 10, 100, *(0.5**i for i in range(4, 20))]}
+    assert costs_of(parser().parse_args(["--task=voc07-svm", "--costs=[3]"])) == [3]
 
 
 def test_a_class_too_small_for_folds_is_named() -> None:
@@ -146,15 +174,45 @@ def test_low_shot_on_class_folders(garments: Path, tmp_path: Path) -> None:
         (["--task=lowshot", "--k=[21]", "--samples=1"], "20 positives, 21 are needed; lower --k"),
         (["--task=voc07-svm", "--data=voc07:/nowhere"], "name VOCdevkit's VOC2007 folder"),
         (["--task=voc07-svm", "--data=voc07:VOC", "--labels.ratio=0.5"], "used with all its labels"),
+        (["--data=GARMENTS/train", "--test=GARMENTS/train/"], "these are the training images; give others"),
         (["--costs=[0]"], "must be above 0"),
+        (["--costs=[]"], "--costs []: one or more numbers"),
+        (["--task=lowshot", "--cost=0"], "--cost 0.0: must be above 0"),
+        (["--task=lowshot", "--k=[]"], "--k []: one or more numbers of positives"),
+        (["--task=lowshot", "--k=[1,0]"], "--k [1, 0]: one or more numbers of positives, 1 or above"),
+        (["--task=lowshot", "--samples=0"], "--samples 0: must be 1 or more"),
+        (["--test=GARMENTS/test/1", "--costs=[1]"], "1: 10 of 10 test images have no label"),
+        (["--test=ONE", "--costs=[1]"], "no test image shows class '8': it has no AP"),
+        (["--device=foo"], "device=foo: must be auto, cpu, cuda or cuda:N"),
+        (["--cache=ONE/1/a.png/cache"], "a.png/cache: Not a directory"),
+        (["--recipe=voc07_svm"], "--data is missing: recipe voc07_svm wants voc07:FOLDER"),
     ],
 )
 def test_a_mistake_is_one_line(
     wrong: list[str], message: str, garments: Path, voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*arguments(garments, tmp_path), *(word.replace("VOC", str(voc), 1) for word in wrong)]) == 2
+    (tmp_path / "one" / "1").mkdir(parents=True)
+    shutil.copy(next((garments / "test" / "1").iterdir()), tmp_path / "one" / "1" / "a.png")
+    places = {"=voc07:VOC": f"=voc07:{voc}", "GARMENTS": str(garments), "ONE": str(tmp_path / "one")}
+    for short, place in places.items():
+        wrong = [word.replace(short, place) for word in wrong]
+    given = [
+        word for word in arguments(garments, tmp_path) if "--recipe=voc07_svm" not in wrong or "--data" not in word
+    ]
+    assert main([*given, *wrong]) == 2
     assert message in capsys.readouterr().err.replace("\r", "\n").strip().splitlines()[-1]
     assert not (tmp_path / "records.jsonl").exists()
+
+
+def test_an_interrupted_command_is_told_to_resume_only_where_it_can(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    assert told("linear", interrupted) == 130
+    assert told("svm", interrupted, resumable=False) == 130
+    assert capsys.readouterr().err == (
+        "linear: interrupted; the same command with --resume goes on\nsvm: interrupted\n"
+    )
 
 
 def test_a_broken_list_is_named(voc: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -41,7 +42,7 @@ class ClassData:
     @property
     def same(self) -> bool:
         """Whether the test images are the training images."""
-        return self.train_name == self.test_name
+        return self.test is self.train
 
 
 def sources(data: str | list[str], test: str | None) -> tuple[list[str], str]:
@@ -51,17 +52,19 @@ def sources(data: str | list[str], test: str | None) -> tuple[list[str], str]:
         ValueError: --test is missing and --data does not imply it.
     """
     train = [data] if isinstance(data, str) else list(data)
+    test = "fashion:test" if test == "fashion" else test
     if train in (["fashion"], ["fashion:train"]):
-        return ["fashion:train"], test or "fashion:test"
-    if len(train) == 1 and (Path(train[0]) / "train").is_dir():
+        train, test = ["fashion:train"], test or "fashion:test"
+    elif len(train) == 1 and (Path(train[0]) / "train").is_dir():
         found = [name for name in ("val", "test") if (Path(train[0]) / name).is_dir()]
         if test or found:
-            return [f"{train[0]}/train"], test or f"{train[0]}/{found[0]}"
+            train, test = [f"{train[0]}/train"], test or f"{train[0]}/{found[0]}"
     if test is None:
         raise ValueError(
             f"--test is missing: {', '.join(train)} has no val/ or test/ beside a train/ that would imply it"
         )
-    return train, test
+    same = len(train) == 1 and os.path.realpath(test) == os.path.realpath(train[0])
+    return train, train[0] if same else test
 
 
 def source_names(options: Namespace) -> tuple[str, str]:
@@ -70,16 +73,23 @@ def source_names(options: Namespace) -> tuple[str, str]:
     return " + ".join(train), test
 
 
-def load_class_data(options: Namespace) -> ClassData:
+def load_class_data(options: Namespace, leave_one_out: bool = False) -> ClassData:
     """Reads the lists of images that the options name; training images without a label are left out.
+
+    Args:
+        options: of the command.
+        leave_one_out: whether the test images may be the training images.
 
     Raises:
         ValueError: sources that cannot be read, no labels, a class without training images, a test image without a
-            label or of a class that is not in the class map.
+            label or of a class that is not in the class map; test images that are training images.
     """
     train_sources, test_source = sources(options.data, options.test)
     train_name, test_name = source_names(options)
     everything = load_images(train_sources, options.root, options.classes)
+    empty_folders = [f for source in train_sources for f in _class_folders(source) if f.name not in everything.classes]
+    if empty_folders:
+        raise ValueError(f"{empty_folders[0]}: a class folder without images; fill it or remove it")
     kept = keep_labels(everything, LabelConfig(**options.labels.as_dict())).labels
     labelled = np.flatnonzero(kept != UNLABELLED)
     if not len(labelled):
@@ -89,9 +99,55 @@ def load_class_data(options: Namespace) -> ClassData:
     if not counts.all():
         empty = [train.classes[c] for c in np.flatnonzero(counts == 0)]
         raise ValueError(f"{train_name}: no labelled training image of class {', '.join(map(repr, empty[:5]))}")
-    if test_name == train_name:
-        return ClassData(train, train, train_name, test_name)
-    return ClassData(train, _test_images(test_source, options, train.classes), train_name, test_name)
+    test = everything if test_name == train_name else _test_images(test_source, options, train.classes)
+    if not _same_images(everything, train, test, test_name):
+        return ClassData(train, test, train_name, test_name)
+    if not leave_one_out:
+        raise ValueError(
+            f"--test {test_name}: these are the training images; give others (only transfer/knn.py leaves one out)"
+        )
+    return ClassData(train, train, train_name, test_name)
+
+
+def _class_folders(source: str) -> list[Path]:
+    """The folders that a training source's classes may lie in, without hidden ones."""
+    path = Path(source.removeprefix("folders:"))
+    return sorted(f for f in path.iterdir() if f.is_dir() and not f.name.startswith(".")) if path.is_dir() else []
+
+
+def _same_images(everything: ImageSet, train: ImageSet, test: ImageSet, test_name: str) -> bool:
+    """Whether all the test images are the training images, with their labels or before some were dropped.
+
+    Raises:
+        ValueError: some of them are.
+    """
+    if test is everything:
+        return True
+    tested, learnt = _identities(test), _identities(train)
+    if tested == learnt or (len(everything) > len(train) and tested == _identities(everything)):
+        return True
+    shared = len(tested & learnt)
+    if shared:
+        raise ValueError(
+            f"--test {test_name}: {shared} of its {len(test)} images are training images; give images of which none is"
+        )
+    return False
+
+
+def _identities(images: ImageSet) -> set[str]:
+    """What tells images apart: files without links, or names where they are in memory."""
+    folders: dict[Path, str] = {}  # a million images lie in a thousand folders
+    found = set()
+    for name, path in zip(images.names, images.paths or [None] * len(images), strict=True):
+        if path is None:
+            found.add(name)
+        elif path.is_symlink():
+            found.add(os.path.realpath(path))
+        else:
+            if path.parent not in folders:
+                folders[path.parent] = os.path.realpath(path.parent)
+            found.add(f"{folders[path.parent]}/{path.name}")
+    return found
 
 
 def _test_images(source: str, options: Namespace, classes: list[str]) -> ImageSet:

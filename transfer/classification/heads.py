@@ -6,17 +6,22 @@ Shapes: N images, D feature width, C classes.
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from converters import Backbone
+from converters.files import sha256
 from pretrain.checkpoint import write_atomically
+from pretrain.distributed import gather_objects
 from pretrain.knn import accuracy
 from transfer.common import Metrics
 
 FORMAT = "unimoco-suite head"
+Choice = TypeVar("Choice")
 NAMED = 20  # up to so many classes each has a metric of its own
 
 
@@ -42,14 +47,25 @@ def save_head(path: Path, head: nn.Linear, classes: list[str], backbone: Backbon
     write_atomically(path, lambda part: torch.save(content, part))
 
 
+def head_hash(path: Path | None) -> str | None:
+    """The hash of a head's file, by which a record knows it wherever it lies; None where there is no head.
+
+    Raises:
+        ValueError: no such file.
+    """
+    if path is None:
+        return None
+    if not path.is_file():
+        raise ValueError(f"--head {path}: no such file; transfer/linear.py leaves a head.pth in its run folder")
+    return sha256(path)
+
+
 def load_head(path: Path, classes: list[str], backbone: Backbone) -> nn.Linear:
     """Reads a head for a backbone and a class map.
 
     Raises:
-        ValueError: no such file, no head, or a head of another architecture or of other classes.
+        ValueError: no head, or a head of another architecture, of another checkpoint or of other classes.
     """
-    if not path.is_file():
-        raise ValueError(f"--head {path}: no such file; transfer/linear.py leaves a head.pth in its run folder")
     try:
         content = torch.load(path, weights_only=True, map_location="cpu")
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
@@ -58,6 +74,11 @@ def load_head(path: Path, classes: list[str], backbone: Backbone) -> nn.Linear:
         raise ValueError(f"--head {path}: not a head of transfer/linear.py")
     if content["arch"] != backbone.arch:
         raise ValueError(f"--head {path}: made on a {content['arch']}, the checkpoint is a {backbone.arch}")
+    if content["checkpoint"] != backbone.source.sha256:
+        raise ValueError(
+            f"--head {path}: trained on the features of the checkpoint with sha256 {content['checkpoint'][:12]}, "
+            f"--ckpt {backbone.source.path} has {backbone.source.sha256[:12]}; give a head of its own"
+        )
     if content["classes"] != classes:
         differing = sorted(set(content["classes"]) ^ set(classes))[:5]
         detail = f"they differ in {', '.join(differing)}" if differing else "they come in another order"
@@ -96,6 +117,16 @@ def scores(ranked: Tensor, labels: Tensor, classes: list[str], prefix: str = "")
     if len(classes) <= NAMED:
         metrics |= {f"{prefix}top1 {name}": value for name, value in each.items()}
     return metrics
+
+
+def best_of(tried: Mapping[Choice, float]) -> Choice:
+    """What has the highest held-out accuracy, the first of equals; rank 0's choice on every rank.
+
+    Accuracies may differ between ranks in the last image, and ranks that went on with different choices would never
+    meet again.
+    """
+    best = max(tried, key=lambda choice: tried[choice])
+    return cast(Choice, gather_objects(best)[0])
 
 
 def per_class(ranked: Tensor, labels: Tensor, classes: list[str]) -> Metrics:

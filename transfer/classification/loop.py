@@ -24,6 +24,10 @@ STATE = "state.pth"
 MAX_CORRUPT = 0.001  # share of the images that may be unreadable, as in pre-training
 
 
+class Diverged(ValueError):
+    """A training whose loss is not finite: a mistake in its rates, which a grid of rates may pass over."""
+
+
 @dataclass(frozen=True)
 class Work:
     """Where and how a training runs, besides its hyper-parameters.
@@ -126,11 +130,15 @@ class Loop:
                     self._save()
 
     def _lowest_loss(self) -> float:
-        """The lowest of the losses; of many heads some may have diverged, not all."""
+        """The lowest of the losses; of many heads some may have diverged, not all.
+
+        Raises:
+            Diverged: none is finite, on this rank or another.
+        """
         finite: list[float] = self.losses[torch.isfinite(self.losses)].tolist()
         if any_rank(not finite, self.losses.device):
             rates = "/".join(f"{group['peak']:g}" for group in self.optimizer.param_groups)
-            raise ValueError(f"the loss is not finite in epoch {self.epoch} with lr {rates}; lower --optim.base_lr")
+            raise Diverged(f"the loss is not finite in epoch {self.epoch} with lr {rates}; lower --optim.base_lr")
         return min(finite)
 
 

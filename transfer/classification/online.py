@@ -5,7 +5,6 @@ One head, or many with different rates at once: the trunk, which takes nearly al
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -84,7 +83,8 @@ def train_heads(
         The heads after the last epoch, in the order of `optim.heads`.
 
     Raises:
-        ValueError: every head's loss is not finite, or the state in the folder does not fit.
+        Diverged: every head's loss is not finite.
+        ValueError: the state in the folder does not fit.
     """
     heads = nn.ModuleList(new_head(width, len(images.classes), work.seed) for _ in optim.heads).to(work.device)
     if start is not None:
@@ -128,8 +128,3 @@ def rates_in_words(optim: HeadOptim) -> str:
             f"\nwarning: base rates for un-normalised features lie between {KNOWN_RATES[0]:g} and {KNOWN_RATES[1]:g}"
         )
     return text
-
-
-def best_head(heads: Sequence[nn.Linear], tried: Sequence[float]) -> int:
-    """Number of the head with the highest held-out accuracy, the first of equals."""
-    return max(range(len(heads)), key=lambda i: (tried[i], -i))

@@ -10,9 +10,11 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from converters import Backbone
+from converters.files import sha256
+from pretrain.images import text_lines
 from pretrain.labels import LabelConfig
 from transfer.classification.data import source_names
-from transfer.classification.multilabel import voc_sources
+from transfer.classification.multilabel import VOC, voc_sources
 from transfer.common import Run, add_options
 
 RECIPES = Path(__file__).parents[1] / "configs" / "classification"
@@ -25,7 +27,7 @@ def classification_parser(name: str, description: str | None) -> ArgumentParser:
     p.add_argument("--recipe", action="config", help=f"one of {', '.join(recipe_names())}; or a YAML file")
     add_options(p, f"{name}.jsonl")
     p.add_argument(
-        "--data", type=str | list[str], default="fashion",
+        "--data", type=str | list[str] | None, default="fashion",
         help="training images: a folder of class folders, a manifest of `path<TAB>label` lines, fashion:train, or a "
         "list [A, B] of these; or a folder with train/ and val/ (ImageNet) or `fashion`, which name --test too",
     )  # fmt: skip
@@ -80,6 +82,15 @@ def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
     return parser.parse_args(resolved)
 
 
+def require_data(options: Namespace) -> None:
+    """Raises a ValueError where a recipe for data that everybody keeps elsewhere is used without --data."""
+    if options.data is None:
+        name = Path(str(options.recipe[-1])).stem if options.get("recipe") else "used"
+        wants = f"wants {VOC}FOLDER, VOCdevkit's VOC2007" if name.startswith("voc07") else "names no training images"
+        wants = "wants ImageNet's folder with train/ and val/" if name.startswith("imagenet") else wants
+        raise ValueError(f"--data is missing: recipe {name} {wants}")
+
+
 def recipe_names() -> list[str]:
     """Names of the recipes that come with the project."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -116,7 +127,33 @@ def fine_print(options: Namespace, size: int, dtype: torch.dtype | None) -> str:
 def label_options(options: Namespace) -> dict[str, object]:
     """The part of a record's config that says which labels were used; empty where all were."""
     labels = LabelConfig(**options.labels.as_dict())
-    return {} if labels == LabelConfig() else {"labels": options.labels.as_dict()}
+    return {} if labels == LabelConfig() else {"labels": label_config(options)}
+
+
+def label_config(options: Namespace) -> dict[str, object]:
+    """The labels' options; a list by name, number of images and hash, wherever it lies.
+
+    Raises:
+        ValueError: there is no such list.
+    """
+    labels: dict[str, object] = options.labels.as_dict()
+    if options.labels.list is None:
+        return labels
+    path = Path(options.labels.list)
+    if not path.is_file():
+        raise ValueError(f"--labels.list {path}: no such file; it names one image a line (--labels.ratio: a share)")
+    images = sum(bool(line.strip()) for line in text_lines(path))
+    return labels | {"list": path.name, "list_sha256": sha256(path), "images": images}
+
+
+def labels_in_words(options: Namespace) -> str:
+    """Which labels were used, for a protocol; empty where all were."""
+    labels = LabelConfig(**options.labels.as_dict())
+    if labels == LabelConfig():
+        return ""
+    if labels.list is not None:
+        return f"labels of {Path(labels.list).name} ({label_config(options)['images']} images)"
+    return f"{labels.ratio:.3g} of the labels" + f" (seed {labels.seed})" * bool(labels.seed)
 
 
 def run_folder(run: Run, name: str) -> Path:

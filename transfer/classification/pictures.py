@@ -19,7 +19,8 @@ from pretrain.images import ImageSet
 from pretrain.labels import choose_balanced
 
 SHOWN = 30  # classes in a confusion matrix; of more, those that are confused most
-POINTS = 1500
+POINTS, LEAST = 1500, 5  # features in a map
+SPREAD = 1e-6  # of L2-normalised features, below which t-SNE has nothing to lay out, and crashes
 QUERIES, NEIGHBOURS = 8, 8
 
 
@@ -61,6 +62,8 @@ def confusion(path: Path, labels: np.ndarray, predicted: np.ndarray, classes: li
 def feature_map(path: Path, features: Tensor, labels: np.ndarray, classes: list[str], title: str) -> None:
     """t-SNE of up to 1,500 L2-normalised features, class-balanced, coloured by class; PCA to 50 dimensions first.
 
+    There is none of fewer than five features, or of features that are all alike: a line says so.
+
     Args:
         path: PNG to write.
         features: (N, D).
@@ -70,6 +73,10 @@ def feature_map(path: Path, features: Tensor, labels: np.ndarray, classes: list[
     """
     rows = choose_balanced(labels, min(1.0, POINTS / len(labels)), seed=0)
     points = F.normalize(features[torch.from_numpy(rows)].float(), dim=1).numpy()
+    if len(rows) < LEAST or points.std(0).max() < SPREAD:
+        reason = "they are all alike" if len(rows) >= LEAST else f"there are {len(rows)}, {LEAST} are needed"
+        print(f"no map of the test features: {reason}")
+        return
     points = PCA(min(50, *points.shape), random_state=0).fit_transform(points)
     perplexity = min(30, (len(rows) - 1) / 3)
     places = TSNE(perplexity=perplexity, init="pca", max_iter=500, random_state=0).fit_transform(points)

@@ -53,7 +53,8 @@ class Schedule:
         """For the fine print."""
         at = "/".join(f"{share * self.epochs:g}" for share in self.milestones)
         falls = "cosine" if self.schedule == "cosine" else f"×{self.factor:g} at {at}"
-        return f"{self.epochs} epochs, {falls}, batch {self.batch}"
+        momentum = "" if self.momentum == Schedule.momentum else f", momentum {self.momentum:g}"
+        return f"{self.epochs} epochs, {falls}, batch {self.batch}{momentum}"
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,8 @@ def tune(
         The model after the last epoch, in evaluation mode.
 
     Raises:
-        ValueError: the loss is not finite, or the state in the folder does not fit.
+        Diverged: the loss is not finite.
+        ValueError: the state in the folder does not fit.
     """
     ((lr, times),) = optim.pairs
     head = new_head(backbone.feature_dim, len(images.classes), work.seed)
