@@ -91,14 +91,18 @@ def _ours(axes: Axes, rows: pd.DataFrame, colour: str, protocol: str) -> None:
 
     Of UniMoCo the recipe with the most ratios is drawn; a point without a spread, one pre-training, is hollow.
     """
-    unimoco = {p for p in rows["pretraining"] if p.method == "unimoco"}
-    recipes = Counter((p.epochs, p.settings, p.arch) for p in unimoco)
-    usual = max(recipes, key=lambda recipe: (recipes[recipe], recipe)) if recipes else None
+    unimoco = sorted({p for p in rows["pretraining"] if p.method == "unimoco"})
+    usual = Counter((p.epochs, p.arch) for p in unimoco).most_common(1)
+    # Where a ratio was trained with several settings, the most frequent ones; sorted, so that known ones come last.
+    common = Counter(p.settings for p in unimoco if p.settings)
+    drawn = {
+        p.label_ratio: p for p in sorted(unimoco, key=lambda p: common[p.settings]) if (p.epochs, p.arch) == usual[0][0]
+    }
     points = []
     for p in sorted(set(rows["pretraining"])):
         chosen = rows[rows["pretraining"] == p]
         cell = Cell.of(chosen["value"], chosen["trained"])
-        if p in unimoco and (p.epochs, p.settings, p.arch) == usual:
+        if p in drawn.values():
             points.append((100 * p.label_ratio, cell.mean, cell.std if cell.n > 1 else np.nan))
         elif p.method in ("random", "cross_entropy"):
             style = ":" if p.method == "random" else "-."
