@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +86,21 @@ def load(folder: Path) -> list[Record]:
         for record in read(path, TASKS):
             _check_shares(path, record)
             ckpt = record.checkpoint
-            place = ckpt.get("path", ckpt["sha256"]), Pretraining.of(ckpt), ckpt.get("seed")
+            place = ckpt.get("path", ckpt["sha256"]), replace(Pretraining.of(ckpt), settings=""), ckpt.get("seed")
             files[place] = ckpt["sha256"]
             newest[place, *record.key] = record
         kept += [record for (place, sha256, *_), record in newest.items() if files[place] == sha256]
     return kept
+
+
+def _settings(records: Collection[Record]) -> dict[Pretraining, Pretraining]:
+    """Rows of the records; one of an older checkpoint, whose settings are unknown, joins the only known ones."""
+    rows = {Pretraining.of(record.checkpoint) for record in records}
+    known: dict[Pretraining, set[str]] = defaultdict(set)
+    for row in rows:
+        known[replace(row, settings="")] |= {row.settings} - {""}
+    only = {row: next(iter(found)) for row, found in known.items() if len(found) == 1}
+    return {row: row if row.settings else replace(row, settings=only.get(row, "")) for row in rows}
 
 
 def _check_shares(path: Path, record: Record) -> None:
@@ -110,6 +120,7 @@ def frame(records: Collection[Record]) -> pd.DataFrame:
     usual: dict[tuple[str, str], str] = {}
     for task, protocol, config_hash in sorted(options, key=lambda key: (-options[key], key)):
         usual.setdefault((task, protocol), config_hash)
+    settings = _settings(records)
     rows = []
     for record in records:
         ckpt, environment = record.checkpoint, record.environment
@@ -117,7 +128,7 @@ def frame(records: Collection[Record]) -> pd.DataFrame:
         about = {
             "task": record.task, "table": TASKS[record.task].table, "seed": record.seed,
             "protocol": record.protocol + f" (other options: {record.config_hash})" * differs,
-            "pretraining": Pretraining.of(ckpt), "sha256": ckpt["sha256"],
+            "pretraining": settings[Pretraining.of(ckpt)], "sha256": ckpt["sha256"],
             "trained": ckpt["sha256"] if ckpt.get("seed") is None else f"seed {ckpt['seed']}",
             "commit": str(environment.get("git_commit"))[:8] + "+" * bool(environment.get("git_dirty")),
             "device": environment.get("device"), **{f"cost_{k}": v for k, v in record.cost.items()},

@@ -52,6 +52,9 @@ def test_two_files_of_one_seed_are_one_pretraining_and_other_settings_another_ro
     ckpt = first.checkpoint | {"seed": 0, "settings": "aaaa"}
     named = [dataclasses.replace(first, checkpoint=ckpt | {"path": p, "sha256": p}) for p in ("a", "b")]
     other = dataclasses.replace(first, checkpoint=ckpt | {"sha256": "c", "settings": "bbbb"})
+    old = dataclasses.replace(first, checkpoint=first.checkpoint | {"seed": 1, "sha256": "d"})
+    assert frame([*named, old])["pretraining"].nunique() == 1  # unknown settings join the only known ones
+    assert frame([*named, other, old])["pretraining"].nunique() == 3
     rows = frame([*named, other])
     assert rows.groupby("pretraining")["trained"].unique().map(list).tolist() == [["seed 0"], ["seed 0"]]
     assert rows.groupby("pretraining").size().tolist() == [2, 1]
