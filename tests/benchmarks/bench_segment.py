@@ -27,7 +27,7 @@ from pretrain.run_folder import RunFolder, environment
 from transfer.common import Run
 from transfer.segment import parser
 from transfer.segmentation import PACKAGES, data, quiet, run, session
-from transfer.segmentation.hooks import FiguresHook, PicturesHook, RandomStateHook, TrunkHook
+from transfer.segmentation.hooks import ClockHook, FiguresHook, PicturesHook, RandomStateHook, TrunkHook
 from transfer.segmentation.trunk import Trunk
 
 CPU = session.join("none")
@@ -71,6 +71,7 @@ def ours(cfg: Config, backbone: Backbone, folder: Path) -> Iteration:
     for hook in (
         TrunkHook(Trunk.of(backbone)),
         RandomStateHook(),
+        ClockHook(0.0),
         FiguresHook(writes, every, 0, 0.004),
         PicturesHook(),
     ):
