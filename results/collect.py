@@ -29,7 +29,7 @@ def collect(run: Path, results: Path = RESULTS) -> Path:
         results: folder that holds curves/ and pictures/.
 
     Raises:
-        ValueError: the folder holds neither metrics of a pre-training nor pictures.
+        ValueError: the folder holds neither a finished pre-training nor pictures.
     """
     pictures, metrics = sorted((run / "vis").glob("*.png")), run / "metrics.jsonl"
     if pictures:
@@ -37,12 +37,12 @@ def collect(run: Path, results: Path = RESULTS) -> Path:
         target = results / "pictures" / f"{checkpoint.rpartition('-')[0] or checkpoint}_{task}.jpg"
         target.parent.mkdir(parents=True, exist_ok=True)
         _shrink(pictures[0], target)
-    elif metrics.is_file():
+    elif metrics.is_file() and (run / "summary.json").is_file():
         target = results / "curves" / f"{run.resolve().name}.jsonl"
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(metrics, target)
     else:
-        raise ValueError(f"{run}: has neither vis/*.png nor metrics.jsonl; give a run folder")
+        raise ValueError(f"{run}: neither a finished pre-training nor a run with pictures, vis/*.png")
     return target
 
 
@@ -58,21 +58,22 @@ def _shrink(source: Path, target: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Copies; 0, or 2 where a folder has nothing to copy. A pattern that matches no folder is told, and no mistake."""
+    """Copies; 2 where a folder that is named has nothing to copy. Those that a pattern finds are passed over then."""
     parser = argparse.ArgumentParser(prog="results/collect.py", description=__doc__.partition("\n")[0])
     parser.add_argument("runs", nargs="+", help="run folders, or patterns of them in quotes")
     status = 0
     for name in parser.parse_args(arguments).runs:
+        pattern = glob.has_magic(name)
         # The newest last: of two runs that are named alike it is the one to keep.
-        found = sorted(map(Path, glob.glob(name)), key=lambda run: run.stat().st_mtime)
-        if not found and glob.has_magic(name):
+        found = sorted(map(Path, glob.glob(name)), key=lambda run: run.stat().st_mtime) if pattern else [Path(name)]
+        if not found:
             print(f"{name}: matches no folder here")
-        for run in found or [Path(name)] * (not glob.has_magic(name)):
+        for run in found:
             try:
                 print(collect(run))
             except ValueError as error:
-                print(f"collect: error: {error}", file=sys.stderr)
-                status = 2
+                print(f"passed over: {error}" if pattern else f"collect: error: {error}", file=sys.stderr)
+                status = status if pattern else 2
     return status
 
 

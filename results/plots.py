@@ -60,7 +60,7 @@ def label_ratio(rows: pd.DataFrame, papers: pd.DataFrame, paper: str) -> Figure 
     theirs = papers[(papers["task"] == paper) & (papers["method"] == "unimoco")]
     theirs = theirs[theirs["metric"] == theirs["metric"].iloc[0]] if len(theirs) else theirs
     figure, axes = plt.subplots(
-        1, 2 if len(theirs) else 1, figsize=(9.5 if len(theirs) else 5, 3.6), squeeze=False, layout="constrained"
+        1, 2 if len(theirs) else 1, figsize=(9.5 if len(theirs) else 5, 4.6), squeeze=False, layout="constrained"
     )
     ours = axes[0, 0]
     several = [(protocol, group) for protocol, group in rows.groupby("protocol") if _ratios(group) > 1]
@@ -110,12 +110,21 @@ def _ours(axes: Axes, rows: pd.DataFrame, colour: str, protocol: str) -> None:
     if points:
         x, y, spread = np.array(sorted(points), dtype=float).T
         axes.plot(x, y, "-", color=colour)
-        axes.errorbar(x, y, spread, fmt="o", color=colour, capsize=3, label="UniMoCo")
         single = np.isnan(spread)
+        if not single.all():
+            kept = ~single
+            axes.errorbar(x[kept], y[kept], spread[kept], fmt="o", color=colour, capsize=3, label="UniMoCo")
         if single.any():
             axes.plot(x[single], y[single], "o", color=colour, markerfacecolor="white", label="UniMoCo, one run")
         axes.fill_between(x, y - spread, y + spread, color=colour, alpha=0.2)
-    axes.legend(fontsize=7, title=textwrap.shorten(protocol, 60, placeholder=" …"), title_fontsize=7, loc="best")
+    axes.legend(
+        fontsize=7,
+        title=textwrap.shorten(protocol, 60, placeholder=" …"),
+        title_fontsize=7,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.17),
+        ncols=2,
+    )
 
 
 def courses(runs: list[Path]) -> Figure:

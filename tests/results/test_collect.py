@@ -16,6 +16,9 @@ def test_courses_are_copied(tmp_path: Path) -> None:
     run, results = tmp_path / "runs" / "desk", tmp_path / "results"
     run.mkdir(parents=True)
     (run / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match="neither a finished"):
+        collect(run, results)
+    (run / "summary.json").write_text("{}\n")
     assert collect(run, results) == results / "curves" / "desk.jsonl"
     assert (results / "curves" / "desk.jsonl").read_text() == "{}\n"
 
@@ -48,8 +51,9 @@ def test_a_run_without_anything_does_not_cost_the_others(
 ) -> None:
     for name in ("run_a", "run_b", "run_c"):
         (tmp_path / name).mkdir()
-    (tmp_path / "run_c" / "metrics.jsonl").write_text("{}\n")
+    for name in ("metrics.jsonl", "summary.json"):
+        (tmp_path / "run_c" / name).write_text("{}\n")
     monkeypatch.setattr(collect_module.collect, "__defaults__", (tmp_path / "results",))
-    assert main([str(tmp_path / "run_*")]) == 2
-    assert capsys.readouterr().err.count("neither") == 2
+    assert main([str(tmp_path / "run_*")]) == 0
+    assert capsys.readouterr().err.count("passed over") == 2
     assert (tmp_path / "results" / "curves" / "run_c.jsonl").is_file()
