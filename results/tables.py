@@ -58,7 +58,7 @@ def measured(
     pretrainings = sorted(set(rows["pretraining"]))
     columns = _columns(rows)
     letters = {key: chr(ord("a") + i) for i, key in enumerate(dict.fromkeys((t, p) for t, p, _ in columns))}
-    several = len({p.arch for p in pretrainings}) > 1
+    archs = {p.arch for p in pretrainings}
     grid = Grid(name, title, ["pre-training"])
     marks = {key: "" if brief else f" ({letter})" for key, letter in letters.items()}
     grid.header += [f"{TASKS[t].title}{marks[t, p]}: {METRICS.get(m, m)}" for t, p, m in columns]
@@ -75,7 +75,7 @@ def measured(
     grid.rows = [(titles[p], cells[p]) for p in pretrainings]
     first = next((p for p in pretrainings if p.method == baseline), None)
     grid.compare(titles.get(first) if first else None, {i: TASKS[t].least for i, (t, _, _) in enumerate(columns)})
-    arch = "" if several or not pretrainings else f" Backbone: {pretrainings[0].arch}."
+    arch = f" Backbone: {archs.pop()}." if len(archs) == 1 else ""
     legend = (
         "In %: mean ± sample standard deviation (number of pre-trainings; of runs, where they are more), difference to "
     )

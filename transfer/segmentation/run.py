@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import pickle
-import resource
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,12 +207,9 @@ def leave_pictures(folder: Path, shown: PicturesHook, metainfo: dict[str, Any]) 
 
 
 def cost(runner: Runner) -> dict[str, float]:
-    """Return seconds an iteration, the share of them spent waiting for images, and peak memory."""
+    """Return seconds an iteration, and the share of them spent waiting for images; nothing where none was trained."""
     scalars = runner.message_hub.log_scalars
-    told = {}
-    if "train/time" in scalars:
-        seconds, waiting = (float(scalars[f"train/{name}"].mean()) for name in ("time", "data_time"))
-        told = {"seconds_per_iteration": seconds, "data_share": waiting / seconds}
-    if get_device() != "cpu":
-        return {**told, "peak_gpu_mib": torch.cuda.max_memory_allocated() / 2**20}
-    return {**told, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10}
+    if "train/time" not in scalars:
+        return {}
+    seconds, waiting = (float(scalars[f"train/{name}"].mean()) for name in ("time", "data_time"))
+    return {"seconds_per_iteration": seconds, "data_share": waiting / seconds}
