@@ -138,6 +138,25 @@ def frame(records: Collection[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=[*columns, "metric", "value"])
 
 
+def usual(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of each task only the protocol that most pre-trainings were measured with."""
+    known = rows.groupby(["task", "protocol"])["pretraining"].nunique()
+    most = {task: known[task].idxmax() for task in known.index.get_level_values("task").unique()}
+    return rows[rows["protocol"] == rows["task"].map(most)]
+
+
+def by_ratio(rows: pd.DataFrame) -> dict[float, Pretraining]:
+    """UniMoCo's pre-training for each share of labels: the recipe with the most shares, its most frequent settings."""
+    unimoco = sorted({p for p in rows["pretraining"] if p.method == "unimoco"})
+    recipes = Counter((p.epochs, p.arch) for p in unimoco).most_common(1)
+    settings = Counter(p.settings for p in unimoco if p.settings)
+    return {
+        p.label_ratio: p
+        for p in sorted(unimoco, key=lambda p: settings[p.settings])
+        if (p.epochs, p.arch) == recipes[0][0]
+    }
+
+
 def published(path: Path) -> pd.DataFrame:
     """Figures of the papers: task, method, label_ratio, epochs, metric, value (in %), source, mark, note.
 

@@ -162,7 +162,7 @@ LATEX_SIGNS = str.maketrans(
     {
         "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
         "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
-        "†": r"$\dagger$", "≥": r"$\geq$", "×": r"$\times$", "–": "--", "\x02": r"\textbf{", "\x03": "}",
+        "†": r"$\dagger$", "≥": r"$\geq$", "×": r"$\times$", "−": "$-$", "–": "--", "\x02": r"\textbf{", "\x03": "}",
     }
 )  # fmt: skip
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from results.frame import by_ratio
 from results.grid import Cell
 from results.tasks import METRICS, PAPER_TITLES, TASKS
 
@@ -91,13 +91,7 @@ def _ours(axes: Axes, rows: pd.DataFrame, colour: str, protocol: str) -> None:
 
     Of UniMoCo the recipe with the most ratios is drawn; a point without a spread, one pre-training, is hollow.
     """
-    unimoco = sorted({p for p in rows["pretraining"] if p.method == "unimoco"})
-    usual = Counter((p.epochs, p.arch) for p in unimoco).most_common(1)
-    # Where a ratio was trained with several settings, the most frequent ones; sorted, so that known ones come last.
-    common = Counter(p.settings for p in unimoco if p.settings)
-    drawn = {
-        p.label_ratio: p for p in sorted(unimoco, key=lambda p: common[p.settings]) if (p.epochs, p.arch) == usual[0][0]
-    }
+    drawn = by_ratio(rows)
     points = []
     for p in sorted(set(rows["pretraining"])):
         chosen = rows[rows["pretraining"] == p]

@@ -24,7 +24,8 @@ if not __package__:  # run as a script: find the packages beside this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from results import plots, report
-from results.frame import Pretraining, frame, load, published
+from results.claims import claims
+from results.frame import Pretraining, frame, load, published, usual
 from results.grid import Cell, Grid
 from results.record import Record
 from results.tasks import METRICS, PAPER_TITLES, TASKS
@@ -89,13 +90,9 @@ def measured(
 
 def overview(rows: pd.DataFrame, papers: pd.DataFrame) -> Grid:
     """The headline of each task in one table, by the protocol that most pre-trainings were measured with."""
-    known = rows.groupby(["task", "protocol"])["pretraining"].nunique()
-    usual = {task: known[task].idxmax() for task in known.index.get_level_values("task").unique()}
-    shown = [
-        metric in TASKS[task].headline and protocol == usual[task]
-        for task, protocol, metric in zip(rows["task"], rows["protocol"], rows["metric"], strict=True)
-    ]
-    headlines = {(TASKS[task].paper or task, metric) for task in usual for metric in TASKS[task].headline}
+    rows = usual(rows)
+    shown = [metric in TASKS[task].headline for task, metric in zip(rows["task"], rows["metric"], strict=True)]
+    headlines = {(TASKS[task].paper or task, metric) for task in set(rows["task"]) for metric in TASKS[task].headline}
     unimoco = papers[papers["method"] == "unimoco"]
     headlines &= set(zip(unimoco["task"], unimoco["metric"], strict=True))
     theirs = [pair in headlines for pair in zip(papers["task"], papers["metric"], strict=True)]
@@ -209,7 +206,7 @@ def grids(records: list[Record], papers: pd.DataFrame) -> list[Grid]:
     rows = frame(records)
     method = rows["pretraining"].map(lambda p: p.method)
     main = rows[~method.isin([m for m in ABLATION if m != "unimoco"])]
-    tables = [overview(main, papers)]
+    tables = [overview(main, papers), claims(rows, papers)]
     tables += [measured(name, title, main[main["table"] == name], "unimoco", papers) for name, title in TITLES.items()]
     most = rows[method.isin(ABLATION) & (rows["pretraining"].map(lambda p: p.label_ratio) == 1)]
     first = [metric == TASKS[task].metrics[0] for task, metric in zip(most["task"], most["metric"], strict=True)]
