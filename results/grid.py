@@ -167,6 +167,12 @@ LATEX_SIGNS = str.maketrans(
 )  # fmt: skip
 
 
+def letters(number: int) -> str:
+    """The mark of a footnote: 0 is "a", 25 "z", 26 "aa"."""
+    more, last = divmod(number, 26)
+    return (letters(more - 1) if more else "") + chr(ord("a") + last)
+
+
 def escaped(text: str) -> str:
     """Text for LaTeX; \\x02 and \\x03 hold the place of bold's braces."""
     return text.translate(LATEX_SIGNS)

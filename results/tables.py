@@ -26,7 +26,7 @@ if not __package__:  # run as a script: find the packages beside this folder
 from results import plots, report
 from results.claims import claims
 from results.frame import Pretraining, frame, load, published, usual
-from results.grid import Cell, Grid
+from results.grid import Cell, Grid, letters
 from results.record import Record
 from results.tasks import METRICS, PAPER_TITLES, TASKS
 
@@ -58,10 +58,10 @@ def measured(
     """
     pretrainings = sorted(set(rows["pretraining"]))
     columns = _columns(rows)
-    letters = {key: chr(ord("a") + i) for i, key in enumerate(dict.fromkeys((t, p) for t, p, _ in columns))}
+    letter_of = {key: letters(i) for i, key in enumerate(dict.fromkeys((t, p) for t, p, _ in columns))}
     archs = {p.arch for p in pretrainings}
     grid = Grid(name, title, ["pre-training"])
-    marks = {key: "" if brief else f" ({letter})" for key, letter in letters.items()}
+    marks = {key: "" if brief else f" ({letter})" for key, letter in letter_of.items()}
     grid.header += [f"{TASKS[t].title}{marks[t, p]}: {METRICS.get(m, m)}" for t, p, m in columns]
     cells: dict[Pretraining, list[Cell]] = {p: [] for p in pretrainings}
     for task, protocol, metric in columns:
@@ -69,7 +69,7 @@ def measured(
         for p in pretrainings:
             of_row = chosen[chosen["pretraining"] == p]
             cells[p].append(Cell.of(of_row["value"], of_row["trained"]))
-    notes = [] if brief else [f"({letter}) {protocol}." for (_, protocol), letter in letters.items()]
+    notes = [] if brief else [f"({letter}) {protocol}." for (_, protocol), letter in letter_of.items()]
     if papers is not None:
         notes += _add_papers(grid, cells, papers, dict.fromkeys(task for task, _, _ in columns))
     titles = _titles(pretrainings)
@@ -168,16 +168,16 @@ def cost(rows: pd.DataFrame) -> Grid:
     seconds = known["seconds"] + known["seconds_before_resuming"].fillna(0)
     memory = known["peak_gpu_mib"].fillna(known["gpu_memory_bytes"] / 2**20).fillna(known["peak_mib"])
     runs = runs.assign(seconds=seconds, memory=memory, speed=known["images"] / seconds)
-    letters: dict[str, str] = {}
+    letter_of: dict[str, str] = {}
     for (task, protocol, arch, device), group in runs.groupby(["task", "protocol", "arch", "device"], sort=False):
-        letter = letters.setdefault(str(protocol), chr(ord("a") + len(letters)))
+        letter = letter_of.setdefault(str(protocol), letters(len(letter_of)))
         figures = ("" if pd.isna(v) else f"{v:.0f}" for v in group[["seconds", "memory", "speed"]].median())
         texts = [arch, device, str(len(group)), *figures]
         grid.rows.append((f"{TASKS[str(task)].title} ({letter})", [Cell(text=str(text)) for text in texts]))
     grid.notes = [
         "Medians over the runs; whole command, reading and evaluating included. Memory: of the GPU, else of the "
         "process. kNN and linear take up features that an earlier command has kept, where there are any.",
-        *(f"({letter}) {protocol}." for protocol, letter in letters.items()),
+        *(f"({letter}) {protocol}." for protocol, letter in letter_of.items()),
     ]
     return grid
 

@@ -13,7 +13,6 @@ images.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -26,11 +25,12 @@ from pretrain.engine import autocast_type
 from pretrain.images import ImageSet
 from transfer.classification import options, pictures
 from transfer.classification.data import ClassData, hold_out, load_class_data, source_names
+from transfer.classification.evaluation import Measured, evaluate_seeds
 from transfer.classification.heads import best_of, head_hash, load_head, scores
 from transfer.classification.loop import Diverged, Work, finish
 from transfer.classification.schedule import CropConfig
 from transfer.classification.tuning import TuneOptim, predict_all, tune
-from transfer.common import Metrics, Run, measure, read_checkpoint, summary, told
+from transfer.common import Run, read_checkpoint, told
 
 
 def parser() -> ArgumentParser:
@@ -67,30 +67,11 @@ def evaluate(o: Namespace) -> None:
     device = start(o.device)
     if world_size() > 1 and device.type == "cpu":
         raise ValueError("several processes need GPUs here: batch norm must see the whole batch")
-
-    pictures_of: dict[int, Callable[[], None]] = {}
-
-    def do(run: Run) -> tuple[Metrics, dict[str, float]]:
-        metrics, cost, pictures_of[run.seed] = measure_one(run, o, device)
-        return metrics, cost
-
-    def after(run: Run) -> None:
-        draw_them = pictures_of.pop(run.seed)
-        if o.pictures and run.seed == o.seeds[0]:
-            draw_them()
-
-    records = measure((plan(o, seed, device) for seed in o.seeds), do, o, device, after)
-    if rank() == 0:
-        print(records[0].protocol)
-        print(summary(records))
+    evaluate_seeds(o, device, plan, lambda run: measure_one(run, o, device))
 
 
-def measure_one(run: Run, o: Namespace, device: torch.device) -> tuple[Metrics, dict[str, float], Callable[[], None]]:
-    """Chooses the rates, trains on all labelled images, tests.
-
-    Returns:
-        Metrics, cost, and what draws the picture.
-    """
+def measure_one(run: Run, o: Namespace, device: torch.device) -> Measured:
+    """Chooses the rates, trains on all labelled images, tests."""
     data = load_class_data(o)
     optim, crop = TuneOptim(**o.optim.as_dict()), CropConfig(**o.crop.as_dict())
     folder = options.run_folder(run, "finetune")

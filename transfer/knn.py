@@ -28,8 +28,9 @@ from pretrain.images import ImageSet
 from pretrain.knn import accuracy, check_neighbours, gather_nearest, nearest, votes
 from transfer.classification import options, pictures
 from transfer.classification.data import ClassData, load_class_data, source_names
+from transfer.classification.evaluation import Measured, evaluate_seeds
 from transfer.classification.features import Extraction
-from transfer.common import Metrics, Run, measure, read_checkpoint, summary, told
+from transfer.common import Metrics, Run, read_checkpoint, told
 
 CHUNK, BLOCK = 1024, 8192  # queries and bank images handled at a time
 FIRST = 5  # classes looked at a query
@@ -88,32 +89,23 @@ def evaluate(o: Namespace) -> None:
     options.require_data(o)
     check(o)
     device = start(o.device)
+    evaluate_seeds(o, device, plan, lambda run: measure_one(run, o, device))
 
-    found: dict[int, tuple[ClassData, Tensor, Tensor]] = {}
 
-    def do(run: Run) -> tuple[Metrics, dict[str, float]]:
-        data = load_class_data(o, leave_one_out=True)
-        if data.same and run.config["bank"] != run.config["queries"]:
-            raise ValueError(
-                f"--test {run.config['queries']}: these are the images of --data {run.config['bank']}; "
-                "to leave one out give both the same name"
-            )
-        check_neighbours(as_list(o.k), len(data.train) - int(data.same))
-        extract = Extraction(run.config["size"], device, o.precision, options.STORES[o.store], o.cache, o.workers)
-        bank, queries = features_of(run, data, extract)
-        metrics = vote(data, bank, queries, as_list(o.k), as_list(o.temperature))
-        if o.pictures and run.seed == o.seeds[0] and world_size() == 1:
-            found[run.seed] = data, bank, queries
-        return metrics, {"images": float(len(data.train) + (0 if data.same else len(data.test)))}
-
-    def after(run: Run) -> None:
-        if run.seed in found:
-            draw(run, *found.pop(run.seed))
-
-    records = measure((plan(o, seed, device) for seed in o.seeds), do, o, device, after)
-    if rank() == 0:
-        print(records[0].protocol)
-        print(summary(records))
+def measure_one(run: Run, o: Namespace, device: torch.device) -> Measured:
+    """Lets the training images vote on the test images."""
+    data = load_class_data(o, leave_one_out=True)
+    if data.same and run.config["bank"] != run.config["queries"]:
+        raise ValueError(
+            f"--test {run.config['queries']}: these are the images of --data {run.config['bank']}; "
+            "to leave one out give both the same name"
+        )
+    check_neighbours(as_list(o.k), len(data.train) - int(data.same))
+    extract = Extraction(run.config["size"], device, o.precision, options.STORES[o.store], o.cache, o.workers)
+    bank, queries = features_of(run, data, extract)
+    metrics = vote(data, bank, queries, as_list(o.k), as_list(o.temperature))
+    images = float(len(data.train) + (0 if data.same else len(data.test)))
+    return metrics, {"images": images}, lambda: draw(run, data, bank, queries)
 
 
 def features_of(run: Run, data: ClassData, extract: Extraction) -> tuple[Tensor, Tensor]:
@@ -190,7 +182,9 @@ def say_memory(data: ClassData, bank: Tensor, queries: Tensor, k: int) -> None:
 
 
 def draw(run: Run, data: ClassData, bank: Tensor, queries: Tensor) -> None:
-    """A few test images and their nearest neighbours."""
+    """A few test images and their nearest neighbours, where this process has the whole bank."""
+    if world_size() > 1:
+        return
     path: Path = options.run_folder(run, "knn") / "neighbours.png"
     pictures.neighbours(path, data.train, data.test, bank, queries.cpu())
     print(f"picture: {path}")

@@ -15,7 +15,6 @@ the trunk is compared with the checkpoint.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -31,12 +30,13 @@ from pretrain.distributed import rank, start, stop, world_size
 from pretrain.engine import autocast_type
 from transfer.classification import logistic, options, pictures
 from transfer.classification.data import ClassData, hold_out, load_class_data, source_names
+from transfer.classification.evaluation import Measured, evaluate_seeds
 from transfer.classification.features import Extraction
 from transfer.classification.heads import best_of, head_hash, load_head, per_class, predict, save_head, scores
 from transfer.classification.loop import Work, finish
 from transfer.classification.online import MODES, HeadOptim, rates_in_words, train_heads
 from transfer.classification.schedule import CropConfig
-from transfer.common import Metrics, Run, measure, read_checkpoint, summary, told
+from transfer.common import Run, read_checkpoint, told
 
 CACHED = "cached"
 
@@ -110,32 +110,11 @@ def evaluate(o: Namespace) -> None:
     device = start(o.device)
     if world_size() > 1 and o.mode == CACHED:
         raise ValueError("--mode cached runs in one process; the other modes use many")
-
-    pictures_of: dict[int, Callable[[], None]] = {}
-
-    def do(run: Run) -> tuple[Metrics, dict[str, float]]:
-        metrics, cost, pictures_of[run.seed] = measure_one(run, load_class_data(o), o, device)
-        return metrics, cost
-
-    def after(run: Run) -> None:
-        draw_them = pictures_of.pop(run.seed)
-        if o.pictures and run.seed == o.seeds[0]:
-            draw_them()
-
-    records = measure((plan(o, seed, device) for seed in o.seeds), do, o, device, after)
-    if rank() == 0:
-        print(records[0].protocol)
-        print(summary(records))
+    evaluate_seeds(o, device, plan, lambda run: measure_one(run, load_class_data(o), o, device))
 
 
-def measure_one(
-    run: Run, data: ClassData, o: Namespace, device: torch.device
-) -> tuple[Metrics, dict[str, float], Callable[[], None]]:
-    """Trains and tests one head; leaves it and its classes' accuracies in the run folder.
-
-    Returns:
-        Metrics, cost, and what draws the pictures.
-    """
+def measure_one(run: Run, data: ClassData, o: Namespace, device: torch.device) -> Measured:
+    """Trains and tests one head; leaves it and its classes' accuracies in the run folder."""
     network = run.backbone.build().to(device).to(memory_format=torch.channels_last)
     extract = Extraction(run.config["size"], device, o.precision, options.STORES[o.store], o.cache, o.workers)
     folder = options.run_folder(run, o.mode)

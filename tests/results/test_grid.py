@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from results.grid import Cell, Grid, escaped
+from results.grid import Cell, Grid, escaped, letters
 
 
 def grid(*columns: list[Cell]) -> Grid:
@@ -114,3 +114,9 @@ def test_latex_compiles(tmp_path: Path) -> None:
     too_wide = [float(points) for points in re.findall(r"Overfull \\hbox \(([\d.]+)pt", done.stdout)]
     assert max(too_wide, default=0) < 20, "a table is wider than the page"
     assert "Overfull \\vbox" not in done.stdout
+
+
+def test_footnotes_go_on_after_z() -> None:
+    assert [letters(number) for number in (0, 1, 25, 26, 27, 51, 52, 702)] == [
+        "a", "b", "z", "aa", "ab", "az", "ba", "aaa",
+    ]  # fmt: skip
