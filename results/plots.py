@@ -17,7 +17,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from results.frame import by_ratio
+from results.frame import by_ratio, usual
 from results.grid import Cell
 from results.tasks import METRICS, PAPER_TITLES, TASKS
 
@@ -32,6 +32,8 @@ def draw(rows: pd.DataFrame, papers: pd.DataFrame, curves: Path, folder: Path) -
             figure = label_ratio(rows[rows["task"] == name], papers, task.paper or name)
             if figure is not None:
                 made.append(_save(figure, folder / f"label_ratio_{name}.svg"))
+        if (figure := every_task(rows)) is not None:
+            made.insert(0, _save(figure, folder / "label_ratios.svg"))
         if runs := sorted(curves.glob("*.jsonl")):
             made.append(_save(courses(runs), folder / "curves.svg"))
     return made
@@ -65,7 +67,9 @@ def label_ratio(rows: pd.DataFrame, papers: pd.DataFrame, paper: str) -> Figure 
     ours = axes[0, 0]
     several = [(protocol, group) for protocol, group in rows.groupby("protocol") if _ratios(group) > 1]
     for number, (protocol, group) in enumerate(several):
-        _ours(ours, group, f"C{number}", str(protocol))
+        _ours(ours, group, f"C{number}")
+        title = textwrap.shorten(str(protocol), 60, placeholder=" …")
+        ours.legend(fontsize=7, title=title, title_fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
     ours.set(title=f"{task.title}: measured here", ylabel=f"{METRICS[task.metrics[0]]}, %")
     if len(theirs):
         axes[0, 1].plot(
@@ -81,12 +85,39 @@ def label_ratio(rows: pd.DataFrame, papers: pd.DataFrame, paper: str) -> Figure 
     return figure
 
 
+def every_task(rows: pd.DataFrame) -> Figure | None:
+    """The first metric of each task against the share of labels, a panel each; None where no task has two shares.
+
+    Args:
+        rows: of `frame`, all tasks.
+    """
+    rows = usual(rows)
+    rows = rows[rows["metric"] == rows["task"].map({name: task.metrics[0] for name, task in TASKS.items()})]
+    panels = {name: group for name in TASKS if _ratios(group := rows[rows["task"] == name]) > 1}
+    if not panels:
+        return None
+    across = min(3, len(panels))
+    down = -(-len(panels) // across)
+    figure, axes = plt.subplots(down, across, figsize=(3.6 * across, 2.9 * down), squeeze=False, layout="constrained")
+    for one, (name, group) in zip(axes.flat, panels.items(), strict=False):
+        _ours(one, group, "C0")
+        metric = TASKS[name].metrics[0]
+        one.set(title=TASKS[name].title, ylabel=f"{METRICS[metric]}, %", xlabel="labels kept, %")
+    for unused in axes.flat[len(panels) :]:
+        unused.axis("off")
+    handles = {
+        label: handle for one in axes.flat for handle, label in zip(*one.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", fontsize=9, ncols=4, frameon=False)
+    return figure
+
+
 def _ratios(rows: pd.DataFrame) -> int:
     """How many label ratios of UniMoCo were measured."""
     return len({p.label_ratio for p in rows["pretraining"] if p.method == "unimoco"})
 
 
-def _ours(axes: Axes, rows: pd.DataFrame, colour: str, protocol: str) -> None:
+def _ours(axes: Axes, rows: pd.DataFrame, colour: str) -> None:
     """A curve with its band of one sample standard deviation, and a line for each baseline.
 
     Of UniMoCo the recipe with the most ratios is drawn; a point without a spread, one pre-training, is hollow.
@@ -111,14 +142,6 @@ def _ours(axes: Axes, rows: pd.DataFrame, colour: str, protocol: str) -> None:
         if single.any():
             axes.plot(x[single], y[single], "o", color=colour, markerfacecolor="white", label="UniMoCo, one run")
         axes.fill_between(x, y - spread, y + spread, color=colour, alpha=0.2)
-    axes.legend(
-        fontsize=7,
-        title=textwrap.shorten(protocol, 60, placeholder=" …"),
-        title_fontsize=7,
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.17),
-        ncols=2,
-    )
 
 
 def courses(runs: list[Path]) -> Figure:

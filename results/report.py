@@ -84,6 +84,8 @@ def _caption(name: str) -> str:
     ratio = name.removeprefix("label_ratio_")
     if ratio in TASKS:
         return f"{TASKS[ratio].title}, by the share of labels"
+    if name == "label_ratios":
+        return "Every task, by the share of labels"
     if name == "curves":
         return "Pre-trainings: loss, and kNN on held-out images"
     checkpoint, _, task = name.rpartition("_")

@@ -26,7 +26,7 @@ def draw(study: list[Record], folder: Path) -> dict[str, bytes]:
 def test_plots_are_the_same_bytes_each_time(study: list[Record], tmp_path: Path) -> None:
     first = draw(study, tmp_path / "a")
     assert first == draw(study, tmp_path / "b")
-    assert set(first) == {"label_ratio_linear.svg", "curves.svg"}
+    assert set(first) == {"label_ratios.svg", "label_ratio_linear.svg", "curves.svg"}
     text = first["label_ratio_linear.svg"].decode()
     assert "measured here" in text
     assert "ImageNet, linear: as published" in text
@@ -51,3 +51,13 @@ def test_one_label_ratio_makes_no_curve(study: list[Record], tmp_path: Path) -> 
 
 def test_without_records_there_are_the_courses_alone(tmp_path: Path) -> None:
     assert set(draw([], tmp_path / "a")) == {"curves.svg"}
+
+
+def test_every_task_of_several_ratios_has_its_panel(study: list[Record]) -> None:
+    knn = [dataclasses.replace(r, task="knn", metrics={"knn_top1_k200": 0.5}) for r in study]
+    single = dataclasses.replace(study[0], task="fashion-fcn", metrics={"mIoU": 0.1})
+    figure = plots.every_task(frame([*study, *knn, single]))
+    assert figure is not None
+    assert [axes.get_title() for axes in figure.axes] == ["linear", "kNN"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["random initialisation", "UniMoCo"]
+    assert plots.every_task(frame([single])) is plots.every_task(frame([])) is None
