@@ -22,7 +22,8 @@ from pretrain.distributed import rank, world_size
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "opencv-python")
 # What runs leave behind themselves is no change of the code that runs.
-CODE = (":/", ":(top,exclude)results/records", ":(top,exclude)results/tables", ":(top,exclude)README.md")
+MADE = ("results/records", "results/curves", "results/pictures", "results/tables", "README.md")
+CODE = (":/", *(f":(top,exclude){path}" for path in MADE))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -9,7 +9,9 @@ from pretrain import run_folder
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A git checkout that the module believes to lie in."""
-    for name in ("pretrain/run_folder.py", "results/records/knn.jsonl", "results/tables.py", "README.md"):
+    code, made = ("pretrain/run_folder.py", "results/tables.py"), ("results/records/knn.jsonl", "README.md")
+    collected = ("results/curves/desk_r1_s0.jsonl", "results/pictures/desk_r1_s0_fashion-fpn.jpg")
+    for name in (*code, *made, *collected):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("as committed\n")
     identity = ("-c", "user.name=test", "-c", "user.email=test@localhost")
@@ -23,6 +25,8 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("changed", "dirty"),
     [
         ("results/records/knn.jsonl", False),
+        ("results/curves/desk_r1_s0.jsonl", False),
+        ("results/pictures/desk_r1_s0_fashion-fpn.jpg", False),
         ("README.md", False),
         ("results/tables.py", True),
         ("pretrain/run_folder.py", True),
