@@ -145,6 +145,12 @@ def usual(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["protocol"] == rows["task"].map(most)]
 
 
+def headlines(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of each task only the first metric, by the usual protocol."""
+    rows = usual(rows)
+    return rows[rows["metric"] == rows["task"].map({name: task.metrics[0] for name, task in TASKS.items()})]
+
+
 def by_ratio(rows: pd.DataFrame) -> dict[float, Pretraining]:
     """UniMoCo's pre-training for each share of labels: the recipe with the most shares, its most frequent settings."""
     unimoco = sorted({p for p in rows["pretraining"] if p.method == "unimoco"})

@@ -17,7 +17,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from results.frame import by_ratio, usual
+from results.frame import by_ratio, headlines
 from results.grid import Cell
 from results.tasks import METRICS, PAPER_TITLES, TASKS
 
@@ -91,8 +91,7 @@ def every_task(rows: pd.DataFrame) -> Figure | None:
     Args:
         rows: of `frame`, all tasks.
     """
-    rows = usual(rows)
-    rows = rows[rows["metric"] == rows["task"].map({name: task.metrics[0] for name, task in TASKS.items()})]
+    rows = headlines(rows)
     panels = {name: group for name in TASKS if _ratios(group := rows[rows["task"] == name]) > 1}
     if not panels:
         return None

@@ -25,7 +25,7 @@ if not __package__:  # run as a script: find the packages beside this folder
 
 from results import plots, report
 from results.claims import claims
-from results.frame import Pretraining, frame, load, published, usual
+from results.frame import Pretraining, frame, headlines, load, published, usual
 from results.grid import Cell, Grid, letters
 from results.record import Record
 from results.tasks import METRICS, PAPER_TITLES, TASKS
@@ -208,10 +208,9 @@ def grids(records: list[Record], papers: pd.DataFrame) -> list[Grid]:
     main = rows[~method.isin([m for m in ABLATION if m != "unimoco"])]
     tables = [overview(main, papers), claims(rows, papers)]
     tables += [measured(name, title, main[main["table"] == name], "unimoco", papers) for name, title in TITLES.items()]
-    most = rows[method.isin(ABLATION) & (rows["pretraining"].map(lambda p: p.label_ratio) == 1)]
-    first = [metric == TASKS[task].metrics[0] for task, metric in zip(most["task"], most["metric"], strict=True)]
-    headline = most[pd.Series(first, index=most.index, dtype=bool)]
-    ablation = measured("ablation", "Losses, all labels", headline, "unimoco")
+    every = rows["pretraining"].map(lambda p: p.label_ratio) == 1
+    most = headlines(rows[method.isin(ABLATION) & every])
+    ablation = measured("ablation", "Losses, all labels", most, "unimoco")
     return [
         *(table for table in tables if table.rows),
         *[ablation] * (len(ablation.rows) > 1),
