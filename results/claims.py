@@ -91,7 +91,8 @@ def lead(measured: list[Pair]) -> str:
         return ""
     clear = [_gap(theirs, ours) > 0 for _, ours, theirs in measured if counts(theirs, ours)]
     ahead, behind, level = sum(clear), len(clear) - sum(clear), len(measured) - len(clear)
-    verdict = "yes" if ahead == len(measured) else "no" if not ahead else "in part"
+    decided = "in part" if ahead else "no" if behind else "undecided"
+    verdict = "yes" if ahead == len(measured) else decided
     return f"{verdict}: ahead in {ahead} of {len(measured)}, behind in {behind}, undecided in {level}"
 
 

@@ -52,6 +52,7 @@ def test_a_lead_counts_beyond_the_spread_only() -> None:
     assert lead([ahead, behind, level]) == "in part: ahead in 1 of 3, behind in 1, undecided in 1"
     assert lead([ahead, ahead]).startswith("yes: ahead in 2 of 2")
     assert lead([level, behind]).startswith("no: ahead in 0 of 2")
+    assert lead([level, level]).startswith("undecided: ahead in 0 of 2")
 
 
 def test_what_was_not_measured_is_not_told() -> None:
@@ -75,7 +76,7 @@ def test_the_table_sets_published_figures_beside_ours(study: list[Record]) -> No
     assert rows["UniMoCo detects better than cross-entropy"] == [
         "39.6 against 38.2",
         "Fashion Scenes, FPN AP box 30.0 against 20.0; Fashion Scenes, FPN AP mask 20.0 against 10.0",
-        "no: ahead in 0 of 2, behind in 0, undecided in 2",
+        "undecided: ahead in 0 of 2, behind in 0, undecided in 2",
     ]
     assert rows["UniCon is better than SupCon"][0::2] == [
         "–", "yes: ahead in 1 of 1, behind in 0, undecided in 0",
