@@ -63,15 +63,15 @@ def labels_help(measured: Mapping[float, Cell]) -> str:
     if len(measured) < 2:
         return ""
     ratios = sorted(measured)
-    ends = f"{difference(measured[ratios[0]], measured[ratios[-1]])} from {_share(ratios[0])} to {_share(ratios[-1])}"
-    drops = [
-        f"{difference(measured[a], measured[b])} from {_share(a)} to {_share(b)}"
-        for a, b in pairwise(ratios)
-        if _gap(measured[a], measured[b]) < 0
-    ]
-    rises = _gap(measured[ratios[0]], measured[ratios[-1]]) > 0 and counts(measured[ratios[0]], measured[ratios[-1]])
+    first, last = ratios[0], ratios[-1]
+
+    def step(a: float, b: float) -> str:
+        return f"{difference(measured[a], measured[b])} from {_share(a)} to {_share(b)}"
+
+    drops = [step(a, b) for a, b in pairwise(ratios) if _gap(measured[a], measured[b]) < 0]
+    rises = _gap(measured[first], measured[last]) > 0 and counts(measured[first], measured[last])
     steps = f", but {', '.join(drops)}" if drops else ", a rise at every step"
-    return f"{'yes' if rises else 'no'}: {ends}{steps}"
+    return f"{'yes' if rises else 'no'}: {step(first, last)}{steps}"
 
 
 def best_below_all(measured: Mapping[float, Cell]) -> str:
@@ -99,11 +99,11 @@ def lead(measured: list[Pair]) -> str:
 def points(rows: pd.DataFrame, task: str) -> dict[float, Cell]:
     """The headline of a task by UniMoCo's share of labels."""
     chosen = rows[(rows["task"] == task) & (rows["metric"] == TASKS[task].metrics[0])]
-    return {
-        ratio: Cell.of(same["value"], same["trained"])
-        for ratio, pretraining in sorted(by_ratio(chosen).items())
-        if len(same := chosen[chosen["pretraining"] == pretraining])
-    }
+    found = {}
+    for ratio, pretraining in sorted(by_ratio(chosen).items()):
+        same = chosen[chosen["pretraining"] == pretraining]
+        found[ratio] = Cell.of(same["value"], same["trained"])
+    return found
 
 
 def pairs(rows: pd.DataFrame, rival: str, tasks: Iterable[str]) -> list[Pair]:

@@ -98,7 +98,7 @@ def every_task(rows: pd.DataFrame) -> Figure | None:
     across = min(3, len(panels))
     down = -(-len(panels) // across)
     figure, axes = plt.subplots(down, across, figsize=(3.6 * across, 2.9 * down), squeeze=False, layout="constrained")
-    for one, (name, group) in zip(axes.flat, panels.items(), strict=False):
+    for one, (name, group) in zip(axes.flat[: len(panels)], panels.items(), strict=True):
         _ours(one, group, "C0")
         metric = TASKS[name].metrics[0]
         one.set(title=TASKS[name].title, ylabel=f"{METRICS[metric]}, %", xlabel="labels kept, %")
