@@ -1,115 +1,158 @@
-"""Record: one line of results/records/*.jsonl for each (checkpoint, task, protocol, seed).
+"""Record: the result of one measurement, and the whole contract between `transfer` and `results`.
 
-Lines are appended with one write to a file opened for appending and locked, so that several processes may do so at
-once; readers check every line and name a broken one.
+A record is one JSON file, TASK/BACKBONE/CONFIG-HASH_seedN.json below a folder of records. The path follows from what
+was measured, so measuring again replaces the file. Identity is by `backbone_id` and `config_hash`; titles are for
+people and join nothing.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import math
 import os
-from collections.abc import Collection
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-KINDS: dict[str, type] = {"str": str, "int": int, "dict": dict}
+_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,), "int": (int,), "int | None": (int, type(None)), "str | None": (str, type(None)),
+    "dict[str, Any]": (dict,), "dict[str, float]": (dict,),
+}  # fmt: skip
+_FACTS = ("path", "sha256", "format", "arch")  # that every backbone has
 
 
 @dataclass(frozen=True)
 class Record:
-    """What was measured.
+    """One measurement of one checkpoint.
 
     Args:
-        task: what kind of benchmark, e.g. "knn".
-        protocol: its settings in words and numbers; equal for figures that may be compared.
-        checkpoint: of what: path, sha256, format, and what is known of its training (method, arch, label_ratio ...).
+        backbone_id: identifies the pre-training but for its seed: a table's row. Of this project's checkpoints a hash
+            of all that decides the weights, of a foreign file its sha256, of a library's weights their name.
+        backbone: facts for people: path, sha256, format, arch; method, label_ratio, epochs, label_seed ... where known.
+        pretrain_seed: seed of the pre-training or of the random weights; None where unknown.
+        task: the benchmark, e.g. "knn", "coco-c4-1x".
+        config: every resolved option that the metrics depend on. Its hash is a table's column.
+        title: the config in words, for people.
         seed: of the benchmark.
-        metrics: flat name -> value; shares lie between 0 and 1.
-        cost: wall seconds, images ...
-        config: resolved options of the benchmark.
-        environment: versions, device, git commit and whether there were uncommitted changes.
+        metrics: flat name -> value, finite; fractions lie between 0 and 1.
+        headline: name of the metric that leads, a key of `metrics`.
+        cost: seconds, images, memory ...
+        environment: versions, device, git commit, and whether there were uncommitted changes.
+        per_image: name of a .npz file beside the record with one value a test image, for a bootstrap; None without.
+
+    Raises:
+        ValueError: names the field that is malformed.
     """
 
+    backbone_id: str
+    backbone: dict[str, Any]
+    pretrain_seed: int | None
     task: str
-    protocol: str
-    checkpoint: dict[str, Any]
+    config: dict[str, Any]
+    title: str
     seed: int
     metrics: dict[str, float]
+    headline: str
     cost: dict[str, float]
-    config: dict[str, Any]
     environment: dict[str, Any]
+    per_image: str | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value, kind = getattr(self, field.name), KINDS[str(field.type).partition("[")[0]]
-            if not isinstance(value, kind) or isinstance(value, bool):
-                raise ValueError(f"{field.name}={value!r}: must be of type {kind.__name__}")
+            value, types = getattr(self, field.name), _TYPES[str(field.type)]
+            if not isinstance(value, types) or isinstance(value, bool):
+                raise ValueError(f"{field.name}={value!r}: must be of type {field.type}")
         if not self.metrics:
             raise ValueError("a record without metrics")
         for name, value in [*self.metrics.items(), *self.cost.items()]:
             if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
                 raise ValueError(f"{name}={value!r}: must be a finite number")
-        for name in ("sha256", "format", "arch"):
-            if not isinstance(self.checkpoint.get(name), str):
-                raise ValueError(f"checkpoint: {name} is missing")
+        if self.headline not in self.metrics:
+            raise ValueError(f"headline={self.headline!r}: none of the metrics {', '.join(self.metrics)}")
+        for name in _FACTS:
+            if not isinstance(self.backbone.get(name), str):
+                raise ValueError(f"backbone: {name} is missing")
+        for name in ("backbone_id", "task"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty")
 
     @property
     def config_hash(self) -> str:
-        """Hash of the resolved options."""
-        return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()[:12]
+        """Hash of the resolved options, 12 hex digits."""
+        return hash_config(self.config)
 
     @property
-    def key(self) -> tuple[str, str, int, str]:
-        """What makes two records the same measurement."""
-        return self.checkpoint["sha256"], self.task, self.seed, self.config_hash
+    def pretraining(self) -> str:
+        """What tells the pre-trainings of one backbone_id apart: their seeds, or the file where no seed is known."""
+        if self.pretrain_seed is None:
+            return str(self.backbone["sha256"])
+        return f"seed {self.pretrain_seed}, labels {self.backbone.get('label_seed') or 0}"
+
+    @property
+    def path(self) -> Path:
+        """TASK/BACKBONE/CONFIG-HASH_seedN.json, relative to the folder of records."""
+        label_seed = self.backbone.get("label_seed")
+        backbone = self.backbone_id
+        if self.pretrain_seed is not None:
+            backbone += f"_s{self.pretrain_seed}" + f"_labels{label_seed}" * bool(label_seed)
+        return Path(_slug(self.task), _slug(backbone), f"{self.config_hash}_seed{self.seed}.json")
+
+    def matches(self, other: Record) -> bool:
+        """Return whether both measure the same file in the same way."""
+        return self.path == other.path and self.backbone["sha256"] == other.backbone["sha256"]
 
 
-def append(path: Path, record: Record) -> None:
-    """Adds a record as one line; safe with other processes doing the same. Half a line at the end is closed first."""
-    append_line(path, dataclasses.asdict(record) | {"config_hash": record.config_hash})
+def hash_config(config: dict[str, Any]) -> str:
+    """Return the hash of resolved options, 12 hex digits; the order of the keys plays no role."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def append_line(path: Path, content: dict[str, Any]) -> None:
-    """Adds a line of JSON, in one write under a lock; half a line that a crash has left is closed first."""
+def write(folder: Path, record: Record) -> Path:
+    """Write a record atomically below `folder`, over one of the same measurement; return its path."""
+    path = folder / record.path
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+b", buffering=0) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        end = file.seek(0, os.SEEK_END)
-        torn = bool(end) and os.pread(file.fileno(), 1, end - 1) != b"\n"
-        file.write((b"\n" if torn else b"") + json.dumps(content).encode() + b"\n")
+    content = dataclasses.asdict(record) | {"config_hash": record.config_hash}
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(part, path)
+    return path
 
 
-def read(path: Path, tasks: Collection[str] | None = None) -> list[Record]:
-    """All records of a file, in order; none where there is no file.
-
-    Args:
-        path: a *.jsonl file.
-        tasks: names that a record's task may have; None: any.
+def read(path: Path) -> Record:
+    """Read one record.
 
     Raises:
-        ValueError: names the file and line that is broken.
+        ValueError: names the file and what is wrong with it.
     """
-    if not path.exists():
-        return []
-    fields = {field.name for field in dataclasses.fields(Record)}
-    records = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        try:
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError(f"a {type(row).__name__}, no record")
-            row.pop("config_hash", None)
-            if row.keys() != fields:
-                raise ValueError(f"fields {sorted(row.keys() ^ fields)} are missing or unknown")
-            record = Record(**row)
-            if tasks is not None and record.task not in tasks:
-                raise ValueError(f"task {record.task!r} is unknown; results/tasks.py lists the tasks")
-            records.append(record)
-        except ValueError as error:
-            raise ValueError(f"{path}:{number}: {error}") from error
-    return records
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError(f"a {type(content).__name__}, not a record")
+        stored = content.pop("config_hash", None)
+        fields = {field.name for field in dataclasses.fields(Record)}
+        if content.keys() != fields:
+            raise ValueError(f"fields {sorted(content.keys() ^ fields)} are missing or unknown")
+        record = Record(**content)
+        if stored != record.config_hash:
+            raise ValueError(f"config_hash is {stored}, its config hashes to {record.config_hash}: edited by hand?")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return record
+
+
+def read_all(folder: Path) -> list[Record]:
+    """Read every record below `folder`, in the order of their paths.
+
+    Raises:
+        ValueError: names the file that is broken.
+    """
+    return [read(path) for path in sorted(folder.glob("*/*/*.json"))]
+
+
+def _slug(text: str) -> str:
+    """Turn an identity into a file name; a hash of it follows where characters had to be replaced."""
+    slug = re.sub(r"[^\w.=+-]+", "-", text)
+    return slug if slug == text else f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
