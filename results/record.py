@@ -153,6 +153,7 @@ def read_all(folder: Path) -> list[Record]:
 
 
 def _slug(text: str) -> str:
-    """Turn an identity into a file name; a hash of it follows where characters had to be replaced."""
+    """Turn an identity into a file name; a hash of it follows where more than colons had to be replaced."""
+    text = text.replace(":", "-")
     slug = re.sub(r"[^\w.=+-]+", "-", text)
     return slug if slug == text else f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
