@@ -1,8 +1,8 @@
-"""Record: the result of one measurement, and the whole contract between `transfer` and `results`.
+"""Record: the result of one measurement, the only contract between `transfer` and `results`.
 
 A record is one JSON file, TASK/BACKBONE/CONFIG-HASH_seedN.json below a folder of records. The path follows from what
-was measured, so measuring again replaces the file. Identity is by `backbone_id` and `config_hash`; titles are for
-people and join nothing.
+was measured, so repeating a measurement replaces its file. `backbone_id` and `config_hash` are the identity; titles are
+only shown, never compared.
 """
 
 from __future__ import annotations
@@ -29,22 +29,23 @@ class Record:
     """One measurement of one checkpoint.
 
     Args:
-        backbone_id: identifies the pre-training but for its seed: a table's row. Of this project's checkpoints a hash
-            of all that decides the weights, of a foreign file its sha256, of a library's weights their name.
-        backbone: facts for people: path, sha256, format, arch; method, label_ratio, epochs, label_seed ... where known.
+        backbone_id: identifies the pre-training apart from its seeds; a row of the tables. For checkpoints of this
+            project a hash over everything else that decides the weights, for other files `sha256-HASH`, for library
+            weights `timm:NAME` or `torchvision:NAME`, for random weights `random:ARCH`.
+        backbone: facts to show: path, sha256, format, arch; method, label_ratio, epochs, label_seed ... where known.
         pretrain_seed: seed of the pre-training or of the random weights; None where unknown.
-        task: the benchmark, e.g. "knn", "coco-c4-1x".
-        config: every resolved option that the metrics depend on. Its hash is a table's column.
-        title: the config in words, for people.
-        seed: of the benchmark.
-        metrics: flat name -> value, finite; fractions lie between 0 and 1.
-        headline: name of the metric that leads, a key of `metrics`.
+        task: name of the benchmark, e.g. "knn" or "coco-c4-1x".
+        config: every resolved option that the metrics depend on. Task and config hash are a column of the tables.
+        title: the config in words, to show.
+        seed: seed of the benchmark.
+        metrics: flat name -> finite value; fractions lie between 0 and 1.
+        headline: name of the leading metric, a key of `metrics`.
         cost: seconds, images, memory ...
-        environment: versions, device, git commit, and whether there were uncommitted changes.
-        per_image: name of a .npz file beside the record with one value a test image, for a bootstrap; None without.
+        environment: versions, device, git commit, whether there were uncommitted changes; `job`, the study job.
+        per_image: name of a .npz file beside the record: metric name -> one value per test image, for the bootstrap.
 
     Raises:
-        ValueError: names the field that is malformed.
+        ValueError: a field is malformed; the message names it.
     """
 
     backbone_id: str
@@ -81,24 +82,29 @@ class Record:
 
     @property
     def config_hash(self) -> str:
-        """Hash of the resolved options, 12 hex digits."""
+        """Return the hash of the resolved options, 12 hex digits."""
         return hash_config(self.config)
 
     @property
     def pretraining(self) -> str:
-        """What tells the pre-trainings of one backbone_id apart: their seeds, or the file where no seed is known."""
+        """Return what distinguishes pre-trainings of one backbone_id: their seeds, or the file where no seed is known."""
         if self.pretrain_seed is None:
             return str(self.backbone["sha256"])
-        return f"seed {self.pretrain_seed}, labels {self.backbone.get('label_seed') or 0}"
+        return f"seed {self.pretrain_seed}, labels {self._label_seed}"
 
     @property
     def path(self) -> Path:
-        """TASK/BACKBONE/CONFIG-HASH_seedN.json, relative to the folder of records."""
-        label_seed = self.backbone.get("label_seed")
+        """Return TASK/BACKBONE/CONFIG-HASH_seedN.json, relative to the folder of records."""
         backbone = self.backbone_id
         if self.pretrain_seed is not None:
-            backbone += f"_s{self.pretrain_seed}" + f"_labels{label_seed}" * bool(label_seed)
+            backbone += f"_s{self.pretrain_seed}" + f"_labels{self._label_seed}" * bool(self._label_seed)
         return Path(_slug(self.task), _slug(backbone), f"{self.config_hash}_seed{self.seed}.json")
+
+    @property
+    def _label_seed(self) -> int:
+        """Return the seed that chose the labels; 0 where it makes no difference, because none or all were used."""
+        none_or_all = self.backbone.get("label_ratio") in (0, 1)
+        return 0 if none_or_all else int(self.backbone.get("label_seed") or 0)
 
     def matches(self, other: Record) -> bool:
         """Return whether both measure the same file in the same way."""
@@ -111,7 +117,7 @@ def hash_config(config: dict[str, Any]) -> str:
 
 
 def write(folder: Path, record: Record) -> Path:
-    """Write a record atomically below `folder`, over one of the same measurement; return its path."""
+    """Write a record atomically below `folder`, replacing one of the same measurement; return its path."""
     path = folder / record.path
     path.parent.mkdir(parents=True, exist_ok=True)
     content = dataclasses.asdict(record) | {"config_hash": record.config_hash}
@@ -147,13 +153,19 @@ def read_all(folder: Path) -> list[Record]:
     """Read every record below `folder`, in the order of their paths.
 
     Raises:
-        ValueError: names the file that is broken.
+        ValueError: a file is broken or not where its content belongs, such as a copy; the message names it.
     """
-    return [read(path) for path in sorted(folder.glob("*/*/*.json"))]
+    records = []
+    for path in sorted(folder.glob("*/*/*.json")):
+        record = read(path)
+        if path != folder / record.path:
+            raise ValueError(f"{path}: this is the record {record.path}: move or delete the file")
+        records.append(record)
+    return records
 
 
 def _slug(text: str) -> str:
-    """Turn an identity into a file name; a hash of it follows where more than colons had to be replaced."""
+    """Return an identity as a file name, with a hash of it where characters other than colons had to be replaced."""
     text = text.replace(":", "-")
-    slug = re.sub(r"[^\w.=+-]+", "-", text)
+    slug = re.sub(r"[^\w.=+-]+|^\.+", "-", text)
     return slug if slug == text else f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
