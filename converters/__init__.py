@@ -6,6 +6,6 @@ network = backbone.build()                      # a torchvision-like ResNet, loa
 """
 
 from converters.backbone import Backbone, Source, VerificationError
-from converters.sources import read_backbone, trunk_of
+from converters.sources import backbone_state, read_backbone
 
-__all__ = ["Backbone", "Source", "VerificationError", "read_backbone", "trunk_of"]
+__all__ = ["Backbone", "Source", "VerificationError", "backbone_state", "read_backbone"]

@@ -63,7 +63,7 @@ class Backbone:
         """Check that `state`, in torchvision names, holds exactly these tensors; return how many were compared.
 
         Args:
-            state: the trunk of a built model; `converters.trunk_of` takes it out of any framework's model.
+            state: the trunk of a built model; `converters.backbone_state` takes it out of any framework's model.
             ignore: says of a name whether it may be absent from `state`.
 
         Raises:

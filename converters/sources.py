@@ -91,7 +91,7 @@ def read(
     return Reading(backbone, name, len(keys), dropped, (*foreign, *notes))
 
 
-def trunk_of(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
+def backbone_state(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
     """Take the trunk out of a built model's state_dict and give it torchvision's names.
 
     Args:

@@ -20,7 +20,7 @@ from converters import arch as archs
 from converters import frameworks
 from converters.backbone import MEAN255, STD255, Backbone, VerificationError, is_counter
 from converters.frameworks import stages_of
-from converters.sources import trunk_of
+from converters.sources import backbone_state
 from converters.targets import TARGETS
 
 TOLERANCE = 1e-4  # float32: another order of the same additions
@@ -130,7 +130,7 @@ def verify(
 
 
 def _compare(backbone: Backbone, built: _Built, reference: Mapping[str, Tensor], image: np.ndarray) -> Check:
-    trunk = trunk_of(built.state, built.layout)
+    trunk = backbone_state(built.state, built.layout)
     whole, counters = "layer4" in built.stages, built.layout != "detectron2"  # whose frozen BN counts no steps
 
     def ignore(name: str) -> bool:

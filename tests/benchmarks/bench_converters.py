@@ -14,7 +14,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+if not __package__:  # run as a script
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
 import torch
+
+from tests.converters.samples import SAMPLES, write
 
 ACTS = {
     "torch.load + torch.save": "torch.save(torch.load(path, weights_only=True), out + '.pth')",
@@ -41,8 +46,6 @@ print(json.dumps([time.perf_counter() - start, memory("VmHWM") - before]))
 
 def make(path: Path, size: int) -> None:
     """Write a MoCo checkpoint of a ResNet-50 with its optimiser, as large as asked for."""
-    from converters.samples import SAMPLES, write
-
     write(SAMPLES["UniMoCo"], "resnet50", path)
     content = torch.load(path, weights_only=True)
     rest = max(0, size - path.stat().st_size) // 4

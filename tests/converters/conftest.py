@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from converters import samples
+from tests.converters import samples
 
 
 @pytest.fixture(scope="session")

@@ -241,7 +241,7 @@ class Blocked:
         if name.split(".")[0] in ("detectron2", "mmseg", "mmengine", "mmcv"):
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Blocked())
-import converters, converters.convert, converters.roundtrip
+import converters, converters.convert
 print(converters.read_backbone("random:resnet18").arch)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)

@@ -15,8 +15,8 @@ import converters
 from converters import arch as archs
 from converters import sources
 from converters.formats import BY_NAME, FORMATS
-from converters.samples import SAMPLES
 from converters.targets import TARGETS
+from tests.converters.samples import SAMPLES
 
 HERE = [name for name, row in SAMPLES.items() if not row.package]
 Save = Callable[[object], Path]
@@ -268,7 +268,7 @@ def test_caffe_style_openmmlab_files_are_another_network(config: str, sample: Ca
 def test_trunk_of_a_built_model_is_compared() -> None:
     backbone = converters.read_backbone("random:resnet18")
     network = backbone.build()
-    assert backbone.compare(converters.trunk_of(network.state_dict(), "torchvision")) == 120
+    assert backbone.compare(converters.backbone_state(network.state_dict(), "torchvision")) == 120
     network.layer2[0].conv1.weight.data[0, 0, 0, 0] += 1e-6
     with pytest.raises(converters.VerificationError, match=r"1 different: layer2.0.conv1.weight"):
         backbone.compare(network.state_dict())

@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from converters.samples import SAMPLES
 from results.record import read
+from tests.converters.samples import SAMPLES
 from transfer.scenes import ensure_scenes
 from transfer.segment import main, parser
 from transfer.segmentation import FOLDER, task_names

@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 from mmseg.registry import MODELS
 from mmseg.utils import register_all_modules
 
-from converters import VerificationError, trunk_of
+from converters import VerificationError, backbone_state
 from transfer.common import read_checkpoint
 from transfer.segment import parser
 from transfer.segmentation import session, task_names, tasks
@@ -228,7 +228,7 @@ def test_other_networks_arrive_whole(arch: str) -> None:
     with torch.no_grad():
         next(model.backbone.layer4[0].bn1.parameters())[3] += 1
     with pytest.raises(VerificationError, match=r"layer4\.0\.bn1\.weight"):
-        plan.trunk.backbone.compare(trunk_of(model.state_dict(), "openmmlab"))
+        plan.trunk.backbone.compare(backbone_state(model.state_dict(), "openmmlab"))
 
 
 def test_a_network_that_mmseg_does_not_have_is_told() -> None:

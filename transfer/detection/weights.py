@@ -9,7 +9,7 @@ from pathlib import Path
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
-from converters import Backbone, trunk_of
+from converters import Backbone, backbone_state
 from converters.backbone import is_counter
 from converters.targets import TARGETS
 
@@ -39,4 +39,4 @@ def load_backbone(model: nn.Module, backbone: Backbone) -> int:
                 logger.setLevel(level)
     # BN's step counters are never read, and detectron2's files do without them.
     state = {name: tensor for name, tensor in model.state_dict().items() if not is_counter(name)}
-    return backbone.compare(trunk_of(state, "detectron2"), ignore=is_counter)
+    return backbone.compare(backbone_state(state, "detectron2"), ignore=is_counter)

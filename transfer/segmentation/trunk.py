@@ -11,7 +11,7 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from converters import Backbone, trunk_of
+from converters import Backbone, backbone_state
 from converters.targets import TARGETS
 
 
@@ -81,4 +81,4 @@ class Trunk:
         # Where names or shapes differ nothing is loaded, and the comparison says which.
         if shapes == {name: tensor.shape for name, tensor in self.tensors.items()}:
             own.load_state_dict(self.tensors, strict=True)
-        return self.backbone.compare(trunk_of(model.state_dict(), "openmmlab"))
+        return self.backbone.compare(backbone_state(model.state_dict(), "openmmlab"))
