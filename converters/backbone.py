@@ -45,6 +45,23 @@ class Backbone:
     meta: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def backbone_id(self) -> str:
+        """What identifies the pre-training but for its seed: a hash of ours, KIND:NAME of a library, or sha256."""
+        if "backbone_id" in self.meta:
+            return str(self.meta["backbone_id"])
+        if self.source.path.startswith(f"{self.source.format}:"):  # KIND:NAME?seed=0
+            name, _, query = self.source.path.partition("?")
+            kept = "&".join(option for option in query.split("&") if option and not option.startswith("seed="))
+            return name + f"?{kept}" * bool(kept)
+        return f"sha256-{self.source.sha256}"
+
+    @property
+    def seed(self) -> int | None:
+        """Seed of the pre-training, or of random weights; None where it is not known."""
+        seed = self.meta.get("seed")
+        return None if seed is None else int(seed)
+
+    @property
     def feature_dim(self) -> int:
         """Width of the pooled features: 512 or 2048."""
         return archs.feature_dim(self.arch)

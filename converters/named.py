@@ -70,7 +70,9 @@ def load(path: str) -> Named:
         network = _KINDS[kind](name, pretrained == "true", path)
     state = {key: value for key, value in network.state_dict().items() if not key.startswith("fc.")}
     # Pre-trained weights of these libraries are supervised; timm's others carry their method in the tag of the name.
-    meta = {"method": "random" if pretrained == "false" else kind, "name": name}
+    meta: dict[str, Any] = {"method": "random" if pretrained == "false" else kind, "name": name}
+    if pretrained == "false":
+        meta["seed"] = int(seed)
     return Named(kind, path, network, state, name if kind == "random" else None, meta)
 
 

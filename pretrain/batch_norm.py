@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pretrain.distributed import rank, world_size
+from common.distributed import rank, world_size
 
 
 class SplitBatchNorm2d(nn.BatchNorm2d):

@@ -22,7 +22,8 @@ from typing import Any
 
 import torch
 
-from pretrain.distributed import gather_objects, rank
+from common.distributed import gather_objects, rank
+from common.files import write_atomically
 
 FORMAT, VERSION = "unimoco-suite", 1
 LAST, PREVIOUS = "last.pth", "previous.pth"
@@ -30,23 +31,6 @@ LAST, PREVIOUS = "last.pth", "previous.pth"
 
 class CheckpointError(ValueError):
     """A file that is no usable checkpoint of this project."""
-
-
-def write_atomically(path: Path, write: Any) -> None:
-    """Calls write(temporary path), then puts the file in place: after a crash `path` is the old or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def save_last(folder: Path, content: dict[str, Any]) -> Path:

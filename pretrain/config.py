@@ -15,9 +15,9 @@ from typing import Any, Literal, NoReturn
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from pretrain.augment import ViewConfig
-from pretrain.data import DataConfig
-from pretrain.labels import LabelConfig
+from common.labels import LabelConfig
+from common.loaders import DataConfig
+from common.transforms import ViewConfig
 from pretrain.unimoco import ModelConfig
 
 RECIPES = Path(__file__).parent / "recipes"

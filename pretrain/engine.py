@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any
 
 import torch
@@ -16,11 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from common.cli import StopRequest
+from common.distributed import all_gather, all_mean_, any_rank, rank, world_size
+from common.features import network_input
+from common.loaders import Batch
+from common.precision import autocast_dtype
 from pretrain.batch_norm import deal, exchange, inverse, running_statistics, set_groups
 from pretrain.config import Config, OptimConfig
-from pretrain.data import Batch
-from pretrain.distributed import all_gather, all_mean_, any_rank, rank, world_size
-from pretrain.knn import network_input
 from pretrain.monitor import Monitor
 from pretrain.supervised import Classifier
 from pretrain.unimoco import UniMoCo
@@ -46,7 +46,7 @@ class Training:
         self.model.to(self.device).to(memory_format=torch.channels_last)
         groups = local_groups(self.config.model.bn_groups, c)
         set_groups(self.model, groups, c.accumulate)
-        self.dtype = autocast_type(c.precision, self.device)
+        self.dtype = autocast_dtype(c.precision, self.device)
         self.optimizer = torch.optim.SGD(
             self.model.encoder_q.parameters(), c.lr, c.momentum, weight_decay=c.weight_decay, fused=True
         )
@@ -95,17 +95,6 @@ def local_groups(groups: int, config: OptimConfig) -> int:
             "change --optim.batch or --model.bn_groups"
         )
     return groups // (world * micro)
-
-
-def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
-    """Autocast type for a precision option; None = fp32. "auto" is bf16 where the device computes it fast."""
-    if precision == "auto":
-        if device.type == "cuda":
-            fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return torch.bfloat16 if fast else None
-    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def learning_rate(config: OptimConfig, epoch: float) -> float:
@@ -203,26 +192,6 @@ def encode(t: Training, encoder: nn.Module, views: Tensor) -> Tensor:
     with torch.autocast(t.device.type, t.dtype, enabled=t.dtype is not None):
         out: Tensor = encoder(network_input(views, t.device))
     return out
-
-
-class StopRequest:
-    """Remembers SIGTERM or SIGINT, so that the step at hand is finished and saved; a second SIGINT ends at once."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    def __enter__(self) -> StopRequest:
-        self._old = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        if self.signal == signal.SIGINT and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = number
 
 
 def fit(

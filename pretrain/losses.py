@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.images import UNLABELLED
+
 Reduction = Literal["mean", "sum", "none"]
 LossFn = Callable[..., Tensor]
-
-UNLABELLED = -1
 # Queue entries handled at a time: at N = 256 the block of similarities (8 MiB) stays in a CPU's cache.
 CHUNK = {"cpu": 4096, "cuda": 32768}
 # Share of a block below which positives are added one by one on the CPU; measured: about even at 1 in 64.

@@ -12,13 +12,13 @@ from timm.models.resnet import ResNet
 from torch import Tensor
 from tqdm import tqdm
 
+from common.distributed import all_mean_, any_rank, rank
+from common.features import extract_features
+from common.images import UNLABELLED, ImageSet
+from common.knn import accuracy, knn_predict
+from common.labels import choose_balanced
+from common.run_folder import RunFolder
 from pretrain.config import MonitorConfig
-from pretrain.distributed import all_mean_, any_rank, rank
-from pretrain.images import ImageSet
-from pretrain.knn import accuracy, extract_features, knn_predict
-from pretrain.labels import choose_balanced
-from pretrain.losses import UNLABELLED
-from pretrain.run_folder import RunFolder
 
 DATA_SHARE_WARNING = 0.2
 COLLAPSE = 0.1  # embedding_std of a healthy run lies between 0.5 and 1

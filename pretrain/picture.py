@@ -7,10 +7,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pretrain.augment import Image, evaluation_view
-from pretrain.checkpoint import write_atomically
-from pretrain.data import TwoViews
-from pretrain.losses import UNLABELLED
+from common.files import write_atomically
+from common.images import UNLABELLED
+from common.loaders import TwoViews
+from common.transforms import Image, evaluation_view
 
 CELL, GAP, TEXT = 112, 6, 18
 

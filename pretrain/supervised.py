@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.images import UNLABELLED, ImageSet
+from common.labels import KeptLabels
 from pretrain.batch_norm import split_batch_norm
-from pretrain.images import ImageSet
-from pretrain.labels import KeptLabels
-from pretrain.losses import UNLABELLED
 from pretrain.unimoco import ModelConfig, build_encoder
 
 CROSS_ENTROPY = "cross_entropy"

@@ -13,16 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from pretrain import checkpoint, distributed
+from common import distributed
+from common.cli import StopRequest
+from common.files import write_text
+from common.images import UNLABELLED, CorruptImageError, ImageSet, load_images
+from common.labels import KeptLabels, choose_balanced, keep_labels
+from common.loaders import GlobalBatches, TwoViews, train_loader
+from common.run_folder import RunFolder, git_state
+from pretrain import checkpoint
 from pretrain.config import Config, differing_keys, parse, settings_hash
-from pretrain.data import GlobalBatches, TwoViews, train_loader
-from pretrain.engine import StopRequest, Training, fit
-from pretrain.images import CorruptImageError, ImageSet, load_images
-from pretrain.labels import KeptLabels, choose_balanced, keep_labels
-from pretrain.losses import UNLABELLED
+from pretrain.engine import Training, fit
 from pretrain.monitor import Knn, Monitor, NonFiniteError, say
 from pretrain.picture import save_png, views_sheet
-from pretrain.run_folder import RunFolder, git_state, write_text
 from pretrain.supervised import CROSS_ENTROPY, Classifier, labelled_only
 from pretrain.unimoco import UniMoCo
 

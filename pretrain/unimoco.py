@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from common.images import UNLABELLED
 from pretrain.batch_norm import split_batch_norm
-from pretrain.losses import LOSSES, UNLABELLED, LossFn, positives
+from pretrain.losses import LOSSES, LossFn, positives
 
 Stem = Literal["imagenet", "cifar"]
 

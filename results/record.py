@@ -90,25 +90,31 @@ class Record:
         """Return what distinguishes pre-trainings of one backbone_id: their seeds, or the file where no seed is known."""
         if self.pretrain_seed is None:
             return str(self.backbone["sha256"])
-        return f"seed {self.pretrain_seed}, labels {self._label_seed}"
+        return f"seed {self.pretrain_seed}, labels {label_seed(self.backbone)}"
 
     @property
     def path(self) -> Path:
         """Return TASK/BACKBONE/CONFIG-HASH_seedN.json, relative to the folder of records."""
-        backbone = self.backbone_id
-        if self.pretrain_seed is not None:
-            backbone += f"_s{self.pretrain_seed}" + f"_labels{self._label_seed}" * bool(self._label_seed)
-        return Path(_slug(self.task), _slug(backbone), f"{self.config_hash}_seed{self.seed}.json")
-
-    @property
-    def _label_seed(self) -> int:
-        """Return the seed that chose the labels; 0 where it makes no difference, because none or all were used."""
-        none_or_all = self.backbone.get("label_ratio") in (0, 1)
-        return 0 if none_or_all else int(self.backbone.get("label_seed") or 0)
+        return path_of(self.backbone_id, self.pretrain_seed, self.backbone, self.task, self.config_hash, self.seed)
 
     def matches(self, other: Record) -> bool:
         """Return whether both measure the same file in the same way."""
         return self.path == other.path and self.backbone["sha256"] == other.backbone["sha256"]
+
+
+def path_of(
+    backbone_id: str, pretrain_seed: int | None, facts: dict[str, Any], task: str, config_hash: str, seed: int
+) -> Path:
+    """Return the path of a record, relative to the folder of records, from what identifies it."""
+    if pretrain_seed is not None:
+        labels = label_seed(facts)
+        backbone_id += f"_s{pretrain_seed}" + f"_labels{labels}" * bool(labels)
+    return Path(_slug(task), _slug(backbone_id), f"{config_hash}_seed{seed}.json")
+
+
+def label_seed(facts: dict[str, Any]) -> int:
+    """Return the seed that chose a backbone's labels; 0 where it makes no difference, because none or all were used."""
+    return 0 if facts.get("label_ratio") in (0, 1) else int(facts.get("label_seed") or 0)
 
 
 def hash_config(config: dict[str, Any]) -> str:

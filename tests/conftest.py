@@ -1,8 +1,16 @@
-"""Where tests run on several cores the files that take longest start first, so that all cores end together."""
+"""Fixtures shared by several folders of tests: real photos, image sets in memory. The longest files start first."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
 import pytest
+from sklearn.datasets import load_sample_image
+
+from common.images import CorruptImageError, ImageSet
+from common.transforms import Image
 
 LONGEST = (
     "test_segment.py", "test_roundtrip.py", "test_detect.py", "test_train.py", "test_slurm.py", "test_study.py",
@@ -14,3 +22,42 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A stable sort: the order within a file stays."""
     place = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+@pytest.fixture(scope="session")
+def data_root() -> str:
+    """Folder of Fashion-MNIST, which setup.sh fills."""
+    assert (DATA / "FashionMNIST").is_dir(), "no Fashion-MNIST; run: bash setup.sh"
+    return str(DATA)
+
+
+@pytest.fixture(scope="session", params=["china.jpg", "flower.jpg"])
+def photo(request: pytest.FixtureRequest) -> Image:
+    """A photo of 427 x 640 pixels."""
+    return load_sample_image(request.param).copy()
+
+
+@pytest.fixture(scope="session")
+def china() -> Image:
+    """One photo, where two would only take longer."""
+    return load_sample_image("china.jpg").copy()
+
+
+@pytest.fixture(scope="session")
+def make_images(china: Image) -> Callable[..., ImageSet]:
+    """Image sets in memory: image i is the photo's 48 x 64 pixels from row 5 * i, column 7 * i on."""
+
+    def make(labels: Sequence[int] | np.ndarray, corrupt: Sequence[int] = (), classes: int = 3) -> ImageSet:
+        def read(i: int) -> Image:
+            if i in corrupt:
+                raise CorruptImageError(f"image{i}.jpg: broken")
+            top, left = 5 * i % 370, 7 * i % 570
+            return china[top : top + 48, left : left + 64]
+
+        names = [f"folder{i % 2}/image{i}.jpg" for i in range(len(labels))]
+        return ImageSet(names, np.array(labels, dtype=np.int64), [f"class{c}" for c in range(classes)], read)
+
+    return make

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
-from transfer.common import (
+from transfer.benchmark import (
     Formatter,
-    Metrics,
+    Measurement,
     Run,
     add_options,
     add_training_options,
@@ -30,12 +30,13 @@ from transfer.common import (
     on_record,
     read_checkpoint,
     require,
+    run_benchmark,
     summary,
-    told,
 )
 from transfer.detection.devices import choose
 from transfer.detection.tasks import TASKS, headline
 
+HEADLINES = {"coco-keypoint-2x": "keypoints/AP", "cityscapes-instance": "segm/AP"}  # of other tasks: bbox/AP
 SETTING = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")  # a key of detectron2's configuration
 
 
@@ -45,7 +46,7 @@ def parser() -> ArgumentParser:
     p = ArgumentParser(
         prog="transfer/detect.py", description=__doc__, epilog=f"tasks:\n{tasks}", formatter_class=Formatter
     )
-    add_options(p, "detection.jsonl")
+    add_options(p)
     add_training_options(p, "data for fashion, else $DETECTRON2_DATASETS")
     p.add_argument("--num-gpus", type=int, help="on this machine; default: all")
     p.add_argument("--num-machines", type=int, default=1, help="that work together")
@@ -74,7 +75,14 @@ def detect(options: Namespace) -> None:
             options.task, backbone, devices, seed, options.settings, options.batch, not options.no_scale
         )
         planned = Run(
-            backbone, options.task, cfg.TASK.PROTOCOL, seed, config.for_record(cfg), options.out, config.packages()
+            backbone,
+            options.task,
+            cfg.TASK.PROTOCOL,
+            seed,
+            config.for_record(cfg),
+            HEADLINES.get(options.task, "bbox/AP"),
+            options.out,
+            config.packages(),
         )
         data.register(cfg, root)
         cfg = config.with_output(cfg, planned.folder)
@@ -82,12 +90,13 @@ def detect(options: Namespace) -> None:
         print(f"{options.task} seed {seed}: {planned.folder}" + f"\n{changes}" * bool(changes), flush=True)
         return planned
 
-    def do(planned: Run) -> tuple[Metrics, dict[str, float]]:
+    def do(planned: Run) -> Measurement:
         job = jobs[planned.folder]
         prepare_folder(planned.folder, options, job.cfg)
         run.launch(job, devices, options.machine_rank, options.dist_url)
         metrics, cost = run.read_results(planned.folder)
-        return metrics, cost | {"images": float(job.cfg.SOLVER.IMS_PER_BATCH * job.cfg.SOLVER.MAX_ITER)}
+        images = float(job.cfg.SOLVER.IMS_PER_BATCH * job.cfg.SOLVER.MAX_ITER)
+        return Measurement(metrics, cost | {"images": images})
 
     if options.machine_rank:  # the first machine keeps the records
         for planned in map(plan, options.seeds):
@@ -95,6 +104,8 @@ def detect(options: Namespace) -> None:
                 do(planned)
         return
     records = measure(map(plan, options.seeds), do, options, torch.device(devices.kind))
+    if not records:
+        return
     print(summary(records, [name for name in records[0].metrics if "AP-" not in name]))
     print("\n".join(f"pictures: {folder / 'vis'}, curve: {folder / 'curve.png'}" for folder in jobs))
 
@@ -141,7 +152,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             detect(options)
 
-    return told("detect", work)
+    return run_benchmark("detect", work)
 
 
 if __name__ == "__main__":

@@ -20,17 +20,17 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from torch import nn
 
-from pretrain.distributed import rank, start, stop, world_size
-from pretrain.engine import autocast_type
-from pretrain.images import ImageSet
+from common.distributed import rank, start, world_size
+from common.images import ImageSet
+from common.precision import autocast_dtype
+from transfer.benchmark import Measurement, Run, read_checkpoint, run_benchmark
 from transfer.classification import options, pictures
 from transfer.classification.data import ClassData, hold_out, load_class_data, source_names
-from transfer.classification.evaluation import Measured, evaluate_seeds
+from transfer.classification.evaluation import evaluate_seeds
 from transfer.classification.heads import best_of, head_hash, load_head, scores
 from transfer.classification.loop import Diverged, Work, finish
 from transfer.classification.schedule import CropConfig
 from transfer.classification.tuning import TuneOptim, predict_all, tune
-from transfer.common import Run, read_checkpoint, told
 
 
 def parser() -> ArgumentParser:
@@ -48,7 +48,7 @@ def plan(o: Namespace, seed: int, device: torch.device) -> Run:
     """What is measured for a seed, before anything is computed."""
     backbone = read_checkpoint(o.ckpt, seed)
     optim, crop = TuneOptim(**o.optim.as_dict()), CropConfig(**o.crop.as_dict())
-    size, dtype = options.view_size(o, backbone), autocast_type(o.precision, device)
+    size, dtype = options.view_size(o, backbone), autocast_dtype(o.precision, device)
     crop.view(size)
     train, test = source_names(o)
     config = {"data": train, "test": test, "size": size, "precision": str(dtype or torch.float32)}
@@ -58,7 +58,7 @@ def plan(o: Namespace, seed: int, device: torch.device) -> Run:
     protocol = f"fine-tuning, {share}: SGD, {optim.in_words()}, weight decay {optim.weight_decay:g}, "
     protocol += f"{crop.in_words()}, {optim.rates_in_words()}, last epoch" + f", head from {o.head}" * bool(o.head)
     protocol += f"; {options.fine_print(o, size, dtype)}"
-    return Run(backbone, "finetune", protocol, seed, config, o.out)
+    return Run(backbone, "finetune", protocol, seed, config, "top1", o.out)
 
 
 def evaluate(o: Namespace) -> None:
@@ -70,12 +70,12 @@ def evaluate(o: Namespace) -> None:
     evaluate_seeds(o, device, plan, lambda run: measure_one(run, o, device))
 
 
-def measure_one(run: Run, o: Namespace, device: torch.device) -> Measured:
+def measure_one(run: Run, o: Namespace, device: torch.device) -> Measurement:
     """Chooses the rates, trains on all labelled images, tests."""
     data = load_class_data(o)
     optim, crop = TuneOptim(**o.optim.as_dict()), CropConfig(**o.crop.as_dict())
     folder = options.run_folder(run, "finetune")
-    dtype = autocast_type(o.precision, device)
+    dtype = autocast_dtype(o.precision, device)
     work = Work(folder, run.seed, device, dtype, run.config["size"], o.workers, o.resume)
     head = load_head(o.head, data.classes, run.backbone) if o.head else None
     chosen: dict[str, float] = {}
@@ -93,7 +93,8 @@ def measure_one(run: Run, o: Namespace, device: torch.device) -> Measured:
         pictures.confusion(path, data.test.labels, ranked[:, 0].numpy(), data.classes, "fine-tuned")
         print(f"picture: {path}")
 
-    return scores(ranked, labels, data.classes), cost, draw
+    hits = {"top1": (ranked[:, 0] == labels).numpy()}
+    return Measurement(scores(ranked, labels, data.classes), cost, hits, draw)
 
 
 def try_pairs(
@@ -130,12 +131,9 @@ def top1(model: nn.Module, images: ImageSet, work: Work) -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measures and says the result; 0, or 2 for a mistake in the input."""
+    """Measure and print the result; return 0, or 2 for a user's mistake."""
     given = sys.argv[1:] if arguments is None else arguments
-    try:
-        return told("finetune", lambda: evaluate(options.parse(parser(), given)))
-    finally:
-        stop()
+    return run_benchmark("finetune", lambda: evaluate(options.parse(parser(), given)))
 
 
 if __name__ == "__main__":

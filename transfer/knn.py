@@ -7,7 +7,7 @@ torchrun --nproc-per-node 8 -m transfer.knn --ckpt X --data /data/imagenet      
 
 The training images vote, each with exp(cosine similarity / T). All k and T are answered in one pass, which reads the
 bank in blocks; beside the features of the test images it takes as much memory for a million images as for a thousand,
-and says how much. Where --test names the training images, no image votes for itself.
+and says how much. Where --test names the training images, no image counts as its own neighbour.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.distributed import all_gather, rank, start, world_size
+from common.images import ImageSet
+from common.knn import accuracy, check_neighbours, gather_nearest, knn_scores, nearest
+from common.precision import autocast_dtype
 from pretrain.config import MonitorConfig
-from pretrain.distributed import all_gather, rank, start, stop, world_size
-from pretrain.engine import autocast_type
-from pretrain.images import ImageSet
-from pretrain.knn import accuracy, check_neighbours, gather_nearest, nearest, votes
+from transfer.benchmark import Measurement, Metrics, Run, read_checkpoint, run_benchmark
 from transfer.classification import options, pictures
 from transfer.classification.data import ClassData, load_class_data, source_names
-from transfer.classification.evaluation import Measured, evaluate_seeds
+from transfer.classification.evaluation import evaluate_seeds
 from transfer.classification.features import Extraction
-from transfer.common import Metrics, Run, read_checkpoint, told
 
 CHUNK, BLOCK = 1024, 8192  # queries and bank images handled at a time
 FIRST = 5  # classes looked at a query
@@ -47,7 +47,7 @@ def parser() -> ArgumentParser:
 def plan(o: Namespace, seed: int, device: torch.device) -> Run:
     """What is measured for a seed, before anything is computed."""
     backbone = read_checkpoint(o.ckpt, seed)
-    size, dtype = options.view_size(o, backbone), autocast_type(o.precision, device)
+    size, dtype = options.view_size(o, backbone), autocast_dtype(o.precision, device)
     bank, queries = source_names(o)
     config = {"bank": bank, "queries": queries, "k": as_list(o.k), "size": size} | options.label_options(o)
     temperatures = as_list(o.temperature)
@@ -61,7 +61,13 @@ def plan(o: Namespace, seed: int, device: torch.device) -> Run:
         protocol += ", leave one out"
     labels = options.labels_in_words(o)
     protocol += f", {labels}" * bool(labels)
-    return Run(backbone, "knn", protocol, seed, config, o.out)
+    return Run(backbone, "knn", protocol, seed, config, headline(as_list(o.k), temperatures), o.out)
+
+
+def headline(ks: list[int], temperatures: list[float]) -> str:
+    """Return the metric that leads: top-1 of k = 200, the protocol of Wu et al., else of the largest k."""
+    at = f"_T{temperatures[0]:g}" if len(temperatures) > 1 else ""
+    return f"knn{at}_top1_k{200 if 200 in ks else max(ks)}"
 
 
 def as_list(value: object) -> list:
@@ -92,7 +98,7 @@ def evaluate(o: Namespace) -> None:
     evaluate_seeds(o, device, plan, lambda run: measure_one(run, o, device))
 
 
-def measure_one(run: Run, o: Namespace, device: torch.device) -> Measured:
+def measure_one(run: Run, o: Namespace, device: torch.device) -> Measurement:
     """Lets the training images vote on the test images."""
     data = load_class_data(o, leave_one_out=True)
     if data.same and run.config["bank"] != run.config["queries"]:
@@ -105,7 +111,7 @@ def measure_one(run: Run, o: Namespace, device: torch.device) -> Measured:
     bank, queries = features_of(run, data, extract)
     metrics = vote(data, bank, queries, as_list(o.k), as_list(o.temperature))
     images = float(len(data.train) + (0 if data.same else len(data.test)))
-    return metrics, {"images": images}, lambda: draw(run, data, bank, queries)
+    return Measurement(metrics, {"images": images}, draw=lambda: draw(run, data, bank, queries))
 
 
 def features_of(run: Run, data: ClassData, extract: Extraction) -> tuple[Tensor, Tensor]:
@@ -131,7 +137,7 @@ def vote(data: ClassData, bank: Tensor, queries: Tensor, ks: list[int], temperat
         bank: (B, D) raw features of this rank's part.
         queries: (N, D) raw features of all test images.
         ks: numbers of neighbours.
-        temperatures: T of the votes.
+        temperatures: T of the scores.
     """
     first, last = part(len(data.train))
     own = torch.arange(len(queries), device=queries.device) - first if data.same else None  # elsewhere: no row here
@@ -143,7 +149,7 @@ def vote(data: ClassData, bank: Tensor, queries: Tensor, ks: list[int], temperat
     for temperature in temperatures:
         at = f"_T{temperature:g}" if len(temperatures) > 1 else ""
         for k in ks:
-            ranked = votes(found, classes, k, temperature, FIRST)
+            ranked = knn_scores(found, classes, k, temperature, FIRST)
             metrics[f"knn{at}_top1_k{k}"] = accuracy(ranked, truth)
             if classes > FIRST:
                 metrics[f"knn{at}_top5_k{k}"] = accuracy(ranked, truth, FIRST)
@@ -191,12 +197,9 @@ def draw(run: Run, data: ClassData, bank: Tensor, queries: Tensor) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measures and says the result; 0, or 2 for a mistake in the input."""
+    """Measure and print the result; return 0, or 2 for a user's mistake."""
     given = sys.argv[1:] if arguments is None else arguments
-    try:
-        return told("knn", lambda: evaluate(options.parse(parser(), given)), resumable=False)
-    finally:
-        stop()
+    return run_benchmark("knn", lambda: evaluate(options.parse(parser(), given)), resumable=False)
 
 
 if __name__ == "__main__":

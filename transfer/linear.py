@@ -25,18 +25,18 @@ from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pretrain.checkpoint import write_atomically
-from pretrain.distributed import rank, start, stop, world_size
-from pretrain.engine import autocast_type
+from common.distributed import rank, start, world_size
+from common.files import write_atomically
+from common.precision import autocast_dtype
+from transfer.benchmark import Measurement, Run, read_checkpoint, run_benchmark
 from transfer.classification import logistic, options, pictures
 from transfer.classification.data import ClassData, hold_out, load_class_data, source_names
-from transfer.classification.evaluation import Measured, evaluate_seeds
+from transfer.classification.evaluation import evaluate_seeds
 from transfer.classification.features import Extraction
 from transfer.classification.heads import best_of, head_hash, load_head, per_class, predict, save_head, scores
 from transfer.classification.loop import Work, finish
 from transfer.classification.online import MODES, HeadOptim, rates_in_words, train_heads
 from transfer.classification.schedule import CropConfig
-from transfer.common import Run, read_checkpoint, told
 
 CACHED = "cached"
 
@@ -63,7 +63,7 @@ def parse(arguments: list[str]) -> Namespace:
 def plan(o: Namespace, seed: int, device: torch.device) -> Run:
     """What is measured for a seed, before anything is computed."""
     backbone = read_checkpoint(o.ckpt, seed)
-    size, dtype = options.view_size(o, backbone), autocast_type(o.precision, device)
+    size, dtype = options.view_size(o, backbone), autocast_dtype(o.precision, device)
     train, test = source_names(o)
     config: dict[str, Any] = {
         "mode": o.mode,
@@ -76,7 +76,7 @@ def plan(o: Namespace, seed: int, device: torch.device) -> Run:
     how = cached_plan(o, config) if o.mode == CACHED else online_plan(o, config, size)
     labels = options.labels_in_words(o)
     protocol = f"linear, {o.mode}: {how}" + f", {labels}" * bool(labels) + f"; {options.fine_print(o, size, dtype)}"
-    return Run(backbone, "linear", protocol, seed, config, o.out, ("scikit-learn",))
+    return Run(backbone, "linear", protocol, seed, config, "top1", o.out, ("scikit-learn",))
 
 
 def cached_plan(o: Namespace, config: dict[str, Any]) -> str:
@@ -113,7 +113,7 @@ def evaluate(o: Namespace) -> None:
     evaluate_seeds(o, device, plan, lambda run: measure_one(run, load_class_data(o), o, device))
 
 
-def measure_one(run: Run, data: ClassData, o: Namespace, device: torch.device) -> Measured:
+def measure_one(run: Run, data: ClassData, o: Namespace, device: torch.device) -> Measurement:
     """Trains and tests one head; leaves it and its classes' accuracies in the run folder."""
     network = run.backbone.build().to(device).to(memory_format=torch.channels_last)
     extract = Extraction(run.config["size"], device, o.precision, options.STORES[o.store], o.cache, o.workers)
@@ -131,7 +131,9 @@ def measure_one(run: Run, data: ClassData, o: Namespace, device: torch.device) -
         table = pd.Series(per_class(ranked, labels, data.classes), name="top1").rename_axis("class")
         write_atomically(folder / "per_class.csv", table.to_csv)
     cost = {"images": float(len(data.train) + len(data.test)), **chosen, **finish(folder)}
-    return scores(ranked, labels, data.classes), cost, lambda: draw(folder, run, data, ranked, features)
+    hits = {"top1": (ranked[:, 0] == labels).numpy()}
+    metrics = scores(ranked, labels, data.classes)
+    return Measurement(metrics, cost, hits, lambda: draw(folder, run, data, ranked, features))
 
 
 def cached_head(
@@ -188,11 +190,9 @@ def draw(folder: Path, run: Run, data: ClassData, ranked: Tensor, features: Tens
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measures and says the result; 0, or 2 for a mistake in the input."""
-    try:
-        return told("linear", lambda: evaluate(parse(sys.argv[1:] if arguments is None else arguments)))
-    finally:
-        stop()
+    """Measure and print the result; return 0, or 2 for a user's mistake."""
+    given = sys.argv[1:] if arguments is None else arguments
+    return run_benchmark("linear", lambda: evaluate(parse(given)))
 
 
 if __name__ == "__main__":

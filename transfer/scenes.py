@@ -36,8 +36,8 @@ import numpy as np
 from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
-from pretrain.images import ImageSet, load_images
-from transfer.common import told
+from common.cli import run_cli
+from common.images import ImageSet, load_images
 
 CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -331,7 +331,7 @@ def main(arguments: list[str] | None = None) -> int:
         out = write_scenes(**dict(vars(options)))
         print(f"{out}: {options.train} + {options.val} scenes; a look at them: {out / 'sheet.png'}")
 
-    return told("scenes", work, resumable=False)
+    return run_cli("scenes", work, resumable=False)
 
 
 if __name__ == "__main__":

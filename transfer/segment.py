@@ -14,8 +14,7 @@ import sys
 
 from jsonargparse import ArgumentParser
 
-from pretrain.distributed import stop
-from transfer.common import Formatter, add_options, add_training_options, machine, require, told
+from transfer.benchmark import Formatter, add_options, add_training_options, machine, require, run_benchmark
 from transfer.segmentation import PACKAGES, headline, quiet, task_names
 
 
@@ -25,7 +24,7 @@ def parser() -> ArgumentParser:
     p = ArgumentParser(
         prog="transfer/segment.py", description=__doc__, epilog=f"tasks:\n{tasks}", formatter_class=Formatter
     )
-    add_options(p, "segmentation.jsonl")
+    add_options(p)
     add_training_options(p, "data")
     p.add_argument("--accumulate", type=int, default=1, help="add up the gradients of so many batches to one step")
     p.add_argument("--amp", action="store_true", help="mixed precision: float16 on a GPU, bfloat16 on the CPU")
@@ -53,10 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         session.check() if options.check else session.measure_all(options)
 
-    try:
-        return told("segment", work)
-    finally:
-        stop()
+    return run_benchmark("segment", work)
 
 
 if __name__ == "__main__":

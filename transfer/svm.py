@@ -30,9 +30,10 @@ from sklearn.svm import LinearSVC
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from pretrain.distributed import start, stop, world_size
-from pretrain.engine import autocast_type
-from pretrain.knn import Cores
+from common.distributed import start, world_size
+from common.features import Cores
+from common.precision import autocast_dtype
+from transfer.benchmark import Measurement, Metrics, Run, measure, read_checkpoint, run_benchmark, summary
 from transfer.classification import options
 from transfer.classification.data import source_names
 from transfer.classification.features import Extraction
@@ -46,7 +47,6 @@ from transfer.classification.multilabel import (
     low_shot_sample,
     voc_sources,
 )
-from transfer.common import Metrics, Run, measure, read_checkpoint, summary, told
 
 TASKS = ("voc07-svm", "voc07-lowshot", "svm", "lowshot")
 COSTS = [0.01, 0.1, 1.0, 10.0, 100.0, 1000.0]
@@ -77,7 +77,7 @@ def plan(o: Namespace, seed: int, device: torch.device) -> Run:
             f"--task {o.task} with --data {o.data}: voc07-svm and voc07-lowshot go with voc07:FOLDER alone"
         )
     backbone = read_checkpoint(o.ckpt, seed)
-    size, dtype = options.view_size(o, backbone), autocast_type(o.precision, device)
+    size, dtype = options.view_size(o, backbone), autocast_dtype(o.precision, device)
     train, test = voc_sources(o.data) or source_names(o)
     config = {"data": train, "test": test, "size": size, "precision": str(dtype or torch.float32), "store": o.store}
     config |= options.label_options(o)
@@ -88,9 +88,19 @@ def plan(o: Namespace, seed: int, device: torch.device) -> Run:
     else:
         config["costs"] = costs_of(o)
         how += f", C of each class chosen by {FOLDS}-fold cross-validation on train"
+    headline = f"mAP_k{o.k[0]}" if low_shot(o) else "mAP"
     labels = options.labels_in_words(o)
     how += f", {labels}" * bool(labels)
-    return Run(backbone, o.task, f"{how}; {options.fine_print(o, size, dtype)}", seed, config, o.out, ("scikit-learn",))
+    return Run(
+        backbone,
+        o.task,
+        f"{how}; {options.fine_print(o, size, dtype)}",
+        seed,
+        config,
+        headline,
+        o.out,
+        ("scikit-learn",),
+    )
 
 
 def check(o: Namespace) -> None:
@@ -124,7 +134,7 @@ def evaluate(o: Namespace) -> None:
     if world_size() > 1:
         raise ValueError("svm.py runs in one process")
 
-    def do(run: Run) -> tuple[Metrics, dict[str, float]]:
+    def do(run: Run) -> Measurement:
         data = load_multilabel(o)
         untested = [name for name, y in zip(data.classes, data.test_targets.T, strict=True) if not (y == PRESENT).any()]
         if untested:
@@ -137,12 +147,13 @@ def evaluate(o: Namespace) -> None:
         )
         cost = {"images": float(len(x) + len(x_test))}
         if low_shot(o):
-            return few(x, x_test, data, o, run.seed), cost
-        return every(x, x_test, data, costs_of(o), run.seed), cost
+            return Measurement(few(x, x_test, data, o, run.seed), cost)
+        return Measurement(every(x, x_test, data, costs_of(o), run.seed), cost)
 
     records = measure((plan(o, seed, device) for seed in o.seeds), do, o, device)
-    print(records[0].protocol)
-    print(summary(records))
+    if records:
+        print(records[0].title)
+        print(summary(records))
 
 
 def every(x: np.ndarray, x_test: np.ndarray, data: MultiLabel, costs: list[float], seed: int) -> Metrics:
@@ -221,12 +232,9 @@ def in_parallel(work: Callable[[Any], float], parts: Sequence[Any]) -> list[floa
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measures and says the result; 0, or 2 for a mistake in the input."""
+    """Measure and print the result; return 0, or 2 for a user's mistake."""
     given = sys.argv[1:] if arguments is None else arguments
-    try:
-        return told("svm", lambda: evaluate(options.parse(parser(), given)), resumable=False)
-    finally:
-        stop()
+    return run_benchmark("svm", lambda: evaluate(options.parse(parser(), given)), resumable=False)
 
 
 if __name__ == "__main__":

@@ -28,16 +28,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pretrain.images import ImageSet, load_images
-from pretrain.knn import Trunk, nearest, network_input, pooled_features, raw_features, votes
-from pretrain.labels import choose_balanced
-from pretrain.run_folder import environment
+from common.features import FeatureExtractor, network_input, pooled_features, raw_features
+from common.images import ImageSet, load_images
+from common.knn import knn_scores, nearest
+from common.labels import choose_balanced
+from common.run_folder import environment
+from transfer.benchmark import read_checkpoint
 from transfer.classification import logistic
 from transfer.classification.data import hold_out
 from transfer.classification.loop import Work
 from transfer.classification.online import HeadOptim, train_heads
 from transfer.classification.schedule import CropConfig
-from transfer.common import read_checkpoint
 
 CPU = torch.device("cpu")
 WIDTH, QUERIES, CLASSES, K = 2048, 256, 1000, 200
@@ -95,7 +96,7 @@ def _search(path: str, images: int, plain: bool, pipe: multiprocessing.connectio
     if plain:
         (queries @ F.normalize(bank.float(), dim=1).T).topk(K, dim=1)
     else:
-        votes(nearest(bank, labels, queries, K, normalise=True), CLASSES, K, 0.07, first=5)
+        knn_scores(nearest(bank, labels, queries, K, normalise=True), CLASSES, K, 0.07, first=5)
     seconds = time.perf_counter() - began
     done.set()
     watcher.join()
@@ -138,7 +139,7 @@ def feature_seconds(rounds: int) -> dict[str, float]:
     views = torch.randint(0, 256, (4, 256, SIZE, SIZE, 3), dtype=torch.uint8)
 
     def ours() -> None:
-        with Trunk(network, CPU) as trunk:
+        with FeatureExtractor(network, CPU) as trunk:
             for batch in views:
                 trunk(batch)
 

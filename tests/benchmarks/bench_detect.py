@@ -24,8 +24,8 @@ from detectron2.engine import DefaultTrainer
 from detectron2.utils.events import EventStorage
 from detectron2.utils.logger import setup_logger
 
-from pretrain.run_folder import environment
-from transfer.common import read_checkpoint
+from common.run_folder import environment
+from transfer.benchmark import read_checkpoint
 from transfer.detection import config, data, run
 from transfer.detection.devices import Devices
 from transfer.detection.trainer import Trainer

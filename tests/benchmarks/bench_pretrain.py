@@ -32,12 +32,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import transforms
 
-from pretrain.augment import MEAN, STD, ViewConfig, ViewMaker
+from common.loaders import Batch
+from common.precision import autocast_dtype
+from common.run_folder import environment
+from common.transforms import MEAN, STD, ViewConfig, ViewMaker
 from pretrain.config import Config, OptimConfig
-from pretrain.data import Batch
-from pretrain.engine import Training, autocast_type, training_step
+from pretrain.engine import Training, training_step
 from pretrain.losses import positives, unicon
-from pretrain.run_folder import environment
 from pretrain.unimoco import ModelConfig, UniMoCo
 
 ARCH, SIZE, BATCH, QUEUE, TEMPERATURE = "resnet50", 224, 16, 65536, 0.2
@@ -91,7 +92,7 @@ class EncoderWork:
         encoder.fc = nn.Sequential(nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 128))
         self.q = encoder.to(memory_format=torch.channels_last)
         self.k = copy.deepcopy(self.q).requires_grad_(False)
-        self.dtype = autocast_type("auto", CPU)
+        self.dtype = autocast_dtype("auto", CPU)
 
     def __call__(self, x_q: Tensor, x_k: Tensor) -> None:
         with torch.autocast("cpu", self.dtype, enabled=self.dtype is not None):
@@ -330,7 +331,7 @@ def main() -> None:
             "ratios": {name: ratio for name, ratio, _, _ in rows},
             "seconds": {"step": steps, "views": views, "loss": loss},
             "loss_mib": memory,
-            "bf16": autocast_type("auto", CPU) is not None,
+            "bf16": autocast_dtype("auto", CPU) is not None,
             **where,
         }
         with open(options.record, "a") as file:

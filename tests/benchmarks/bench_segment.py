@@ -22,9 +22,9 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from common.run_folder import RunFolder, environment
 from converters import Backbone, read_backbone
-from pretrain.run_folder import RunFolder, environment
-from transfer.common import Run
+from transfer.benchmark import Run
 from transfer.segment import parser
 from transfer.segmentation import PACKAGES, data, quiet, run, session
 from transfer.segmentation.hooks import ClockHook, FiguresHook, PicturesHook, RandomStateHook, TrunkHook

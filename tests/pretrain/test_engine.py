@@ -13,17 +13,18 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pretrain.augment import ViewConfig
+from common.distributed import world_size
+from common.images import load_images
+from common.labels import LabelConfig, keep_labels
+from common.loaders import Batch, GlobalBatches, TwoViews
+from common.precision import autocast_dtype
+from common.transforms import ViewConfig
 from pretrain.batch_norm import running_statistics
 from pretrain.config import Config, OptimConfig
-from pretrain.data import Batch, GlobalBatches, TwoViews
-from pretrain.distributed import world_size
-from pretrain.engine import Training, autocast_type, encode_keys, learning_rate, local_groups, training_step
-from pretrain.images import load_images
-from pretrain.labels import LabelConfig, keep_labels
+from pretrain.engine import Training, encode_keys, learning_rate, local_groups, training_step
 from pretrain.losses import unicon
 from pretrain.unimoco import ModelConfig, UniMoCo
-from tests.pretrain.gloo import run_two
+from tests.common.gloo import run_two
 
 CPU = torch.device("cpu")
 IMAGES, BATCH, STEPS = 128, 32, 3
@@ -129,19 +130,19 @@ class TestGroups:
 class TestPrecision:
     @pytest.mark.parametrize(("name", "dtype"), [("fp32", None), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
     def test_by_name(self, name: str, dtype: torch.dtype | None) -> None:
-        assert autocast_type(name, CPU) == dtype
-        assert autocast_type(name, torch.device("cuda")) == dtype
+        assert autocast_dtype(name, CPU) == dtype
+        assert autocast_dtype(name, torch.device("cuda")) == dtype
 
     @pytest.mark.parametrize("fast", [False, True])
     def test_auto_is_bf16_where_a_gpu_computes_it(self, monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: fast)
-        assert autocast_type("auto", torch.device("cuda")) == (torch.bfloat16 if fast else None)
+        assert autocast_dtype("auto", torch.device("cuda")) == (torch.bfloat16 if fast else None)
 
     @pytest.mark.parametrize(("avx", "amx"), [(False, False), (True, False), (False, True)])
     def test_auto_is_bf16_where_a_cpu_computes_it(self, monkeypatch: pytest.MonkeyPatch, avx: bool, amx: bool) -> None:
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-        assert autocast_type("auto", CPU) == (torch.bfloat16 if avx or amx else None)
+        assert autocast_dtype("auto", CPU) == (torch.bfloat16 if avx or amx else None)
 
     @pytest.mark.parametrize(("name", "scaled"), [("fp32", False), ("bf16", False), ("fp16", True)])
     def test_only_fp16_scales_its_loss(self, name: Any, scaled: bool) -> None:

@@ -14,11 +14,11 @@ import timm
 import torch
 from torch import Tensor
 
+from common.images import ImageSet
+from common.run_folder import RunFolder
 from pretrain import monitor as monitor_module
 from pretrain.config import MonitorConfig
-from pretrain.images import ImageSet
 from pretrain.monitor import Knn, Monitor, NonFiniteError
-from pretrain.run_folder import RunFolder
 
 CPU = torch.device("cpu")
 CONFIG = MonitorConfig(log_every=10, plateau=30, k=3)

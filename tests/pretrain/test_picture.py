@@ -7,10 +7,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pretrain.augment import ViewConfig, evaluation_view
-from pretrain.data import TwoViews
-from pretrain.images import load_images
-from pretrain.labels import LabelConfig, keep_labels
+from common.images import load_images
+from common.labels import LabelConfig, keep_labels
+from common.loaders import TwoViews
+from common.transforms import ViewConfig, evaluation_view
 from pretrain.picture import CELL, GAP, TEXT, save_png, views_sheet
 
 ROOT = Path(__file__).parents[2]

@@ -14,18 +14,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.features import network_input
+from common.images import ImageSet
+from common.labels import KeptLabels, LabelConfig, keep_labels
+from common.loaders import Batch, GlobalBatches, TwoViews
 from converters import read_backbone
 from pretrain.config import Config
-from pretrain.data import Batch, GlobalBatches, TwoViews
 from pretrain.engine import Training, training_step
-from pretrain.images import ImageSet
-from pretrain.knn import network_input
-from pretrain.labels import KeptLabels, LabelConfig, keep_labels
 from pretrain.supervised import Classifier, labelled_only
 from pretrain.train import main
+from tests.common.gloo import run_two
 from tests.pretrain import test_engine as engine
 from tests.pretrain import test_train as command
-from tests.pretrain.gloo import run_two
 
 folder = command.folder
 MakeImages = Callable[..., ImageSet]

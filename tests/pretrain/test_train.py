@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from pretrain.images import load_images
+from common.images import load_images
 from pretrain.train import main
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from converters.backbone import Backbone
-from transfer.common import read_checkpoint
+from transfer.benchmark import read_checkpoint
 from transfer.detection import config
 from transfer.detection.config import flat, for_record, resolve
 from transfer.detection.devices import Devices

@@ -27,7 +27,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 
 import transfer.detection.head  # noqa: F401
 from converters import VerificationError
-from transfer.common import read_checkpoint
+from transfer.benchmark import read_checkpoint
 from transfer.detection import data, run, weights
 from transfer.detection.config import resolve
 from transfer.detection.devices import Devices

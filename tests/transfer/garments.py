@@ -6,7 +6,7 @@ from pathlib import Path
 
 import cv2
 
-from pretrain.images import load_images
+from common.images import load_images
 
 ROOT = Path(__file__).parents[2]
 TROUSER, BAG = 1, 8

@@ -11,7 +11,7 @@ from mmseg.registry import MODELS
 from mmseg.utils import register_all_modules
 
 from converters import VerificationError, backbone_state
-from transfer.common import read_checkpoint
+from transfer.benchmark import read_checkpoint
 from transfer.segment import parser
 from transfer.segmentation import session, task_names, tasks
 

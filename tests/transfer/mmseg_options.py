@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.transfer.mmseg_configs import resolve
-from transfer.common import Run, read_checkpoint
+from transfer.benchmark import Run, read_checkpoint
 from transfer.segmentation import session, tasks
 from transfer.segmentation.run import config_hash
 from transfer.segmentation.trunk import Trunk

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.features import extract_features
+from common.images import CorruptImageError, load_images
 from converters import Backbone
-from pretrain.images import CorruptImageError, load_images
-from pretrain.knn import extract_features
 from tests.transfer.garments import ROOT, write_garments
+from transfer.benchmark import read_checkpoint
 from transfer.classification.features import Extraction, fingerprint
-from transfer.common import read_checkpoint
 
 CPU = torch.device("cpu")
 

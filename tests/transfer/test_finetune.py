@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.distributed import rank
-from pretrain.images import load_images
-from pretrain.labels import LabelConfig, keep_labels
+from common.distributed import rank
+from common.images import load_images
+from common.labels import LabelConfig, keep_labels
 from results.record import read
-from tests.pretrain.gloo import run_two
+from tests.common.gloo import run_two
 from tests.transfer.garments import arguments, write_garments
 from transfer import finetune
+from transfer.benchmark import read_checkpoint
 from transfer.classification import options
 from transfer.classification.data import load_class_data
 from transfer.classification.heads import best_of
 from transfer.classification.loop import Work
 from transfer.classification.schedule import CropConfig
 from transfer.classification.tuning import TuneOptim, tune
-from transfer.common import read_checkpoint
 from transfer.finetune import main, parser
 
 CPU = torch.device("cpu")

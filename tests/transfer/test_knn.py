@@ -13,12 +13,13 @@ import pytest
 import torch
 
 import transfer.knn
-from pretrain.images import load_images
-from pretrain.knn import accuracy, extract_features, knn_predict
+from common.features import extract_features
+from common.images import load_images
+from common.knn import accuracy, knn_predict
 from results.record import read
-from tests.pretrain.gloo import run_two
+from tests.common.gloo import run_two
 from tests.transfer.garments import ROOT, arguments, write_garments
-from transfer.common import read_checkpoint
+from transfer.benchmark import read_checkpoint
 from transfer.knn import main, parser, plan
 
 CPU = torch.device("cpu")

@@ -17,19 +17,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pretrain.data import GlobalBatches
-from pretrain.images import load_images
-from pretrain.knn import Trunk
+from common.features import FeatureExtractor
+from common.images import load_images
+from common.loaders import GlobalBatches
 from results.record import read
-from tests.pretrain.gloo import run_two
+from tests.common.gloo import run_two
 from tests.transfer.garments import ROOT, arguments, write_garments
 from transfer import linear
+from transfer.benchmark import read_checkpoint
 from transfer.classification.data import OneView
 from transfer.classification.heads import new_head, save_head, scores
 from transfer.classification.loop import Work
 from transfer.classification.online import HeadOptim, _optimizer, _step, train_heads
 from transfer.classification.schedule import CropConfig
-from transfer.common import read_checkpoint
 from transfer.linear import main
 
 CPU = torch.device("cpu")
@@ -75,7 +75,7 @@ class TestHeads:
             if step // 2 >= 2:  # epochs 0 and 1 end before half of 3
                 optimizer.param_groups[0]["lr"] = 0.1 * 2.0 * 16 / 256
             batch = views.__getitems__(keys)
-            with Trunk(network, CPU) as trunk:
+            with FeatureExtractor(network, CPU) as trunk:
                 features = trunk(batch.q)
             optimizer.zero_grad()
             F.cross_entropy(head(features), batch.labels).backward()

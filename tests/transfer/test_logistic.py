@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn import functional as F
 
-from pretrain.knn import Cores
+from common.features import Cores
 from transfer.classification import logistic
 from transfer.classification.heads import predict
 

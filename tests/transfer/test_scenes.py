@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
-from pretrain.images import load_images
+from common.images import load_images
 from transfer import scenes
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_sample_image
 
-from pretrain.images import load_images
+from common.cli import run_cli
+from common.images import load_images
 from results.record import read
 from tests.transfer.garments import ROOT, arguments, write_garments
 from transfer.classification.multilabel import (
@@ -25,7 +26,6 @@ from transfer.classification.multilabel import (
     read_voc,
     voc_classes,
 )
-from transfer.common import told
 from transfer.svm import ap_of_class, costs_of, cross_validated, every, main, parser
 
 
@@ -208,8 +208,8 @@ def test_an_interrupted_command_is_told_to_resume_only_where_it_can(capsys: pyte
     def interrupted() -> None:
         raise KeyboardInterrupt
 
-    assert told("linear", interrupted) == 130
-    assert told("svm", interrupted, resumable=False) == 130
+    assert run_cli("linear", interrupted) == 130
+    assert run_cli("svm", interrupted, resumable=False) == 130
     assert capsys.readouterr().err == (
         "linear: interrupted; the same command with --resume goes on\nsvm: interrupted\n"
     )

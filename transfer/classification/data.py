@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from jsonargparse import Namespace
 
-from pretrain.data import Batch, TwoViews
-from pretrain.images import ImageSet, load_images
-from pretrain.labels import LabelConfig, choose_balanced, keep_labels
-from pretrain.losses import UNLABELLED
+from common.images import UNLABELLED, ImageSet, load_images
+from common.labels import LabelConfig, choose_balanced, keep_labels
+from common.loaders import Batch, TwoViews
 
 HELD_OUT = 0.1  # share of train that options are chosen on
 

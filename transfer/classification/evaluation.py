@@ -1,25 +1,24 @@
-"""What linear, kNN and fine-tuning do with their seeds: measure each, draw the first, say the result."""
+"""What linear, kNN and fine-tuning do with their seeds: measure each, draw the first, print the result."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from jsonargparse import Namespace
 
-from pretrain.distributed import rank
-from transfer.common import Metrics, Run, measure, summary
-
-Measured = tuple[Metrics, dict[str, float], Callable[[], None]]  # metrics, cost, and what draws the pictures
+from common.distributed import rank
+from transfer.benchmark import Measurement, Run, measure, summary
 
 
 def evaluate_seeds(
     o: Namespace,
     device: torch.device,
     plan: Callable[[Namespace, int, torch.device], Run],
-    measure_one: Callable[[Run], Measured],
+    measure_one: Callable[[Run], Measurement],
 ) -> None:
-    """Measures all seeds and says the result; pictures come after a record, so that they cannot cost it.
+    """Measure all seeds and print the result.
 
     Args:
         o: holds `seeds` and `pictures`, and what `measure` asks for.
@@ -27,19 +26,12 @@ def evaluate_seeds(
         plan: what is measured for a seed.
         measure_one: measures it.
     """
-    pictures: dict[int, Callable[[], None]] = {}
 
-    def do(run: Run) -> tuple[Metrics, dict[str, float]]:
-        metrics, cost, draw = measure_one(run)
-        if o.pictures and run.seed == o.seeds[0]:
-            pictures[run.seed] = draw
-        return metrics, cost
+    def work(run: Run) -> Measurement:
+        measured = measure_one(run)
+        return measured if o.pictures and run.seed == o.seeds[0] else replace(measured, draw=None)
 
-    def after(run: Run) -> None:
-        if run.seed in pictures:
-            pictures.pop(run.seed)()
-
-    records = measure((plan(o, seed, device) for seed in o.seeds), do, o, device, after)
-    if rank() == 0:
-        print(records[0].protocol)
+    records = measure((plan(o, seed, device) for seed in o.seeds), work, o, device)
+    if records and rank() == 0:
+        print(records[0].title)
         print(summary(records))

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from common.distributed import rank
+from common.features import raw_features
+from common.files import write_atomically
+from common.images import CorruptImageError, ImageSet
+from common.precision import autocast_dtype
 from converters import Backbone
-from pretrain.checkpoint import write_atomically
-from pretrain.distributed import rank
-from pretrain.engine import autocast_type
-from pretrain.images import CorruptImageError, ImageSet
-from pretrain.knn import raw_features
 
 BATCH = 256
 
@@ -50,7 +50,7 @@ class Extraction:
     @property
     def dtype(self) -> torch.dtype | None:
         """Autocast type; None = fp32."""
-        return autocast_type(self.precision, self.device)
+        return autocast_dtype(self.precision, self.device)
 
     def describe(self, backbone: Backbone, images: ImageSet) -> dict[str, str | int]:
         """Everything that the features depend on."""

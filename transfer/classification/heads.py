@@ -13,12 +13,11 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from common.distributed import gather_objects
+from common.files import sha256, write_atomically
+from common.knn import accuracy
 from converters import Backbone
-from converters.files import sha256
-from pretrain.checkpoint import write_atomically
-from pretrain.distributed import gather_objects
-from pretrain.knn import accuracy
-from transfer.common import Metrics
+from transfer.benchmark import Metrics
 
 FORMAT = "unimoco-suite head"
 Choice = TypeVar("Choice")

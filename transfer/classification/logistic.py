@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pretrain.knn import Cores
+from common.features import Cores
 from transfer.classification.heads import predict
 
 CHUNK = 8192

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from pretrain.checkpoint import write_atomically
-from pretrain.data import Batch, GlobalBatches, default_workers, train_loader
-from pretrain.distributed import any_rank, rank
-from pretrain.images import CorruptImageError, ImageSet
+from common.distributed import any_rank, rank
+from common.files import write_atomically
+from common.images import CorruptImageError, ImageSet
+from common.loaders import Batch, GlobalBatches, default_workers, train_loader
 from transfer.classification.data import OneView
 from transfer.classification.schedule import CropConfig, Schedule
 

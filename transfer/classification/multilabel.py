@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 from jsonargparse import Namespace
 
-from pretrain.images import ImageSet, decode, text_lines
-from pretrain.labels import LabelConfig
-from pretrain.losses import UNLABELLED
+from common.images import UNLABELLED, ImageSet, decode, text_lines
+from common.labels import LabelConfig
 from transfer.classification.data import load_class_data
 
 PRESENT, ABSENT, DIFFICULT = 1, 0, -1

@@ -13,9 +13,9 @@ from timm.optim import Lars
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pretrain.distributed import all_mean_, world_size
-from pretrain.images import ImageSet
-from pretrain.knn import Trunk
+from common.distributed import all_mean_, world_size
+from common.features import FeatureExtractor
+from common.images import ImageSet
 from transfer.classification.heads import new_head
 from transfer.classification.loop import Loop, Work
 from transfer.classification.schedule import CropConfig, Schedule
@@ -92,7 +92,7 @@ def train_heads(
             head.load_state_dict(start.state_dict(), strict=True)
     optimizer = _optimizer(heads, optim)
     loop = Loop(images, optim, crop, work, optimizer, heads=heads)
-    with Trunk(network, work.device, work.dtype) as run:
+    with FeatureExtractor(network, work.device, work.dtype) as run:
         for batch in loop:
             loop.losses = _step(heads, optimizer, run(batch.q), batch.labels.to(work.device))
     return [head for head in heads if isinstance(head, nn.Linear)]

@@ -9,13 +9,13 @@ from typing import NoReturn
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
+from common.files import sha256
+from common.images import text_lines
+from common.labels import LabelConfig
 from converters import Backbone
-from converters.files import sha256
-from pretrain.images import text_lines
-from pretrain.labels import LabelConfig
+from transfer.benchmark import Run, add_options
 from transfer.classification.data import source_names
 from transfer.classification.multilabel import VOC, voc_sources
-from transfer.common import Run, add_options
 
 RECIPES = Path(__file__).parents[1] / "configs" / "classification"
 STORES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -25,7 +25,7 @@ def classification_parser(name: str, description: str | None) -> ArgumentParser:
     """A parser with the options of all benchmarks, of data and of features; records go to NAME.jsonl."""
     p = _Parser(prog=f"transfer/{name}.py", description=description, allow_abbrev=False)
     p.add_argument("--recipe", action="config", help=f"one of {', '.join(recipe_names())}; or a YAML file")
-    add_options(p, f"{name}.jsonl")
+    add_options(p)
     p.add_argument(
         "--data", type=str | list[str] | None, default="fashion",
         help="training images: a folder of class folders, a manifest of `path<TAB>label` lines, fashion:train, or a "
@@ -158,5 +158,4 @@ def labels_in_words(options: Namespace) -> str:
 
 def run_folder(run: Run, name: str) -> Path:
     """Folder of a run: that of its task, parted by `name` and by a hash of the options."""
-    config_hash = run.record({"none": 0.0}, {}, torch.device("cpu")).config_hash
-    return run.folder.parent / f"{name}-{config_hash[:6]}" / run.folder.name
+    return run.folder.parent / f"{name}-{run.config_hash[:6]}" / run.folder.name

@@ -14,9 +14,9 @@ from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 from torch import Tensor
 from torch.nn import functional as F
 
-from pretrain.checkpoint import write_atomically
-from pretrain.images import ImageSet
-from pretrain.labels import choose_balanced
+from common.files import write_atomically
+from common.images import ImageSet
+from common.labels import choose_balanced
 
 SHOWN = 30  # classes in a confusion matrix; of more, those that are confused most
 POINTS, LEAST = 1500, 5  # features in a map

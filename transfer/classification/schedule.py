@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pretrain.augment import ViewConfig
+from common.transforms import ViewConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from common.distributed import world_size
+from common.features import network_input, raw_features
+from common.images import ImageSet
 from converters import Backbone
-from pretrain.distributed import world_size
-from pretrain.images import ImageSet
-from pretrain.knn import network_input, raw_features
 from transfer.classification.heads import new_head
 from transfer.classification.loop import Loop, Work
 from transfer.classification.schedule import CropConfig, Schedule

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 
-from transfer.common import require
+from transfer.benchmark import require
 from transfer.layouts import LAYOUTS
 
 PACKAGES = ("torch", "torchvision", "detectron2", "faster_coco_eval", "pycocotools", "cityscapesscripts")

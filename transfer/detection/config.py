@@ -15,9 +15,9 @@ import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
+from common.precision import autocast_dtype
 from converters import Backbone
 from converters.targets import TARGETS
-from pretrain.engine import autocast_type
 from transfer.detection.devices import Devices
 from transfer.detection.tasks import config_file
 from transfer.scaling import Schedule, comparison, for_devices
@@ -168,7 +168,7 @@ def _precision(cfg: CfgNode) -> None:
     if cfg.TASK.PRECISION not in ("fp32", "bf16", "auto"):
         raise ValueError(f"TASK.PRECISION {cfg.TASK.PRECISION}: use fp32, bf16 or auto")
     if cfg.TASK.PRECISION == "auto":
-        fast = autocast_type("auto", torch.device(cfg.MODEL.DEVICE))
+        fast = autocast_dtype("auto", torch.device(cfg.MODEL.DEVICE))
         cfg.TASK.PRECISION = "fp32" if fast is None else "bf16"
     if cfg.SOLVER.AMP.ENABLED and (cfg.MODEL.DEVICE != "cuda" or cfg.TASK.PRECISION != "fp32"):
         raise ValueError("SOLVER.AMP.ENABLED is fp16 on a GPU; elsewhere, or for bf16, use TASK.PRECISION bf16")

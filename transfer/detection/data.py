@@ -26,7 +26,7 @@ from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from transfer.common import require
+from transfer.benchmark import require
 from transfer.layouts import require_data
 from transfer.scenes import PALETTE, ensure_scenes
 

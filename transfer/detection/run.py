@@ -19,9 +19,9 @@ from detectron2.utils.env import seed_all_rng
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 import transfer.detection.head  # noqa: F401  registers the C4 head
+from common.files import write_text
 from converters import Backbone
-from pretrain.run_folder import write_text
-from transfer.common import Metrics
+from transfer.benchmark import Metrics
 from transfer.detection.config import ASIDE, flat
 from transfer.detection.data import register
 from transfer.detection.devices import Devices

@@ -21,8 +21,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from common.run_folder import RunFolder
 from converters import Backbone
-from pretrain.run_folder import RunFolder
 from transfer.detection.data import training_loader
 from transfer.detection.evaluation import Results, build_evaluator
 from transfer.detection.weights import load_backbone

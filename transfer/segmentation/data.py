@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmseg.registry import DATASETS
 from PIL import Image
 
-from pretrain.distributed import barrier, rank
+from common.distributed import barrier, rank
 from transfer.layouts import require_data
 from transfer.scenes import CLASSES, PALETTE, ensure_scenes
 from transfer.segmentation.tasks import LOADERS, datasets

@@ -16,8 +16,8 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from tqdm import tqdm
 
-from pretrain.distributed import rank
-from pretrain.run_folder import RunFolder
+from common.distributed import rank
+from common.run_folder import RunFolder
 from transfer.segmentation.trunk import Trunk
 
 

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from pretrain.checkpoint import write_atomically
+from common.files import write_atomically
 
 mpl.use("Agg")  # no window is opened
 IGNORED = 255

@@ -17,9 +17,10 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import get_torch_safe_globals
 
-from pretrain.distributed import barrier, rank
-from pretrain.run_folder import RunFolder, write_text
-from transfer.common import Metrics, Run, goes_on
+from common.distributed import barrier, rank
+from common.files import write_text
+from common.run_folder import RunFolder
+from transfer.benchmark import Metrics, Run, goes_on
 from transfer.segmentation import pictures, quiet
 from transfer.segmentation.hooks import ClockHook, FiguresHook, PicturesHook, RandomStateHook, TrunkHook
 from transfer.segmentation.trunk import Trunk
@@ -96,7 +97,7 @@ def find_checkpoint(run: Run, options: Any) -> Path | None:
 
 def config_hash(run: Run) -> str:
     """Return the hash that the run's record will have."""
-    return run.record({"none": 0.0}, {}, torch.device("cpu")).config_hash
+    return run.config_hash
 
 
 def start_anew(run: Run) -> None:

@@ -20,9 +20,16 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from mmseg.utils import register_all_modules
 
+from common.distributed import rank, start, world_size
 from converters import Backbone
-from pretrain.distributed import rank, start, world_size
-from transfer.common import Metrics, Run, device_kind, measure, read_checkpoint, summary
+from transfer.benchmark import (
+    Measurement,
+    Run,
+    device_kind,
+    measure,
+    read_checkpoint,
+    summary,
+)
 from transfer.segmentation import PACKAGES, autocast, data, metric, overrides, quiet, run, task_names, tasks
 from transfer.segmentation.run import Plan
 from transfer.segmentation.trunk import Trunk
@@ -86,19 +93,19 @@ def measure_all(options: Namespace) -> None:
         backbone = read_checkpoint(options.ckpt, seed, arch)
         plan = resolve(options, backbone, device)
         name = options.task.rpartition("/")[2].removesuffix(".py")
-        return Run(backbone, name, plan.protocol, seed, plan.config, options.out, PACKAGES)
+        return Run(backbone, name, plan.protocol, seed, plan.config, "mIoU", options.out, PACKAGES)
 
-    def do(one: Run) -> tuple[Metrics, dict[str, float]]:
+    def do(one: Run) -> Measurement:
         plan = resolve(options, one.backbone, device)
         data.find(plan.cfg, root)
         images, reported = data.check(plan.cfg)
         if rank() == 0:
-            print(f"{one.task} seed {one.seed}: {one.protocol}\n" + "\n".join(plan.notes))
+            print(f"{one.task} seed {one.seed}: {one.title}\n" + "\n".join(plan.notes))
             print(f"{images} images to train on, {reported} to report on", flush=True)
-        return run.measure_one(plan, one, images, options)
+        return Measurement(*run.measure_one(plan, one, images, options))
 
     records = measure(map(plan, options.seeds), do, options, device)
-    if rank() == 0:
+    if records and rank() == 0:
         few = len(records[0].metrics) <= MOST_ROWS  # the IoU of ADE20K's 150 classes stays in the record
         print(summary(records, None if few else ("mIoU", "mAcc", "aAcc")))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from pretrain.distributed import local_processes
+from common.distributed import local_processes
 from transfer.scaling import Schedule, comparison, for_devices
 from transfer.segmentation import FOLDER, task_names
 

@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pretrain import distributed
+from common import distributed
 from pretrain.batch_norm import deal, exchange, inverse
-from tests.pretrain.gloo import WORLD, run_two
+from tests.common.gloo import WORLD, run_two
 
 CPU = torch.device("cpu")
 BATCH, GROUPS, SEEDS = 12, 2, 6

@@ -14,12 +14,12 @@ from PIL import Image as Pil
 from PIL import ImageFilter
 from scipy.ndimage import gaussian_filter
 from scipy.stats import ks_2samp
-from torchvision import transforms
+from torchvision import transforms as tv
 from torchvision.transforms import functional as TF
 
-from pretrain import augment
-from pretrain.augment import Image, ViewConfig, ViewMaker, crop_box
-from tests.pretrain.pictures import difference
+from common import transforms
+from common.transforms import Image, ViewConfig, ViewMaker, crop_box
+from tests.common.pictures import difference
 
 # ViewConfig that only crops and resizes.
 PLAIN = ViewConfig(size=56, flip=0, jitter=0, grey=0, blur=0)
@@ -34,14 +34,14 @@ ALIKE = 1e-3
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
 def test_colour_factors(photo: Image, name: str, factor: float) -> None:
     theirs = getattr(TF, f"adjust_{name}")(Pil.fromarray(photo), factor)
-    off = difference(getattr(augment, name)(photo, factor), theirs)
+    off = difference(getattr(transforms, name)(photo, factor), theirs)
     assert off.max() <= 1
     assert off.mean() < 0.55
 
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
 def test_factor_1_changes_nothing(photo: Image, name: str) -> None:
-    np.testing.assert_array_equal(getattr(augment, name)(photo, 1.0), photo)
+    np.testing.assert_array_equal(getattr(transforms, name)(photo, 1.0), photo)
 
 
 def exact_hue(photo: Image, shift: float) -> np.ndarray:
@@ -53,7 +53,7 @@ def exact_hue(photo: Image, shift: float) -> np.ndarray:
 
 @pytest.mark.parametrize("shift", [-0.5, -0.1, -0.033, 0.0, 0.047, 0.1, 0.25, 0.5])
 def test_hue(photo: Image, shift: float) -> None:
-    theirs, ours = np.asarray(TF.adjust_hue(Pil.fromarray(photo), shift)), augment.hue(photo, shift)
+    theirs, ours = np.asarray(TF.adjust_hue(Pil.fromarray(photo), shift)), transforms.hue(photo, shift)
     # Both go through 8-bit hue, saturation and value, each with its own rounding: pixels differ by a few values.
     off = difference(ours, theirs)
     assert off.mean() < 0.6
@@ -65,12 +65,12 @@ def test_hue(photo: Image, shift: float) -> None:
 
 def test_hue_goes_the_right_way_round() -> None:
     red = np.full((4, 4, 3), (255, 0, 0), np.uint8)
-    assert difference(augment.hue(red, 1 / 3), np.full((4, 4, 3), (0, 255, 0))).max() <= 6
-    assert difference(augment.hue(red, -1 / 3), np.full((4, 4, 3), (0, 0, 255))).max() <= 6
+    assert difference(transforms.hue(red, 1 / 3), np.full((4, 4, 3), (0, 255, 0))).max() <= 6
+    assert difference(transforms.hue(red, -1 / 3), np.full((4, 4, 3), (0, 0, 255))).max() <= 6
 
 
 def test_grey(photo: Image) -> None:
-    off = difference(augment.to_grey(photo), TF.to_grayscale(Pil.fromarray(photo), 3))
+    off = difference(transforms.to_grey(photo), TF.to_grayscale(Pil.fromarray(photo), 3))
     assert off.max() <= 1
     assert off.mean() < 0.01
 
@@ -80,7 +80,7 @@ def test_blur_is_gaussian(photo: Image, sigma: float) -> None:
     theirs = TF.gaussian_blur(Pil.fromarray(photo), [23, 23], [sigma, sigma])
     # torchvision mirrors at the border; PIL, and so MoCo, repeats it, as we do.
     inner = (slice(12, -12), slice(12, -12))
-    off = difference(augment.blur(photo, sigma)[inner], np.asarray(theirs)[inner])
+    off = difference(transforms.blur(photo, sigma)[inner], np.asarray(theirs)[inner])
     assert off.max() <= 2
     assert off.mean() < 0.1
 
@@ -89,13 +89,13 @@ def test_blur_is_gaussian(photo: Image, sigma: float) -> None:
 def test_blur_repeats_the_border(china: Image, sigma: float) -> None:
     exact = gaussian_filter(china.astype(np.float64), (sigma, sigma, 0), mode="nearest", truncate=6)
     # OpenCV's kernel ends at three sigma, which leaves out 0.3 % of the weight.
-    assert np.abs(augment.blur(china, sigma) - exact).max() < 2
+    assert np.abs(transforms.blur(china, sigma) - exact).max() < 2
 
 
 @pytest.mark.parametrize("sigma", [0.5, 1.0, 1.5, 2.0])
 def test_blur_is_near_the_filter_of_moco(photo: Image, sigma: float) -> None:
     # PIL approaches the Gaussian by three box filters; below sigma 0.5 that is no longer near.
-    off = difference(augment.blur(photo, sigma), Pil.fromarray(photo).filter(ImageFilter.GaussianBlur(sigma)))
+    off = difference(transforms.blur(photo, sigma), Pil.fromarray(photo).filter(ImageFilter.GaussianBlur(sigma)))
     assert off.mean() < 0.6
     assert np.quantile(off, 0.999) <= 4
 
@@ -104,7 +104,7 @@ def test_blur_is_near_the_filter_of_moco(photo: Image, sigma: float) -> None:
     "size", [(224, 224), (100, 150), (64, 64), (500, 300), (300, 800), (427, 320), (640, 800), (427, 640)]
 )
 def test_resize_down_up_and_both(photo: Image, size: tuple[int, int]) -> None:
-    off = difference(augment.resize(photo, *size), TF.resize(Pil.fromarray(photo), list(size)))
+    off = difference(transforms.resize(photo, *size), TF.resize(Pil.fromarray(photo), list(size)))
     assert off.max() <= 1
     assert off.mean() < 0.25
 
@@ -112,24 +112,24 @@ def test_resize_down_up_and_both(photo: Image, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("size", [(32, 32), (28, 28), (14, 14), (64, 20)])
 def test_resize_of_a_tiny_crop(photo: Image, size: tuple[int, int]) -> None:
     crop = photo[100:119, 200:223]  # not contiguous, as in a view
-    assert difference(augment.resize(crop, *size), TF.resize(Pil.fromarray(crop.copy()), list(size))).max() <= 1
+    assert difference(transforms.resize(crop, *size), TF.resize(Pil.fromarray(crop.copy()), list(size))).max() <= 1
 
 
 @pytest.mark.parametrize("degrees", [-30, 10, 90])
 def test_rotation(photo: Image, degrees: float) -> None:
-    theirs = TF.rotate(Pil.fromarray(photo), degrees, interpolation=transforms.InterpolationMode.BILINEAR)
+    theirs = TF.rotate(Pil.fromarray(photo), degrees, interpolation=tv.InterpolationMode.BILINEAR)
     inner = (slice(110, -110), slice(220, -220))  # out of reach of the corners, which are black there
-    assert difference(augment.rotate(photo, degrees)[inner], np.asarray(theirs)[inner]).max() <= 1
+    assert difference(transforms.rotate(photo, degrees)[inner], np.asarray(theirs)[inner]).max() <= 1
 
 
 def test_rotation_leaves_no_black_corner() -> None:
-    assert augment.rotate(np.full((20, 30, 3), 200, np.uint8), 30).min() == 200
+    assert transforms.rotate(np.full((20, 30, 3), 200, np.uint8), 30).min() == 200
 
 
 def test_erase_puts_noise_into_one_rectangle_of_the_stated_size(china: Image) -> None:
     shares = []
     for seed in range(100):
-        changed = (augment.erase(china, np.random.default_rng(seed)) != china).any(-1)
+        changed = (transforms.erase(china, np.random.default_rng(seed)) != china).any(-1)
         rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
         box = changed[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         assert box.mean() > 0.999  # noise may meet a pixel's own colour
@@ -156,7 +156,7 @@ def test_crop_boxes_are_distributed_as_torchvisions(
     ours = np.array([crop_box(*shape, scale, ratio, rng) for _ in range(3000)], dtype=float)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        params = transforms.RandomResizedCrop.get_params
+        params = tv.RandomResizedCrop.get_params
         theirs = np.array([params(image, list(scale), list(ratio)) for _ in range(3000)], dtype=float)
 
     def features(boxes: np.ndarray) -> dict[str, np.ndarray]:
@@ -180,7 +180,7 @@ def test_crop_boxes_lie_inside_the_image(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize("shape", [(100, 1000), (1000, 100)])
 def test_where_no_crop_fits_the_centre_is_taken(shape: tuple[int, int]) -> None:
     args = (1.0, 1.0), (3 / 4, 4 / 3)
-    theirs = transforms.RandomResizedCrop.get_params(torch.empty(3, *shape), *map(list, args))
+    theirs = tv.RandomResizedCrop.get_params(torch.empty(3, *shape), *map(list, args))
     assert crop_box(*shape, *args, np.random.default_rng(0)) == theirs
 
 
@@ -192,17 +192,13 @@ def moco(version: int, size: int) -> Callable[[Pil.Image], Pil.Image]:
 
     Probabilities and strengths: main_moco.py of facebookresearch/moco at 5a429c0.
     """
-    blur = transforms.Lambda(lambda x: x.filter(ImageFilter.GaussianBlur(float(torch.empty(1).uniform_(0.1, 2.0)))))
-    crop = transforms.RandomResizedCrop(size, scale=(0.2, 1.0), antialias=True)
-    flip = transforms.RandomHorizontalFlip()
+    blur = tv.Lambda(lambda x: x.filter(ImageFilter.GaussianBlur(float(torch.empty(1).uniform_(0.1, 2.0)))))
+    crop = tv.RandomResizedCrop(size, scale=(0.2, 1.0), antialias=True)
+    flip = tv.RandomHorizontalFlip()
     if version == 1:
-        return transforms.Compose(
-            [crop, transforms.RandomGrayscale(p=0.2), transforms.ColorJitter(0.4, 0.4, 0.4, 0.4), flip]
-        )
-    jitter = transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8)
-    return transforms.Compose(
-        [crop, jitter, transforms.RandomGrayscale(p=0.2), transforms.RandomApply([blur], p=0.5), flip]
-    )
+        return tv.Compose([crop, tv.RandomGrayscale(p=0.2), tv.ColorJitter(0.4, 0.4, 0.4, 0.4), flip])
+    jitter = tv.RandomApply([tv.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8)
+    return tv.Compose([crop, jitter, tv.RandomGrayscale(p=0.2), tv.RandomApply([blur], p=0.5), flip])
 
 
 MOCO_V1 = ViewConfig(size=56, jitter=1.0, hue=0.4, grey_first=True, blur=0.0)
@@ -313,9 +309,9 @@ def test_a_view_leaves_the_image_as_it_was(china: Image) -> None:
     ("option", "operation"),
     [
         ({"flip": 1}, lambda x: cv2.flip(x, 1)),
-        ({"grey": 1}, augment.to_grey),
-        ({"grey": 1, "grey_first": True}, augment.to_grey),
-        ({"blur": 1, "sigma": (1.5, 1.5)}, lambda x: augment.blur(x, 1.5)),
+        ({"grey": 1}, transforms.to_grey),
+        ({"grey": 1, "grey_first": True}, transforms.to_grey),
+        ({"blur": 1, "sigma": (1.5, 1.5)}, lambda x: transforms.blur(x, 1.5)),
         ({}, lambda x: x),
     ],
 )
@@ -340,9 +336,9 @@ def test_probabilities_are_kept(china: Image, name: str) -> None:
 def test_the_parts_of_the_jitter_come_in_every_order(china: Image, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     for name in ("brightness", "contrast", "saturation", "hue"):
-        real = getattr(augment, name)
+        real = getattr(transforms, name)
         monkeypatch.setattr(
-            augment, name, lambda x, value, name=name, real=real: (calls.append(name), real(x, value))[1]
+            transforms, name, lambda x, value, name=name, real=real: (calls.append(name), real(x, value))[1]
         )
     make, square = ViewMaker(dataclasses.replace(PLAIN, jitter=1)), china[:56, :56]
     for seed in range(300):

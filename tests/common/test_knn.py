@@ -15,21 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import functional as TF
 
-import pretrain.knn
-from pretrain.augment import MEAN, STD, evaluation_view
-from pretrain.distributed import rank
-from pretrain.images import CorruptImageError, ImageSet
-from pretrain.knn import (
-    Cores,
-    accuracy,
-    extract_features,
-    gather_nearest,
-    knn_predict,
-    nearest,
-    network_input,
-    votes,
-)
-from tests.pretrain.gloo import run_two
+import common.features
+from common.distributed import rank
+from common.features import Cores, extract_features, network_input
+from common.images import CorruptImageError, ImageSet
+from common.knn import accuracy, gather_nearest, knn_predict, knn_scores, nearest
+from common.transforms import MEAN, STD, evaluation_view
+from tests.common.gloo import run_two
 
 CPU = torch.device("cpu")
 CLASSES, T = 5, 0.07
@@ -37,7 +29,7 @@ MakeImages = Callable[..., ImageSet]
 
 
 def clusters(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """(count, 12) normalised features around one centre a class, so near each other that votes are split; labels."""
+    """(count, 12) normalised features around one centre a class, so near that neighbours disagree; labels."""
     centres = torch.randn(CLASSES, 12, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(CLASSES, (count,), generator=generator)
@@ -49,15 +41,15 @@ BANK, BANK_LABELS = clusters(150, seed=1)
 QUERIES, QUERY_LABELS = clusters(60, seed=2)
 
 
-def votes_by_loops(k: int, temperature: float, leave_one_out: bool) -> np.ndarray:
-    """(N, classes) votes in plain Python and double precision."""
+def scores_by_loops(k: int, temperature: float, leave_one_out: bool) -> np.ndarray:
+    """(N, classes) scores in plain Python and double precision."""
     queries = BANK if leave_one_out else QUERIES
-    votes = np.zeros((len(queries), CLASSES))
+    scores = np.zeros((len(queries), CLASSES))
     for i, q in enumerate(queries.double()):
         similarity = [(float(q @ b), j) for j, b in enumerate(BANK.double()) if not (leave_one_out and i == j)]
         for s, j in sorted(similarity, reverse=True)[:k]:
-            votes[i, BANK_LABELS[j]] += math.exp(s / temperature)
-    return votes
+            scores[i, BANK_LABELS[j]] += math.exp(s / temperature)
+    return scores
 
 
 # The classifier
@@ -69,8 +61,8 @@ def votes_by_loops(k: int, temperature: float, leave_one_out: bool) -> np.ndarra
 def test_equals_a_brute_force_count_of_votes(k: int, temperature: float, leave_one_out: bool) -> None:
     queries = BANK if leave_one_out else QUERIES
     ranked = knn_predict(BANK, BANK_LABELS, queries, CLASSES, (k,), temperature, leave_one_out=leave_one_out)[k]
-    votes = votes_by_loops(k, temperature, leave_one_out)
-    expected = np.argsort(-votes, axis=1, kind="stable")  # classes without a vote stay in their order
+    scores = scores_by_loops(k, temperature, leave_one_out)
+    expected = np.argsort(-scores, axis=1, kind="stable")  # classes without a neighbour stay in their order
     np.testing.assert_array_equal(ranked.numpy(), expected)
 
 
@@ -124,7 +116,7 @@ def test_a_small_temperature_leaves_the_nearest_to_decide(temperature: float) ->
     far = F.normalize(QUERIES + 3 * torch.randn(60, 12, generator=torch.Generator().manual_seed(3)), dim=1)
     one = knn_predict(BANK, BANK_LABELS, far, CLASSES, (1,), T)[1][:, 0]
     many = knn_predict(BANK, BANK_LABELS, far, CLASSES, (10,), temperature)[10][:, 0]
-    assert (one == many).float().mean() > 0.9  # not 1: near ties are still votes
+    assert (one == many).float().mean() > 0.9  # not 1: near ties may still flip
     assert len(many.unique()) == CLASSES
 
 
@@ -161,15 +153,15 @@ def test_a_raw_bank_in_half_precision_is_normalised_as_it_is_read(dtype: torch.d
     found = nearest(raw, BANK_LABELS, QUERIES, 20, block=32, normalise=True)
     assert found.similarity.dtype == torch.float32
     assert float((found.similarity - (QUERIES @ BANK.T).topk(20).values).abs().max()) < error
-    ours, theirs = (votes(x, CLASSES, 20, T)[:, 0] for x in (found, nearest(BANK, BANK_LABELS, QUERIES, 20)))
+    ours, theirs = (knn_scores(x, CLASSES, 20, T)[:, 0] for x in (found, nearest(BANK, BANK_LABELS, QUERIES, 20)))
     assert (ours == theirs).double().mean() > 0.9
 
 
 def test_only_the_first_classes_may_be_asked_for() -> None:
     found = nearest(BANK, BANK_LABELS, QUERIES, 20)
-    whole = votes(found, CLASSES, 20, T)
-    assert torch.equal(votes(found, CLASSES, 20, T, first=2, chunk=7), whole[:, :2])
-    assert torch.equal(votes(found, CLASSES, 3, T), knn_predict(BANK, BANK_LABELS, QUERIES, CLASSES, (3,), T)[3])
+    whole = knn_scores(found, CLASSES, 20, T)
+    assert torch.equal(knn_scores(found, CLASSES, 20, T, first=2, chunk=7), whole[:, :2])
+    assert torch.equal(knn_scores(found, CLASSES, 3, T), knn_predict(BANK, BANK_LABELS, QUERIES, CLASSES, (3,), T)[3])
 
 
 def part_of_the_bank(bounds: list[int], k: int) -> dict[str, Tensor]:
@@ -286,13 +278,13 @@ def test_the_ranks_together_give_the_features_in_order(
 ) -> None:
     images, world = make_images([0] * count), 3
     whole = extract_features(encoder, images, 32, CPU, workers=0)
-    monkeypatch.setattr(pretrain.knn, "world_size", lambda: world)
+    monkeypatch.setattr(common.features, "world_size", lambda: world)
     parts: list[Tensor] = []
     for r in range(world):  # first each rank's own part ...
-        monkeypatch.setattr(pretrain.knn, "rank", lambda r=r: r)
-        monkeypatch.setattr(pretrain.knn, "all_gather", lambda x: (parts.append(x), x.repeat(world, 1))[1])
+        monkeypatch.setattr(common.features, "rank", lambda r=r: r)
+        monkeypatch.setattr(common.features, "all_gather", lambda x: (parts.append(x), x.repeat(world, 1))[1])
         extract_features(encoder, images, 32, CPU, workers=0)
     assert len({len(part) for part in parts}) == 1  # a collective needs equal parts
-    monkeypatch.setattr(pretrain.knn, "all_gather", lambda _: torch.cat(parts))  # ... then what they exchange
+    monkeypatch.setattr(common.features, "all_gather", lambda _: torch.cat(parts))  # ... then what they exchange
     together = extract_features(encoder, images, 32, CPU, workers=0)
     torch.testing.assert_close(together, whole, rtol=1e-4, atol=1e-5)

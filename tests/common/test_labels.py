@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.augment import ViewConfig
-from pretrain.data import GlobalBatches, TwoViews
-from pretrain.images import ImageSet, load_images
-from pretrain.labels import LabelConfig, choose_balanced, keep_labels
+from common.images import ImageSet, load_images
+from common.labels import LabelConfig, choose_balanced, keep_labels
+from common.loaders import GlobalBatches, TwoViews
+from common.transforms import ViewConfig
 
 RATIO = st.floats(0, 1)
 SEED = st.integers(0, 2**32)

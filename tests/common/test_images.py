@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torchvision
 
-from pretrain.images import ImageSet, load_images
-from tests.pretrain.pictures import write
+from common.images import ImageSet, load_images
+from tests.common.pictures import write
 
 
 def named_labels(images: ImageSet) -> dict[str, str | None]:

@@ -17,18 +17,12 @@ import torch
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
-from pretrain.checkpoint import write_atomically
-from pretrain.distributed import rank, world_size
+from common.distributed import rank, world_size
+from common.files import write_text
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "opencv-python")
-# What runs leave behind themselves is no change of the code that runs.
-MADE = ("results/records", "results/curves", "results/pictures", "results/tables", "README.md")
-CODE = (":/", *(f":(top,exclude){path}" for path in MADE))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically."""
-    write_atomically(path, lambda part: part.write_text(text))
+# The one rule of "dirty": a tracked file that decides what runs was changed. Records, tables and pages are not such.
+CODE = ("*.py", "*.sh", "*.yaml", "*.toml", "*Snakefile", "requirements*.txt")
 
 
 def environment(device: torch.device, packages: Sequence[str] = ()) -> dict[str, Any]:
@@ -54,7 +48,10 @@ def git_state() -> dict[str, Any]:
         return done.stdout.strip() if done.returncode == 0 else None
 
     try:
-        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no", "--", *CODE)
+        commit, changes = (
+            git("rev-parse", "HEAD"),
+            git("status", "--porcelain", "--untracked-files=no", "--", *(f":(top){pattern}" for pattern in CODE)),
+        )
     except FileNotFoundError:  # no git on this machine
         commit, changes = None, None
     return {"git_commit": commit, "git_dirty": None if changes is None else bool(changes)}

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-import pretrain.data
-from pretrain.augment import Image, ViewConfig, evaluation_view
-from pretrain.data import (
+import common.loaders
+from common.images import CorruptImageError, ImageSet, load_images
+from common.loaders import (
     MAX_REPLACEMENTS,
     Batch,
     DataConfig,
@@ -23,7 +23,7 @@ from pretrain.data import (
     default_workers,
     train_loader,
 )
-from pretrain.images import CorruptImageError, ImageSet, load_images
+from common.transforms import Image, ViewConfig, evaluation_view
 
 VIEWS = ViewConfig(size=16)
 CPU = torch.device("cpu")
@@ -38,8 +38,8 @@ def two_views(images: ImageSet, seed: int = 0) -> TwoViews:
 
 def be_rank(monkeypatch: pytest.MonkeyPatch, rank: int, world: int) -> None:
     """Lets this process read as one of several."""
-    monkeypatch.setattr(pretrain.data, "rank", lambda: rank)
-    monkeypatch.setattr(pretrain.data, "world_size", lambda: world)
+    monkeypatch.setattr(common.loaders, "rank", lambda: rank)
+    monkeypatch.setattr(common.loaders, "world_size", lambda: world)
 
 
 def equal(one: Batch, other: Batch) -> bool:
@@ -257,11 +257,11 @@ def test_options_out_of_range_are_errors_that_name_them(option: dict[str, float]
 
 
 def test_default_loader_processes_share_the_cores_among_local_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretrain.data.os, "sched_getaffinity", lambda _: set(range(33)))
+    monkeypatch.setattr(common.loaders.os, "sched_getaffinity", lambda _: set(range(33)))
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert default_workers(CPU) == 1
     assert default_workers(torch.device("cuda")) == 32
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert default_workers(torch.device("cuda")) == 8
-    monkeypatch.setattr(pretrain.data.os, "sched_getaffinity", lambda _: {0})
+    monkeypatch.setattr(common.loaders.os, "sched_getaffinity", lambda _: {0})
     assert default_workers(torch.device("cuda")) == 1

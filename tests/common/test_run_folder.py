@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain import run_folder
+from common import run_folder
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image as Pil
 from torchvision.transforms import functional as TF
 
-from pretrain.augment import Image, evaluation_view
-from tests.pretrain.pictures import difference
+from common.transforms import Image, evaluation_view
+from tests.common.pictures import difference
 
 
 @pytest.mark.parametrize("size", [224, 64, 96, 33])

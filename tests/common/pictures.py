@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from PIL import Image as Pil
 
-from pretrain.augment import Image
+from common.transforms import Image
 
 PIXELS = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)
 

@@ -5,155 +5,14 @@ Shapes: B bank images, N queries, D feature width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
-from timm.models.resnet import ResNet
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
-from pretrain.augment import MEAN, STD
-from pretrain.data import EvaluationViews, default_workers, one_thread
-from pretrain.distributed import all_gather, rank, world_size
-from pretrain.images import ImageSet
-
-
-def network_input(images: Tensor, device: torch.device) -> Tensor:
-    """(n, S, S, 3) uint8 -> (n, 3, S, S) float32 on the device, ImageNet-normalised, in channels_last order."""
-    x = images.to(device, non_blocking=True).permute(0, 3, 1, 2).float()
-    mean = torch.tensor(MEAN, device=device).view(1, 3, 1, 1) * 255
-    std = torch.tensor(STD, device=device).view(1, 3, 1, 1) * 255
-    return (x - mean) / std
-
-
-def pooled_features(encoder: nn.Module, x: Tensor) -> Tensor:
-    """(n, 3, S, S) -> (n, D): what a timm ResNet has before its head; any other network's output."""
-    if isinstance(encoder, ResNet):
-        pooled: Tensor = encoder.forward_head(encoder.forward_features(x), pre_logits=True)
-        return pooled
-    output: Tensor = encoder(x)
-    return output
-
-
-class Cores:
-    """Inside `with`, a CPU's cores work on separate parts: a thread each, whose operations use one core.
-
-    Operations on small tensors gain little from being shared by cores, which wait for each other after each of them,
-    and wait long where the machine has other work. Elsewhere, and with one core, parts are done one after the other.
-
-    Args:
-        device: where the work is done.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.count = torch.get_num_threads() if device.type == "cpu" else 1
-
-    def __enter__(self) -> Cores:
-        if self.count > 1:
-            torch.set_num_threads(1)
-            self.pool = ThreadPoolExecutor(self.count, initializer=torch.set_num_threads, initargs=(1,))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.count > 1:
-            self.pool.shutdown()
-            torch.set_num_threads(self.count)
-
-    def map(self, work: Callable[[Any], Any], parts: Iterable[Any]) -> list[Any]:
-        """work(part) of each part, in order; `work` switches gradients off itself, as threads start with them on."""
-        return list(self.pool.map(work, parts) if self.count > 1 else map(work, parts))
-
-
-class Trunk:
-    """Runs an encoder in evaluation without gradients, inside `with`; on a CPU each core takes a part of the batch.
-
-    Args:
-        encoder: see `pooled_features`; in evaluation inside `with` and, module by module, as it was afterwards.
-        device: where it is.
-        dtype: autocast type; None = fp32.
-    """
-
-    def __init__(self, encoder: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> None:
-        self.encoder, self.device, self.dtype, self.cores = encoder, device, dtype, Cores(device)
-
-    def __enter__(self) -> Trunk:
-        self.training = {module: module.training for module in self.encoder.modules()}
-        self.encoder.eval()
-        self.cores.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.cores.__exit__()
-        for module, mode in self.training.items():
-            module.training = mode
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """(n, S, S, 3) uint8 -> pooled features (n, D) float32 on the device."""
-        return torch.cat(self.cores.map(self._run, images.chunk(self.cores.count)))
-
-    @torch.no_grad()
-    def _run(self, images: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            return pooled_features(self.encoder, network_input(images, self.device)).float()
-
-
-def raw_features(
-    encoder: nn.Module,
-    images: ImageSet,
-    size: int,
-    device: torch.device,
-    batch: int = 256,
-    workers: int | None = None,
-    dtype: torch.dtype | None = None,
-) -> Iterator[Tensor]:
-    """Pooled backbone features of this process's images, batch by batch and in order: (n, D) float32 on the device.
-
-    Args:
-        encoder: see `Trunk`.
-        images: all of them are computed here.
-        size: side of the evaluation view, in pixels.
-        device: where to compute.
-        batch: images per forward pass.
-        workers: loader processes; default: none for images in memory on a CPU, whose cores the network wants.
-        dtype: autocast type; None = fp32.
-    """
-    if workers is None:
-        workers = 0 if images.in_memory and device.type == "cpu" else default_workers(device)
-    loader = DataLoader(EvaluationViews(images, size), batch_size=batch, num_workers=workers, worker_init_fn=one_thread)
-    with Trunk(encoder, device, dtype) as run:
-        for views in loader:
-            yield run(views)
-
-
-@torch.no_grad()
-def extract_features(
-    encoder: nn.Module,
-    images: ImageSet,
-    size: int,
-    device: torch.device,
-    batch: int = 256,
-    workers: int | None = None,
-) -> Tensor:
-    """Pooled backbone features of all images, computed by all ranks together, in fp32.
-
-    Arguments as in `raw_features`.
-
-    Returns:
-        (B, D) float32, L2-normalised, on the device.
-    """
-    world = world_size()
-    mine = np.arange(rank(), len(images), world)
-    padding = -(-len(images) // world) - len(mine)
-    mine = np.concatenate([mine, np.zeros(padding, dtype=mine.dtype)])
-    parts = raw_features(encoder, images.subset(mine), size, device, batch, workers)
-    gathered = all_gather(torch.cat([F.normalize(part, dim=1) for part in parts]))
-    interleaved = gathered.view(world, -1, gathered.shape[1]).transpose(0, 1).reshape(-1, gathered.shape[1])
-    return interleaved[: len(images)]
+from common.distributed import all_gather, world_size
 
 
 @dataclass(frozen=True)
@@ -245,7 +104,7 @@ def gather_nearest(mine: Neighbours, k: int) -> Neighbours:
     return found
 
 
-def votes(
+def knn_scores(
     neighbours: Neighbours, classes: int, k: int, temperature: float, first: int | None = None, chunk: int = 4096
 ) -> Tensor:
     """Classes ranked by the votes of the k nearest, each worth exp(cosine similarity / T).
@@ -314,7 +173,7 @@ def knn_predict(
     check_neighbours(ks, len(bank) - int(leave_one_out))
     own = torch.arange(len(queries), device=queries.device) if leave_one_out else None
     found = nearest(bank, bank_labels, queries, max(ks), chunk, own=own)
-    return {k: votes(found, classes, k, temperature) for k in ks}
+    return {k: knn_scores(found, classes, k, temperature) for k in ks}
 
 
 def accuracy(ranked: Tensor, labels: Tensor, top: int = 1) -> float:

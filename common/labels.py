@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain.images import ImageSet, text_lines
-from pretrain.losses import UNLABELLED
+from common.images import UNLABELLED, ImageSet, text_lines
 
 
 @dataclass(frozen=True)

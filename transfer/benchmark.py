@@ -10,35 +10,38 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import re
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from tabulate import tabulate
 
+from common.cli import run_cli
+from common.distributed import rank, stop
+from common.files import write_atomically, write_text
+from common.run_folder import PACKAGES, environment
 from converters import Backbone, VerificationError, read_backbone
-from pretrain.distributed import rank
-from pretrain.images import CorruptImageError
-from pretrain.run_folder import PACKAGES, environment
-from results.record import Record, append, read
+from results.record import Record, hash_config, path_of, read, write
 
-USER_ERROR, INTERRUPTED = 2, 130
-RECORDS = Path("results/records")
+RECORDS = Path("runs/records")  # of a user; results/records is written by the study alone
 Metrics = dict[str, float]
 
 
-def add_options(parser: ArgumentParser, records: str) -> None:
-    """The options that all commands have; `records` names the file in results/records."""
+def add_options(parser: ArgumentParser) -> None:
+    """Add the options that all commands have."""
     parser.add_argument(
         "--ckpt", type=str, help="a checkpoint in any layout that converters reads, random, random:ARCH, "
         "torchvision:NAME or timm:NAME",
@@ -47,8 +50,10 @@ def add_options(parser: ArgumentParser, records: str) -> None:
         "--seeds", type=int, nargs="+", default=[0], help="one run each; of random weights the initialisation too"
     )
     parser.add_argument("--out", type=Path, default=Path("runs/transfer"), help="where the run folders go")
-    parser.add_argument("--records", type=Path, default=RECORDS / records, help="file to append to")
+    parser.add_argument("--records", type=Path, default=RECORDS, help="folder of records, one JSON file each")
+    parser.add_argument("--receipt", type=Path, help="file to write at the end: a JSON list of the record files")
     parser.add_argument("--force", action="store_true", help="measure again what is on record")
+    parser.add_argument("--dry-run", action="store_true", help="print as JSON what would be recorded; measure nothing")
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
@@ -143,25 +148,38 @@ def require(package: str, install: str = "bash setup.sh") -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """One (checkpoint, task, seed) before it is measured.
+    """One (checkpoint, task, config, seed) before it is measured.
 
     Attributes:
         backbone: what is measured.
         task: e.g. "fashion-fpn".
-        protocol: its settings in words and numbers; equal for figures that may be compared.
+        title: the config in words, for people.
         seed: of the benchmark.
-        config: every resolved option that the figures depend on, and none that they do not.
+        config: every resolved option that the metrics depend on, and none that they do not.
+        headline: name of the metric that leads.
         out: folder of run folders.
         packages: distributions whose versions go into the record, besides the usual ones.
     """
 
     backbone: Backbone
     task: str
-    protocol: str
+    title: str
     seed: int
     config: dict[str, Any]
+    headline: str
     out: Path
     packages: Sequence[str] = ()
+
+    @property
+    def config_hash(self) -> str:
+        """Hash of the config, as its record has it."""
+        return hash_config(self.config)
+
+    @property
+    def record_path(self) -> Path:
+        """Path of its record, relative to the folder of records."""
+        b = self.backbone
+        return path_of(b.backbone_id, b.seed, b.meta, self.task, self.config_hash, self.seed)
 
     @property
     def folder(self) -> Path:
@@ -172,70 +190,108 @@ class Run:
         name = re.sub(r"[^\w.=-]+", "-", name or path.stem)
         return self.out / f"{name}-{source.sha256[:8]}" / self.task / f"seed{self.seed}"
 
-    def record(self, metrics: Metrics, cost: dict[str, float], device: torch.device) -> Record:
-        """Its record, once measured."""
-        source = self.backbone.source
-        checkpoint = {
-            "path": source.path, "sha256": source.sha256, "format": source.format, "arch": self.backbone.arch,
-            **self.backbone.meta,
-        }  # fmt: skip
+    def record(self, measured: Measurement, device: torch.device, per_image: str | None = None) -> Record:
+        """Return its record, once measured."""
+        b, source = self.backbone, self.backbone.source
+        facts = {"path": source.path, "sha256": source.sha256, "format": source.format, "arch": b.arch, **b.meta}
+        job = os.environ.get("UNIMOCO_JOB")
         return Record(
-            task=self.task, protocol=self.protocol, checkpoint=checkpoint, seed=self.seed, metrics=metrics, cost=cost,
-            config=self.config, environment=environment(device, self.packages),
+            backbone_id=b.backbone_id, backbone=facts, pretrain_seed=b.seed, task=self.task, config=self.config,
+            title=self.title, seed=self.seed, metrics=measured.metrics, headline=self.headline, cost=measured.cost,
+            environment=environment(device, self.packages) | ({"job": job} if job else {}), per_image=per_image,
         )  # fmt: skip
 
 
-def on_record(run: Run, path: Path) -> Record | None:
-    """The newest record of the same (checkpoint, task, seed, config), if there is one."""
-    key = run.record({"none": 0.0}, {}, torch.device("cpu")).key
-    same = [record for record in read(path) if record.key == key]
-    return same[-1] if same else None
+@dataclass(frozen=True)
+class Measurement:
+    """What a benchmark gives.
+
+    Attributes:
+        metrics: flat name -> value; fractions between 0 and 1.
+        cost: images, seconds of earlier starts ...; `measure` adds seconds and memory.
+        per_image: metric name -> (N,) one value a test image, for a bootstrap; may be empty.
+        draw: draws its pictures; called once the record is written, so that it cannot cost it.
+    """
+
+    metrics: Metrics
+    cost: dict[str, float]
+    per_image: Mapping[str, np.ndarray] = field(default_factory=dict)
+    draw: Callable[[], None] | None = None
+
+
+def on_record(run: Run, folder: Path) -> Record | None:
+    """Return the record of the same (checkpoint, task, config, seed) below a folder of records, if there is one."""
+    path = folder / run.record_path
+    if not path.is_file():
+        return None
+    record = read(path)
+    return record if record.backbone["sha256"] == run.backbone.source.sha256 else None
 
 
 def measure(
-    runs: Iterable[Run],
-    do: Callable[[Run], tuple[Metrics, dict[str, float]]],
-    options: Namespace,
-    device: torch.device,
-    after: Callable[[Run], None] | None = None,
+    runs: Iterable[Run], work: Callable[[Run], Measurement], options: Namespace, device: torch.device
 ) -> list[Record]:
-    """Measures run after run, appending each record as soon as it is there.
+    """Measure run after run; write each record as soon as it is there, and the receipt at the end.
 
     Args:
         runs: one a seed.
-        do: measures one; returns metrics (shares between 0 and 1) and cost besides the seconds.
-        options: holds `records` and `force`.
+        work: measures one.
+        options: holds `records`, `receipt`, `force` and `dry_run`.
         device: where it computes, for the record.
-        after: called once a record is written, where it was: draws pictures, which may fail without harm to it.
 
     Returns:
-        One record a run, from the file where it was on record.
+        One record a run, from the file where it was on record; none with --dry-run, which prints the plan as JSON.
     """
     records = []
     for run in runs:
-        known = None if options.force else on_record(run, options.records)
-        if known is not None:
+        if options.dry_run:
             if rank() == 0:
-                where = f"on record in {options.records}; --force measures it again"
-                print(f"{run.task} seed {run.seed}: {where}", flush=True)
-            records.append(known)
+                print(json.dumps(_planned(run)), flush=True)
             continue
-        began = time.time()
-        metrics, cost = do(run)
-        record = run.record(metrics, {"seconds": time.time() - began, **peak_memory(device), **cost}, device)
-        if rank() == 0:
-            append(options.records, record)
-            if after is not None:
-                draw(run, after)
+        record = None if options.force else on_record(run, options.records)
+        if record is None:
+            record = _measure_one(run, work, options.records, device)
+        elif rank() == 0:
+            where = f"on record in {options.records}; --force measures it again"
+            print(f"{run.task} seed {run.seed}: {where}", flush=True)
         records.append(record)
+    if options.receipt is not None and not options.dry_run and rank() == 0:
+        write_text(options.receipt, json.dumps([str(options.records / r.path) for r in records]) + "\n")
     return records
 
 
-def draw(run: Run, after: Callable[[Run], None]) -> None:
-    """Calls `after`; says in one line what went wrong there."""
+def _planned(run: Run) -> dict[str, Any]:
+    return {
+        "backbone_id": run.backbone.backbone_id, "task": run.task, "config_hash": run.config_hash, "seed": run.seed,
+        "title": run.title, "path": str(run.record_path), "config": run.config,
+    }  # fmt: skip
+
+
+def _measure_one(run: Run, work: Callable[[Run], Measurement], folder: Path, device: torch.device) -> Record:
+    began = time.time()
+    measured = work(run)
+    cost = {"seconds": time.time() - began, **peak_memory(device), **measured.cost}
+    per_image = (folder / run.record_path).with_suffix(".npz") if measured.per_image else None
+    record = run.record(replace(measured, cost=cost), device, per_image.name if per_image else None)
+    if rank() == 0:
+        if per_image is not None:
+            write_atomically(per_image, partial(_save_arrays, measured.per_image))
+        write(folder, record)
+        if measured.draw is not None:
+            draw(run, measured.draw)
+    return record
+
+
+def _save_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> None:
+    with open(path, "wb") as file:  # a name without .npz would get it from numpy
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+def draw(run: Run, pictures: Callable[[], None]) -> None:
+    """Draw pictures; print one line if that fails."""
     try:
-        after(run)
-    except Exception as error:  # noqa: BLE001  the figures are on record, and other seeds wait
+        pictures()
+    except Exception as error:  # noqa: BLE001  the record is written, and other seeds wait
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         print(f"{run.task} seed {run.seed}: no pictures ({reason})", file=sys.stderr, flush=True)
 
@@ -256,29 +312,9 @@ def summary(records: Sequence[Record], metrics: Sequence[str] | None = None) -> 
     return str(tabulate(rows, headers=["metric", "%", spread], floatfmt=".2f", missingval="–"))
 
 
-def told(program: str, work: Callable[[], None], resumable: bool = True) -> int:
-    """Runs `work`; a mistake in the input is one line on stderr.
-
-    Args:
-        program: its name.
-        work: what to run.
-        resumable: whether the command has a --resume that goes on where it was interrupted.
-
-    Returns:
-        0; 2 for a mistake in the input, an unreadable image, a file that cannot be read or written, a model that is
-        not the checkpoint; 130 when interrupted.
-    """
+def run_benchmark(program: str, work: Callable[[], None], resumable: bool = True) -> int:
+    """Run a benchmark's command; user errors and a model that is not the checkpoint are one line. Return the status."""
     try:
-        work()
-    except (ValueError, VerificationError, CorruptImageError) as error:
-        print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return USER_ERROR
-    except OSError as error:
-        reason = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
-        print(f"{program}: error: {' '.join(reason.split())}", file=sys.stderr)
-        return USER_ERROR
-    except KeyboardInterrupt:
-        how = "; the same command with --resume goes on" * resumable
-        print(f"{program}: interrupted{how}", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+        return run_cli(program, work, resumable, also=(VerificationError,))
+    finally:
+        stop()

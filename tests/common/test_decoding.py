@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image as Pil
 
-from pretrain.augment import Image
-from pretrain.images import CorruptImageError, decode
-from tests.pretrain.pictures import write
+from common.images import CorruptImageError, decode
+from common.transforms import Image
+from tests.common.pictures import write
 
 
 def gradient_alpha(photo: Image) -> Pil.Image:

@@ -23,16 +23,16 @@ import cv2
 import numpy as np
 import torchvision
 
-from pretrain.augment import Image
-from pretrain.losses import UNLABELLED
+from common.transforms import Image
 
+UNLABELLED = -1
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 # In the coded pixels a byte FF is followed by 00 or a restart marker (D0 ... D7); anything else opens a segment.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
-class CorruptImageError(Exception):
+class CorruptImageError(ValueError):
     """An image file that cannot be read."""
 
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pretrain.augment import Image, ViewConfig, ViewMaker, evaluation_view
-from pretrain.distributed import local_processes, rank, world_size
-from pretrain.images import CorruptImageError, ImageSet
+from common.distributed import local_processes, rank, world_size
+from common.images import CorruptImageError, ImageSet
+from common.transforms import Image, ViewConfig, ViewMaker, evaluation_view
 
 MAX_REPLACEMENTS = 20
 

@@ -1,0 +1,208 @@
+"""Command lines: options and recipes, one-line errors with the nearest known name, exit statuses, stop requests."""
+
+from __future__ import annotations
+
+import difflib
+import signal
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+USER_ERROR, NON_FINITE, INTERRUPTED = 2, 3, 130
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the end of an error message: the known name nearest to `name`, or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def find_config(option: str, name: str, folder: Path, suffix: str = ".yaml") -> Path:
+    """Return the file of a config: FOLDER/NAME.yaml, or the path that `name` is.
+
+    Args:
+        option: how the command calls it, e.g. "--recipe".
+        name: a name in `folder`, or a path.
+        folder: of the configs that come with the project.
+        suffix: of their files.
+
+    Raises:
+        ValueError: there is neither; names the nearest.
+    """
+    for path in (folder / f"{name}{suffix}", Path(name)):
+        if path.suffix == suffix and path.is_file():
+            return path
+    names = config_names(folder, suffix)
+    hint = did_you_mean(name, names) or f"; there are {', '.join(names)}"
+    raise ValueError(f"{option} {name}: no such name or {suffix} file{hint}")
+
+
+def config_names(folder: Path, suffix: str = ".yaml") -> list[str]:
+    """Return the names of the configs in a folder, sorted."""
+    return sorted(path.stem for path in folder.glob(f"*{suffix}"))
+
+
+class CommandParser(ArgumentParser):
+    """An argument parser whose errors are one-line ValueErrors that name the nearest option.
+
+    Args:
+        prog: the command, for --help.
+        description: of the command.
+        recipes: folder of YAML files for --recipe; None: the command has no recipes.
+        renamed: old dotted name of an option -> its name now. The old one still works, with a line on stderr.
+        **settings: of jsonargparse.ArgumentParser.
+    """
+
+    def __init__(
+        self,
+        prog: str,
+        description: str | None,
+        recipes: Path | None = None,
+        renamed: Mapping[str, str] | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(prog=prog, description=description, allow_abbrev=False, **settings)
+        self.recipes, self.renamed = recipes, dict(renamed or {})
+        if recipes is not None:
+            names = ", ".join(config_names(recipes))
+            self.add_argument("--recipe", type=str | None, help=f"one of {names}; or a YAML file")
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise a ValueError in place of printing the usage."""
+        hint = "; several values are written '[a, b]', one as '[a]'" if "Expected a <class" in message else ""
+        raise ValueError(f"{' '.join(str(message).split())}{hint}") from ex
+
+    def parse(self, arguments: Sequence[str]) -> Namespace:
+        """Parse a command line; options override the recipe's, wherever --recipe stands.
+
+        Returns:
+            The options; `recipe` is the path of the recipe file, or None.
+
+        Raises:
+            ValueError: names the option that is unknown or malformed.
+        """
+        given = [self._known(word) for word in arguments]
+        base, recipe = None, self._recipe(given)
+        if recipe is not None:
+            base = self.parse_object(self._read(recipe))
+        options = self.parse_args(given, namespace=base)
+        if self.recipes is not None:
+            options.recipe = recipe
+        return options
+
+    def _names(self) -> list[str]:
+        """Return the dotted names of all options that take a value."""
+        names = [option[2:] for action in self._actions for option in action.option_strings if option[:2] == "--"]
+        return [name for name in names if not any(other.startswith(f"{name}.") for other in names)]
+
+    def _known(self, word: str) -> str:
+        """Return an option's word under its name of today; other words as they are."""
+        if not word.startswith("--") or word == "--":
+            return word
+        name, equals, value = word[2:].partition("=")
+        return f"--{self._current(name, f'--{name}')}{equals}{value}"
+
+    def _current(self, name: str, shown: str) -> str:
+        names = self._names()
+        if name in self.renamed:
+            print(f"deprecated: {name} is now {self.renamed[name]}", file=sys.stderr)
+            return self.renamed[name]
+        if name not in names:
+            groups = [n for n in names if n.startswith(f"{name}.")]
+            if groups:
+                raise ValueError(f"{shown}: holds options of its own, so it cannot be one value: --{groups[0]} ...")
+            near = did_you_mean(name, names) or did_you_mean(name.rpartition(".")[2], (n for n in names))
+            raise ValueError(f"{shown}: unknown option{near.replace('mean ', 'mean --')}")
+        return name
+
+    def _recipe(self, given: list[str]) -> Path | None:
+        """Return the file of the recipe on a command line, if it names one."""
+        if self.recipes is None:
+            return None
+        found = [word.partition("=")[2] for word in given if word.startswith("--recipe=")]
+        found += [following for word, following in zip(given, [*given[1:], ""], strict=True) if word == "--recipe"]
+        if not all(found):
+            raise ValueError(f"--recipe: name a recipe or a file; there are {', '.join(config_names(self.recipes))}")
+        if len(found) > 1:
+            raise ValueError(f"--recipe {' and '.join(found)}: give one")
+        return find_config("--recipe", found[0], self.recipes) if found else None
+
+    def _read(self, recipe: Path) -> dict[str, Any]:
+        """Read a recipe, its keys checked and under their names of today."""
+        try:
+            content = yaml.safe_load(recipe.read_text())
+        except yaml.YAMLError as error:
+            raise ValueError(f"{recipe}: not YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"{recipe}: expected a mapping of options, got {content!r}")
+        tree: dict[str, Any] = {}
+        for name, value in flatten(content).items():
+            *groups, last = self._current(name, f"{recipe}: {name}").split(".")
+            node = tree
+            for group in groups:
+                node = node.setdefault(group, {})
+            node[last] = value
+        return tree
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a nested mapping as one level of dotted keys."""
+    rows: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        rows |= flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return rows
+
+
+def run_cli(
+    program: str, work: Callable[[], int | None], resumable: bool = True, also: tuple[type[Exception], ...] = ()
+) -> int:
+    """Run a command and report user errors in one line on stderr.
+
+    Args:
+        program: its name.
+        work: the command; may return an exit status.
+        resumable: whether the same command with --resume continues an interrupted one.
+        also: exceptions besides ValueError and OSError that are reported in one line.
+
+    Returns:
+        0 or what `work` returns; 2 for a user's mistake and files that cannot be read or written; 130 on Ctrl-C.
+    """
+    try:
+        return work() or 0
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        print(f"{program}: error: {' '.join(reason.split())}", file=sys.stderr)
+        return USER_ERROR
+    except (ValueError, *also) as error:
+        print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        how = "; the same command with --resume continues it" * resumable
+        print(f"{program}: interrupted{how}", file=sys.stderr)
+        return INTERRUPTED
+
+
+class StopRequest:
+    """Remembers SIGTERM or SIGINT, so that the current step is finished and saved; a second SIGINT ends at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __enter__(self) -> StopRequest:
+        self._old = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self.signal == signal.SIGINT and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
