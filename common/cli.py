@@ -160,7 +160,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def run_cli(
-    program: str, work: Callable[[], int | None], resumable: bool = True, also: tuple[type[Exception], ...] = ()
+    program: str, work: Callable[[], int | None], resumable: bool = True, also: Sequence[type[Exception]] = ()
 ) -> int:
     """Run a command and report user errors in one line on stderr.
 
@@ -173,13 +173,14 @@ def run_cli(
     Returns:
         0 or what `work` returns; 2 for a user's mistake and files that cannot be read or written; 130 on Ctrl-C.
     """
+    mistakes: tuple[type[Exception], ...] = (ValueError, *also)
     try:
         return work() or 0
     except OSError as error:
         reason = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
         print(f"{program}: error: {' '.join(reason.split())}", file=sys.stderr)
         return USER_ERROR
-    except (ValueError, *also) as error:
+    except mistakes as error:
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:

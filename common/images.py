@@ -23,6 +23,7 @@ import cv2
 import numpy as np
 import torchvision
 
+from common.files import write_atomically
 from common.transforms import Image
 
 UNLABELLED = -1
@@ -152,6 +153,12 @@ def decode(path: Path) -> Image:
     if image is None:
         raise CorruptImageError(f"{path}: {'not an image that OpenCV reads' if data else 'empty file'}")
     return image
+
+
+def save_png(image: Image, path: Path) -> None:
+    """Writes (H, W, 3) uint8 RGB atomically."""
+    data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
+    write_atomically(path, lambda part: part.write_bytes(data))
 
 
 def _ends_early(jpeg: bytes) -> bool:

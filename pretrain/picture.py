@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import cv2
 import numpy as np
 
-from common.files import write_atomically
 from common.images import UNLABELLED
 from common.loaders import TwoViews
 from common.transforms import Image, evaluation_view
@@ -33,9 +30,3 @@ def views_sheet(dataset: TwoViews, columns: int = 12) -> Image:
         text = "-" if label == UNLABELLED else dataset.images.classes[label]
         cv2.putText(sheet, text[:16], (left + 1, TEXT - 6), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
     return sheet
-
-
-def save_png(image: Image, path: Path) -> None:
-    """Writes (H, W, 3) uint8 RGB atomically."""
-    data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
-    write_atomically(path, lambda part: part.write_bytes(data))

@@ -16,7 +16,7 @@ import torch
 from common import distributed
 from common.cli import StopRequest
 from common.files import write_text
-from common.images import UNLABELLED, CorruptImageError, ImageSet, load_images
+from common.images import UNLABELLED, CorruptImageError, ImageSet, load_images, save_png
 from common.labels import KeptLabels, choose_balanced, keep_labels
 from common.loaders import GlobalBatches, TwoViews, train_loader
 from common.run_folder import RunFolder, git_state
@@ -24,7 +24,7 @@ from pretrain import checkpoint
 from pretrain.config import Config, differing_keys, parse, settings_hash
 from pretrain.engine import Training, fit
 from pretrain.monitor import Knn, Monitor, NonFiniteError, say
-from pretrain.picture import save_png, views_sheet
+from pretrain.picture import views_sheet
 from pretrain.supervised import CROSS_ENTROPY, Classifier, labelled_only
 from pretrain.unimoco import UniMoCo
 

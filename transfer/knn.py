@@ -25,7 +25,6 @@ from common.distributed import all_gather, rank, start, world_size
 from common.images import ImageSet
 from common.knn import accuracy, check_neighbours, gather_nearest, knn_scores, nearest
 from common.precision import autocast_dtype
-from pretrain.config import MonitorConfig
 from transfer.benchmark import Measurement, Metrics, Run, read_checkpoint, run_benchmark
 from transfer.classification import options, pictures
 from transfer.classification.data import ClassData, load_class_data, source_names
@@ -33,6 +32,7 @@ from transfer.classification.evaluation import evaluate_seeds
 from transfer.classification.features import Extraction
 
 CHUNK, BLOCK = 1024, 8192  # queries and bank images handled at a time
+TEMPERATURE = 0.07  # Wu et al., section 3.4
 FIRST = 5  # classes looked at a query
 
 
@@ -40,7 +40,7 @@ def parser() -> ArgumentParser:
     """The options."""
     p = options.classification_parser("knn", __doc__)
     p.add_argument("--k", type=int | list[int], default=[10, 20, 100, 200], help="numbers of neighbours")
-    p.add_argument("--temperature", type=float | list[float], default=MonitorConfig.temperature, help="T of the votes")
+    p.add_argument("--temperature", type=float | list[float], default=TEMPERATURE, help="T of the votes")
     return p
 
 

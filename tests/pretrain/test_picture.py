@@ -7,11 +7,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from common.images import load_images
+from common.images import load_images, save_png
 from common.labels import LabelConfig, keep_labels
 from common.loaders import TwoViews
 from common.transforms import ViewConfig, evaluation_view
-from pretrain.picture import CELL, GAP, TEXT, save_png, views_sheet
+from pretrain.picture import CELL, GAP, TEXT, views_sheet
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,7 +17,7 @@ from detectron2.data.detection_utils import read_image
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from torch import nn
 
-from pretrain.picture import save_png
+from common.images import save_png
 
 SIDE = 480  # pixels of the longer side of a panel, at least
 TITLE = 30
