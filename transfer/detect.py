@@ -19,22 +19,10 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
-from transfer.benchmark import (
-    Formatter,
-    Measurement,
-    Run,
-    add_options,
-    add_training_options,
-    goes_on,
-    measure,
-    on_record,
-    read_checkpoint,
-    require,
-    run_benchmark,
-    summary,
-)
+from transfer.benchmark import Measurement, Run, measure, on_record, read_checkpoint, run_benchmark, summary
 from transfer.detection.devices import choose
 from transfer.detection.tasks import TASKS, headline
+from transfer.options import Formatter, add_options, add_training_options, require, should_resume
 
 HEADLINES = {"coco-keypoint-2x": "keypoints/AP", "cityscapes-instance": "segm/AP"}  # of other tasks: bbox/AP
 SETTING = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")  # a key of detectron2's configuration
@@ -125,7 +113,7 @@ def prepare_folder(folder: Path, options: Namespace, cfg: Any) -> None:
     from transfer.detection.run import begun, check_same
 
     there = begun(folder)
-    if not goes_on(folder, there, lambda: check_same(cfg, folder), options, "detector") and there:
+    if not should_resume(folder, there, lambda: check_same(cfg, folder), options, "detector") and there:
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
 

@@ -88,10 +88,10 @@ def measure_one(run: Run, o: Namespace, device: torch.device) -> Measurement:
     ranked, labels = predict_all(model, data.test, work), torch.from_numpy(data.test.labels)
     cost = {"images": float(len(data.train)), **chosen, **finish(folder)}
 
-    def draw() -> None:
+    def draw() -> list[Path]:
         path = folder / "confusion.png"
         pictures.confusion(path, data.test.labels, ranked[:, 0].numpy(), data.classes, "fine-tuned")
-        print(f"picture: {path}")
+        return [path]
 
     hits = {"top1": (ranked[:, 0] == labels).numpy()}
     return Measurement(scores(ranked, labels, data.classes), cost, hits, draw)

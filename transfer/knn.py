@@ -187,13 +187,13 @@ def say_memory(data: ClassData, bank: Tensor, queries: Tensor, k: int) -> None:
         )
 
 
-def draw(run: Run, data: ClassData, bank: Tensor, queries: Tensor) -> None:
-    """A few test images and their nearest neighbours, where this process has the whole bank."""
+def draw(run: Run, data: ClassData, bank: Tensor, queries: Tensor) -> list[Path]:
+    """Draw test images and their nearest neighbours, where this process holds the complete bank."""
     if world_size() > 1:
-        return
+        return []
     path: Path = options.run_folder(run, "knn") / "neighbours.png"
     pictures.neighbours(path, data.train, data.test, bank, queries.cpu())
-    print(f"picture: {path}")
+    return [path]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -181,12 +181,12 @@ def accuracy_on(head: nn.Linear, features: Tensor, labels: Tensor) -> float:
     return float((predict(head, features, 1)[:, 0] == labels).double().mean())
 
 
-def draw(folder: Path, run: Run, data: ClassData, ranked: Tensor, features: Tensor) -> None:
+def draw(folder: Path, run: Run, data: ClassData, ranked: Tensor, features: Tensor) -> list[Path]:
     """Confusion matrix and map of the test features."""
     name = Path(run.backbone.source.path).parent.name or run.backbone.source.path
     pictures.confusion(folder / "confusion.png", data.test.labels, ranked[:, 0].numpy(), data.classes, name)
     pictures.feature_map(folder / "features.png", features, data.test.labels, data.classes, name)
-    print(f"pictures: {folder}/confusion.png, features.png")
+    return [path for path in (folder / "confusion.png", folder / "features.png") if path.is_file()]
 
 
 def main(arguments: list[str] | None = None) -> int:

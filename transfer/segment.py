@@ -14,7 +14,8 @@ import sys
 
 from jsonargparse import ArgumentParser
 
-from transfer.benchmark import Formatter, add_options, add_training_options, machine, require, run_benchmark
+from transfer.benchmark import run_benchmark
+from transfer.options import Formatter, add_options, add_training_options, machine, require
 from transfer.segmentation import PACKAGES, headline, quiet, task_names
 
 

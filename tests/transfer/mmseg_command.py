@@ -153,7 +153,7 @@ def test_a_run_is_measured_once_resumed_and_evaluated_again(
     assert "was begun with other options" in error
     assert "not on record" not in error
     assert fashion("--records", str(tmp_path / "other.jsonl")) == 2
-    assert "--resume goes on with it, --force begins anew" in capsys.readouterr().err
+    assert "--resume continues it, --force starts afresh" in capsys.readouterr().err
     assert len(read(records)) == 3
 
 

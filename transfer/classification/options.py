@@ -13,9 +13,10 @@ from common.files import sha256
 from common.images import text_lines
 from common.labels import LabelConfig
 from converters import Backbone
-from transfer.benchmark import Run, add_options
+from transfer.benchmark import Run
 from transfer.classification.data import source_names
 from transfer.classification.multilabel import VOC, voc_sources
+from transfer.options import add_options
 
 RECIPES = Path(__file__).parents[1] / "configs" / "classification"
 STORES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 
-from transfer.benchmark import require
 from transfer.layouts import LAYOUTS
+from transfer.options import require
 
 PACKAGES = ("torch", "torchvision", "detectron2", "faster_coco_eval", "pycocotools", "cityscapesscripts")
 

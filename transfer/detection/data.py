@@ -26,8 +26,8 @@ from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from transfer.benchmark import require
 from transfer.layouts import require_data
+from transfer.options import require
 from transfer.scenes import PALETTE, ensure_scenes
 
 FIT = 0.875  # share of the train scenes that settings are tried on; the others judge them

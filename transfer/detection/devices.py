@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from transfer.benchmark import device_kind
+from transfer.options import device_kind
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from mmengine.runner.checkpoint import get_torch_safe_globals
 from common.distributed import barrier, rank
 from common.files import write_text
 from common.run_folder import RunFolder
-from transfer.benchmark import Metrics, Run, goes_on
+from transfer.benchmark import Metrics, Run
+from transfer.options import should_resume
 from transfer.segmentation import pictures, quiet
 from transfer.segmentation.hooks import ClockHook, FiguresHook, PicturesHook, RandomStateHook, TrunkHook
 from transfer.segmentation.trunk import Trunk
@@ -92,7 +93,7 @@ def find_checkpoint(run: Run, options: Any) -> Path | None:
                 "--out, or replace it with --force"
             )
 
-    return checkpoint if goes_on(run.folder, checkpoint is not None, check_same, options, "model") else None
+    return checkpoint if should_resume(run.folder, checkpoint is not None, check_same, options, "model") else None
 
 
 def config_hash(run: Run) -> str:

@@ -22,14 +22,8 @@ from mmseg.utils import register_all_modules
 
 from common.distributed import rank, start, world_size
 from converters import Backbone
-from transfer.benchmark import (
-    Measurement,
-    Run,
-    device_kind,
-    measure,
-    read_checkpoint,
-    summary,
-)
+from transfer.benchmark import Measurement, Run, measure, read_checkpoint, summary
+from transfer.options import device_kind
 from transfer.segmentation import PACKAGES, autocast, data, metric, overrides, quiet, run, task_names, tasks
 from transfer.segmentation.run import Plan
 from transfer.segmentation.trunk import Trunk

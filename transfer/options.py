@@ -1,0 +1,113 @@
+"""Command-line options that the benchmarks share, and what they mean."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+from tabulate import tabulate
+
+from common.run_folder import PACKAGES
+
+RECORDS = Path("runs/records")  # of users; results/records is written by the study alone
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the line breaks of a description."""
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Add the options of every benchmark."""
+    parser.add_argument(
+        "--ckpt", type=str,
+        help="a checkpoint in any format that converters reads, random, random:ARCH, torchvision:NAME or timm:NAME",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0],
+        help="seeds of the benchmark, one run each; they also initialise random weights that name no seed",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, default=Path("runs/transfer"), help="folder of the run folders")
+    parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the records, one JSON file each")
+    parser.add_argument("--receipt", type=Path, help="file to write on success: a JSON list of the record files")
+    parser.add_argument("--force", action="store_true", help="measure again what is on record")
+    parser.add_argument("--dry-run", action="store_true", help="print as JSON what would be recorded; measure nothing")
+
+
+def add_training_options(parser: ArgumentParser, data_root: str) -> None:
+    """Add the options of benchmarks that train in a framework; `data_root` describes the default of --data-root."""
+    parser.add_argument("--task", type=str, help="what to measure; see below")
+    parser.add_argument("--data-root", type=str, help=f"folder of the data sets; default: {data_root}")
+    parser.add_argument("--batch", type=int, help="images per iteration over all devices; the schedule is scaled to it")
+    parser.add_argument("--no-scale", action="store_true", help="keep the published schedule whatever the devices")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate the model in the run folder again")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--check", action="store_true", help="print versions and what works on this machine")
+
+
+def device_kind(device: str) -> str:
+    """Return "cuda" or "cpu" for --device; auto is cuda where there is a GPU.
+
+    Raises:
+        ValueError: another value.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"--device {device}: use auto, cpu or cuda (CUDA_VISIBLE_DEVICES chooses among GPUs)")
+    return ("cuda" if torch.cuda.device_count() else "cpu") if device == "auto" else device
+
+
+def should_resume(
+    folder: Path, has_checkpoint: bool, check_same: Callable[[], None], options: Namespace, trained: str
+) -> bool:
+    """Return True to resume or evaluate the run in a folder, False to start fresh.
+
+    Args:
+        folder: of the run.
+        has_checkpoint: whether it holds one.
+        check_same: raises a ValueError where the run was started with other options.
+        options: holds `resume`, `eval_only`, `force` and `records`.
+        trained: what a checkpoint holds, e.g. "detector".
+
+    Raises:
+        ValueError: there is nothing to evaluate, or no option decides what to do with the run that is there.
+    """
+    if not has_checkpoint:
+        if options.eval_only:
+            raise ValueError(f"--eval-only: {folder} holds no trained {trained}; leave the option out")
+        return False
+    wanted: bool = options.resume or options.eval_only
+    if wanted or not options.force:
+        check_same()  # first: a run with other options may well be on record
+    if not wanted and not options.force:
+        raise ValueError(
+            f"{folder} holds a run that is not on record in {options.records}: --resume continues it, "
+            "--force starts afresh"
+        )
+    return wanted
+
+
+def machine(packages: Sequence[str]) -> str:
+    """Return a table of this machine for --check: versions of the usual packages and of `packages`, and its devices."""
+    rows = [["python", platform.python_version()], ["platform", platform.platform()]]
+    for name in (*PACKAGES, *packages):
+        try:
+            rows.append([name, importlib.metadata.version(name)])
+        except importlib.metadata.PackageNotFoundError:
+            rows.append([name, "not installed: bash setup.sh"])
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    rows.append(["CUDA of torch", torch.version.cuda or "none"])
+    rows.append(["devices", ", ".join(devices) or f"CPU, {len(os.sched_getaffinity(0))} cores, no GPU"])
+    return str(tabulate(rows, disable_numparse=True, tablefmt="plain"))
+
+
+def require(package: str, install: str = "bash setup.sh") -> None:
+    """Raise a ValueError that names the command to install a package, where it is not installed."""
+    if importlib.util.find_spec(package) is None:
+        raise ValueError(f"{package} is not installed: {install} installs it")
