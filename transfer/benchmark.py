@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -104,6 +104,9 @@ class Run:
         )  # fmt: skip
 
 
+R = TypeVar("R", bound=Run)
+
+
 @dataclass(frozen=True)
 class Measurement:
     """The result of one run.
@@ -131,7 +134,7 @@ def on_record(run: Run, folder: Path) -> Record | None:
 
 
 def measure(
-    runs: Iterable[Run], work: Callable[[Run], Measurement], options: Namespace, device: torch.device
+    runs: Iterable[R], work: Callable[[R], Measurement], options: Namespace, device: torch.device
 ) -> list[Record]:
     """Measure run after run; write each record at once, and the receipt at the end.
 
@@ -169,7 +172,7 @@ def _planned(run: Run) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _measure_one(run: Run, work: Callable[[Run], Measurement], folder: Path, device: torch.device) -> Record:
+def _measure_one(run: R, work: Callable[[R], Measurement], folder: Path, device: torch.device) -> Record:
     began = time.time()
     measured = work(run)
     cost = {"seconds": time.time() - began, **peak_memory(device), **measured.cost}
