@@ -39,7 +39,7 @@ def find_config(option: str, name: str, folder: Path, suffix: str = ".yaml") -> 
             return path
     names = config_names(folder, suffix)
     hint = did_you_mean(name, names) or f"; there are {', '.join(names)}"
-    raise ValueError(f"{option} {name}: no such name or {suffix} file{hint}")
+    raise ValueError(f"{option} {name}: no such {option.strip('-')} or file{hint}")
 
 
 def config_names(folder: Path, suffix: str = ".yaml") -> list[str]:
@@ -74,7 +74,8 @@ class CommandParser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise a ValueError in place of printing the usage."""
-        hint = "; several values are written '[a, b]', one as '[a]'" if "Expected a <class" in message else ""
+        sequence = any(f"Expected a <class '{kind}'>" in str(message) for kind in ("list", "tuple"))
+        hint = "; several values are written '[a, b]', one as '[a]'" * sequence
         raise ValueError(f"{' '.join(str(message).split())}{hint}") from ex
 
     def parse(self, arguments: Sequence[str]) -> Namespace:
@@ -116,16 +117,18 @@ class CommandParser(ArgumentParser):
             groups = [n for n in names if n.startswith(f"{name}.")]
             if groups:
                 raise ValueError(f"{shown}: holds options of its own, so it cannot be one value: --{groups[0]} ...")
-            near = did_you_mean(name, names) or did_you_mean(name.rpartition(".")[2], (n for n in names))
-            raise ValueError(f"{shown}: unknown option{near.replace('mean ', 'mean --')}")
+            raise ValueError(f"{shown}: unknown option{did_you_mean(f'--{name}', (f'--{n}' for n in names))}")
         return name
 
     def _recipe(self, given: list[str]) -> Path | None:
         """Return the file of the recipe on a command line, if it names one."""
         if self.recipes is None:
             return None
-        found = [word.partition("=")[2] for word in given if word.startswith("--recipe=")]
-        found += [following for word, following in zip(given, [*given[1:], ""], strict=True) if word == "--recipe"]
+        found = []
+        for i, word in enumerate(given):
+            option, equals, value = word.partition("=")
+            if option == "--recipe":
+                found.append(value if equals else "".join(given[i + 1 : i + 2]))
         if not all(found):
             raise ValueError(f"--recipe: name a recipe or a file; there are {', '.join(config_names(self.recipes))}")
         if len(found) > 1:
@@ -140,14 +143,7 @@ class CommandParser(ArgumentParser):
             raise ValueError(f"{recipe}: not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(content, dict):
             raise ValueError(f"{recipe}: expected a mapping of options, got {content!r}")
-        tree: dict[str, Any] = {}
-        for name, value in flatten(content).items():
-            *groups, last = self._current(name, f"{recipe}: {name}").split(".")
-            node = tree
-            for group in groups:
-                node = node.setdefault(group, {})
-            node[last] = value
-        return tree
+        return nest({self._current(name, f"{recipe}: {name}"): value for name, value in flatten(content).items()})
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -157,6 +153,18 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         name = f"{prefix}{key}"
         rows |= flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
     return rows
+
+
+def nest(rows: Mapping[str, Any]) -> dict[str, Any]:
+    """Return dotted keys as a nested mapping: the inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for name, value in rows.items():
+        *groups, last = name.split(".")
+        node = tree
+        for group in groups:
+            node = node.setdefault(group, {})
+        node[last] = value
+    return tree
 
 
 def run_cli(

@@ -13,10 +13,12 @@ Several sources make one data set; classes of the same name are the same class.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import cv2
@@ -27,6 +29,7 @@ from common.files import write_atomically
 from common.transforms import Image
 
 UNLABELLED = -1
+IDENTITY_FILES = 1024  # files of a data set that its identity reads
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 # In the coded pixels a byte FF is followed by 00 or a restart marker (D0 ... D7); anything else opens a segment.
@@ -91,6 +94,33 @@ class ImageSet:
     def in_memory(self) -> bool:
         """Whether no file has to be read for an image."""
         return not any(self.paths)
+
+    @cached_property
+    def identity(self) -> str:
+        """Return a hash of the data set that does not depend on where it is stored.
+
+        It covers the name and the class of every image, and the content of images: all pixels where they are kept in
+        memory, else the bytes of up to 1,024 files at equal distances. A file that cannot be read counts as empty.
+        """
+        classes = np.array([*self.classes, ""], dtype=object)[self.labels]  # the last, for label -1
+        digest = hashlib.sha256("\0".join((*self.names, *classes)).encode(errors="surrogateescape"))
+        count = len(self) if self.in_memory else min(len(self), IDENTITY_FILES)
+        for i in np.linspace(0, len(self) - 1, count, dtype=np.int64).tolist():
+            path = self.paths[i] if self.paths else None
+            digest.update(_pixels(self.read(i)) if path is None else _file_bytes(path))
+        return digest.hexdigest()[:16]
+
+
+def _pixels(image: Image) -> bytes:
+    return f"{image.shape}".encode() + image.tobytes()
+
+
+def _file_bytes(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError:  # training skips such an image, too
+        content = b""
+    return f"{len(content)}\0".encode() + content
 
 
 @dataclass(frozen=True)

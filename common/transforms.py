@@ -38,8 +38,8 @@ class ViewConfig:
         contrast: factor drawn from 1 - x ... 1 + x.
         saturation: factor drawn from 1 - x ... 1 + x.
         hue: shift drawn from -x ... x, in turns of the colour circle (at most 0.5).
-        grey: probability of dropping the colours.
-        grey_first: drop colours before the jitter, as MoCo v1 does, not after it.
+        grayscale_prob: probability of dropping the colours.
+        grayscale_first: drop colours before the jitter, as MoCo v1 does, not after it.
         blur: probability of a Gaussian blur.
         sigma: smallest and largest standard deviation of the blur, in pixels.
         rotate: largest rotation to either side, in degrees (0 in MoCo).
@@ -55,8 +55,8 @@ class ViewConfig:
     contrast: float = 0.4
     saturation: float = 0.4
     hue: float = 0.1
-    grey: float = 0.2
-    grey_first: bool = False
+    grayscale_prob: float = 0.2
+    grayscale_first: bool = False
     blur: float = 0.5
     sigma: tuple[float, float] = (0.1, 2.0)
     rotate: float = 0.0
@@ -65,7 +65,7 @@ class ViewConfig:
     def __post_init__(self) -> None:
         if self.size < 1:
             raise ValueError(f"views.size={self.size}: must be a positive number of pixels")
-        for name in ("flip", "jitter", "grey", "blur", "erase"):
+        for name in ("flip", "jitter", "grayscale_prob", "blur", "erase"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"views.{name}={getattr(self, name)}: a probability lies between 0 and 1")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -126,7 +126,7 @@ def contrast(image: Image, factor: float) -> Image:
 
 def saturation(image: Image, factor: float) -> Image:
     """Blends with the grey image: factor 0 has no colours."""
-    return cv2.addWeighted(image, factor, to_grey(image), 1 - factor, 0)
+    return cv2.addWeighted(image, factor, to_grayscale(image), 1 - factor, 0)
 
 
 def hue(image: Image, shift: float) -> Image:
@@ -137,7 +137,7 @@ def hue(image: Image, shift: float) -> Image:
     return cv2.cvtColor(cv2.LUT(hsv, table), cv2.COLOR_HSV2RGB_FULL)
 
 
-def to_grey(image: Image) -> Image:
+def to_grayscale(image: Image) -> Image:
     """Drops the colours; still three channels."""
     return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
@@ -175,12 +175,12 @@ class ViewMaker:
         view = resize(image[top : top + h, left : left + w], c.size, c.size)
         if c.rotate:
             view = rotate(view, rng.uniform(-c.rotate, c.rotate))
-        if c.grey_first and rng.random() < c.grey:
-            view = to_grey(view)
+        if c.grayscale_first and rng.random() < c.grayscale_prob:
+            view = to_grayscale(view)
         if rng.random() < c.jitter:
             view = self._jitter(view, rng)
-        if not c.grey_first and rng.random() < c.grey:
-            view = to_grey(view)
+        if not c.grayscale_first and rng.random() < c.grayscale_prob:
+            view = to_grayscale(view)
         if rng.random() < c.blur:
             view = blur(view, rng.uniform(*c.sigma))
         if rng.random() < c.flip:

@@ -24,6 +24,7 @@ import torch
 
 from common.distributed import gather_objects, rank
 from common.files import write_atomically
+from pretrain.config import rename_options
 
 FORMAT, VERSION = "unimoco-suite", 1
 LAST, PREVIOUS = "last.pth", "previous.pth"
@@ -60,6 +61,7 @@ def load(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not a checkpoint of this project's pre-training; give one from runs/NAME/")
     if content["version"] > VERSION:
         raise CheckpointError(f"{path}: format version {content['version']}, this code reads up to {VERSION}")
+    content["config"] = rename_options(content["config"])
     return content
 
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
-import re
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
 
-from common.labels import LabelConfig
+from common.cli import CommandParser, flatten, nest
+from common.images import ImageSet
+from common.labels import KeptLabels, LabelConfig
 from common.loaders import DataConfig
 from common.transforms import ViewConfig
 from pretrain.unimoco import ModelConfig
@@ -23,9 +21,17 @@ from pretrain.unimoco import ModelConfig
 RECIPES = Path(__file__).parent / "recipes"
 # What may differ between a run and its continuation, because it does not change what is computed.
 MAY_DIFFER = (
-    *("name", "runs", "device", "resume", "data.root", "data.workers", "checkpoint"),
+    *("recipe", "name", "runs", "device", "resume", "data.root", "data.workers", "checkpoint"),
     *(f"monitor.{option}" for option in ("log_every", "knn_every", "bank", "k", "temperature", "plateau")),
 )
+# Old name of an option -> its name now. Command lines, recipes and checkpoints with old names still work.
+RENAMED = {
+    "views.grey": "views.grayscale_prob",
+    "views.grey_first": "views.grayscale_first",
+    "model.queue": "model.queue_size",
+    "model.momentum": "model.ema_momentum",
+    "optim.every": "optim.lr_update",
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class OptimConfig:
         weight_decay: of SGD, on every parameter.
         schedule: "cosine" down to 0, or "step": times 0.1 at each milestone.
         milestones: epochs at which "step" lowers the rate.
-        every: when the rate moves: after each "epoch", as MoCo does, or each "step".
+        lr_update: when the rate moves: after each "epoch", as MoCo does, or each "step".
         warmup: epochs of linear warm-up from 0, moving each step.
         accumulate: micro-batches that a device splits its share of the batch into, to save memory. The weights
             come out the same: batch-norm groups, shuffling and the queue see the whole batch. Running statistics
@@ -56,7 +62,7 @@ class OptimConfig:
     weight_decay: float = 1e-4
     schedule: Literal["cosine", "step"] = "cosine"
     milestones: list[float] = field(default_factory=lambda: [120.0, 160.0])
-    every: Literal["epoch", "step"] = "epoch"
+    lr_update: Literal["epoch", "step"] = "epoch"
     warmup: float = 0.0
     accumulate: int = 1
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -147,6 +153,7 @@ class Config:
         optim: optimiser and schedule.
         monitor: measurements on the way.
         checkpoint: when the state is saved.
+        recipe: file of the recipe that `--recipe` named.
     """
 
     name: str | None = None
@@ -161,6 +168,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    recipe: str | None = field(default=None, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
         """Nested builtins, as YAML and checkpoints hold them."""
@@ -168,13 +176,43 @@ class Config:
         return plain
 
 
-def settings_hash(config: Config, images: int) -> str:
-    """Tells pre-trainings apart that differ in more than seed and labels: views, model, optimiser, number of images."""
+def backbone_id(config: Config, images: ImageSet, kept: KeptLabels, epochs: float) -> str:
+    """Return METHOD-HASH12, which identifies a pre-training apart from its seeds.
+
+    The hash covers everything else that decides the weights: data, rule for the labels, views, model, optimiser and
+    the epochs trained. It needs no training.
+
+    Args:
+        config: its `labels`, `views`, `model` and `optim` count.
+        images: N training images, held-out ones left out.
+        kept: their labels; counts where the config names a list.
+        epochs: trained so far.
+    """
     tree = config.as_dict()
-    chosen: dict[str, Any] = {name: tree[name] for name in ("views", "model", "optim")} | {"images": images}
-    for name in ("accumulate", "compile"):  # how it is computed, not what
-        del chosen["optim"][name]
-    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
+    for option in ("accumulate", "compile"):  # they change how the weights are computed, not which
+        del tree["optim"][option]
+    decides = {name: tree[name] for name in ("views", "model", "optim")} | {
+        "data": images.identity,
+        "images": len(images),
+        "labels": {"ratio": config.labels.ratio} if config.labels.list is None else {"list": kept.sha256},
+        "epochs": epochs,
+    }
+    digest = hashlib.sha256(json.dumps(_with_floats(decides), sort_keys=True).encode()).hexdigest()
+    return f"{method(config)}-{digest[:12]}"
+
+
+def method(config: Config) -> str:
+    """Return the name of the method: the loss, or "unimoco" for its own."""
+    return "unimoco" if config.model.loss == "unicon" else config.model.loss
+
+
+def _with_floats(value: Any) -> Any:
+    """Return nested builtins with every number as a float, so that 200 and 200.0 are one value."""
+    if isinstance(value, dict):
+        return {key: _with_floats(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_floats(item) for item in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def differing_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
@@ -193,86 +231,26 @@ def differing_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -
 
 
 def parse(arguments: list[str]) -> Config:
-    """Command line -> configuration. `--recipe NAME|FILE` comes first, whatever its place; then the options."""
-    parser = _Parser(
-        prog="pretrain/run.sh",
-        description="UniMoCo pre-training on labelled and unlabelled images.",
-        allow_abbrev=False,
+    """Return the configuration of a command line; options override the recipe, wherever `--recipe` stands.
+
+    Raises:
+        ValueError: an option or a recipe is unknown, or a value impossible.
+    """
+    parser = CommandParser(
+        "pretrain/run.sh", "UniMoCo pre-training on labelled and unlabelled images.", RECIPES, RENAMED
     )
-    parser.add_argument("--recipe", action="config", help=f"one of {', '.join(recipe_names())}; or a YAML file")
-    parser.add_class_arguments(Config, nested_key=None, as_group=False)
-    values = parser.parse_args(_recipe_first(arguments, parser))
-    recipe = values.pop("recipe", None)
-    for group in (f.name for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.default_factory)):
-        if not isinstance(values[group], Namespace):
-            parser.error(f"{group}: {values[group]}: holds options of its own, so it cannot be one value")
-    try:
-        config = Config(**vars(parser.instantiate(Namespace(values))))
-    except ValueError as error:
-        parser.error(str(error))
-    if config.name is None:
-        name = Path(str(recipe[0])).stem if recipe else "unnamed"
-        config = dataclasses.replace(config, name=name)
-    return config
+    parser.add_class_arguments(Config, nested_key=None, as_group=False, skip={"recipe"})
+    values = parser.parse(arguments)
+    recipe = values.pop("recipe")
+    config = Config(**vars(parser.instantiate(values)))
+    if recipe:
+        config = dataclasses.replace(config, recipe=recipe.stem if recipe.parent == RECIPES else str(recipe))
+    return config if config.name else dataclasses.replace(config, name=recipe.stem if recipe else "unnamed")
 
 
-def recipe_names() -> list[str]:
-    """Names of the recipes that come with the project."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
-
-
-class _Parser(ArgumentParser):
-    """Says a mistake in one line, with the nearest option that exists."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        text = " ".join(str(message).split())
-        options = [option for action in self._actions for option in action.option_strings]
-        known = [option for option in options if not any(other.startswith(f"{option}.") for other in options)]
-        for word in _unknown_options(text):
-            near = difflib.get_close_matches(word, known, n=1)
-            if near:
-                text += f"; did you mean {near[0]}?"
-        if re.search(r"Expected a <class '(list|tuple)'>", text):
-            text += "; several values are written '[a, b]', one as '[a]'"
-        print(f"pretrain: error: {text}", file=sys.stderr)
-        sys.exit(2)
-
-
-def _unknown_options(message: str) -> list[str]:
-    """The unknown options that a message of jsonargparse complains of, as they stand on a command line."""
-    if "nrecognized arguments" in message:
-        return [word.split("=")[0] for word in message.split() if word.startswith("--")]
-    in_group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
-    if in_group:
-        return [f"--{in_group[1]}.{in_group[2]}"]
-    at_top = re.search(r"Option '([\w.]+)' is not accepted", message)
-    return [f"--{at_top[1]}"] if at_top else []
-
-
-def _recipe_first(arguments: list[str], parser: _Parser) -> list[str]:
-    recipes, others, waiting = [], [], False
-    for argument in arguments:
-        if waiting or argument.startswith("--recipe="):
-            recipes.append(argument.removeprefix("--recipe="))
-            waiting = False
-        elif argument == "--recipe":
-            waiting = True
-        else:
-            others.append(argument)
-    if waiting or "" in recipes:
-        parser.error(f"--recipe: name a recipe or a file; there are {', '.join(recipe_names())}")
-    if len(recipes) > 1:
-        parser.error(f"--recipe {' and '.join(recipes)}: give one")
-    return [f"--recipe={_recipe_file(name, parser)}" for name in recipes] + others
-
-
-def _recipe_file(name: str, parser: _Parser) -> Path:
-    for path in (RECIPES / f"{name}.yaml", Path(name)):
-        if path.is_file():
-            return path
-    near = difflib.get_close_matches(name, recipe_names(), n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(recipe_names())}"
-    return parser.error(f"--recipe {name}: no such recipe or file; {hint}")
+def rename_options(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration of an earlier version under the option names of today."""
+    return nest({RENAMED.get(name, name): value for name, value in flatten(config).items()})
 
 
 def _builtins(value: Any) -> Any:

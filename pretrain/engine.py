@@ -101,7 +101,7 @@ def learning_rate(config: OptimConfig, epoch: float) -> float:
     """Learning rate at a (fractional) epoch."""
     if epoch < config.warmup:
         return config.lr * epoch / config.warmup
-    moment = math.floor(epoch) if config.every == "epoch" else epoch
+    moment = math.floor(epoch) if config.lr_update == "epoch" else epoch
     if config.schedule == "step":
         return config.lr * 0.1 ** sum(moment >= m for m in config.milestones)
     return config.lr * 0.5 * (1 + math.cos(math.pi * moment / config.epochs))

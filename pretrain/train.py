@@ -14,33 +14,33 @@ import numpy as np
 import torch
 
 from common import distributed
-from common.cli import StopRequest
+from common.cli import NON_FINITE, StopRequest, run_cli
 from common.files import write_text
 from common.images import UNLABELLED, CorruptImageError, ImageSet, load_images, save_png
 from common.labels import KeptLabels, choose_balanced, keep_labels
 from common.loaders import GlobalBatches, TwoViews, train_loader
 from common.run_folder import RunFolder, git_state
 from pretrain import checkpoint
-from pretrain.config import Config, differing_keys, parse, settings_hash
+from pretrain.config import Config, backbone_id, differing_keys, method, parse
 from pretrain.engine import Training, fit
 from pretrain.monitor import Knn, Monitor, NonFiniteError, say
 from pretrain.picture import views_sheet
 from pretrain.supervised import CROSS_ENTROPY, Classifier, labelled_only
 from pretrain.unimoco import UniMoCo
 
-USER_ERROR, NON_FINITE = 2, 3
 SUMMARY = "summary.json"  # in the folder of a run that has finished
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs pre-training; returns the exit status: 0 done, 2 a mistake in the input, 3 the loss went non-finite,
-    128 + signal number (143, 130) stopped by SIGTERM or SIGINT with the state saved."""
-    config = parse(sys.argv[1:] if arguments is None else arguments)
+    """Run pre-training.
+
+    Returns:
+        0 when done; 2 for a user's mistake; 3 when the loss is not finite; 128 + signal number (143, 130) when stopped
+        by SIGTERM or SIGINT, with the state saved.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        return pretrain(config)
-    except (ValueError, CorruptImageError) as error:
-        print(f"pretrain: error: {error}", file=sys.stderr)
-        return USER_ERROR
+        return run_cli("pretrain", lambda: pretrain(parse(given)), resumable=False, also=(CorruptImageError,))
     except NonFiniteError as error:
         print(f"pretrain: stopped: {error}", file=sys.stderr)
         return NON_FINITE
@@ -65,10 +65,11 @@ def pretrain(config: Config) -> int:
     folder.start(config.as_dict(), device, t.step, kept.text)
     describe(t, images, kept, folder)
     monitor = Monitor(config.monitor, folder, device, config.optim.batch, t.steps, t.step, saved and saved["progress"])
-    meta = describe_checkpoint(t, kept)
+    meta = describe_checkpoint(t, images, kept)
 
     def save(name: str | None = None) -> None:
-        save_checkpoint(t, monitor, meta, folder.path, name)
+        identity = {"backbone_id": backbone_id(config, images, kept, t.epoch)}
+        save_checkpoint(t, monitor, meta | identity, folder.path, name)
 
     def evaluate() -> None:
         if knn is not None:
@@ -128,7 +129,7 @@ def build(config: Config, images: ImageSet, kept: KeptLabels, device: torch.devi
     if config.model.loss == CROSS_ENTROPY:
         model = Classifier(config.model, len(images.classes))
     else:
-        model = UniMoCo(config.model, mask == "always" or (mask == "auto" and config.model.queue >= len(images)))
+        model = UniMoCo(config.model, mask == "always" or (mask == "auto" and config.model.queue_size >= len(images)))
     steps_per_epoch = len(images) // config.optim.batch
     GlobalBatches(len(images), config.optim.batch, config.seed, 0, 1)  # says what does not fit
     return Training(config, model, device, steps_per_epoch)
@@ -180,12 +181,12 @@ def is_due(t: Training, every: float) -> bool:
     return every > 0 and int(t.epoch / every) > int((t.epoch - 1) / every)
 
 
-def describe_checkpoint(t: Training, kept: KeptLabels) -> dict[str, Any]:
+def describe_checkpoint(t: Training, images: ImageSet, kept: KeptLabels) -> dict[str, Any]:
     """What a reader of the checkpoint wants to know of it; builtins."""
     c = t.config
     labelled = int((kept.labels != UNLABELLED).sum())
     return {
-        "method": c.model.loss if c.model.loss != "unicon" else "unimoco",
+        "method": method(c),
         "arch": c.model.arch,
         "stem": c.model.stem,
         "image_size": c.views.size,
@@ -195,7 +196,8 @@ def describe_checkpoint(t: Training, kept: KeptLabels) -> dict[str, Any]:
         "labels_sha256": kept.sha256,
         "planned_epochs": c.optim.epochs,
         "seed": c.seed,
-        "settings": settings_hash(c, len(kept.labels)),
+        "label_seed": c.labels.seed,
+        "data": images.identity,
         **git_state(),
     }
 
@@ -245,11 +247,12 @@ def describe(t: Training, images: ImageSet, kept: KeptLabels, folder: RunFolder)
     )
     if contrastive and c.model.bn_groups == 1:
         say("warning: one batch-norm group: queries and keys share statistics, which the network can exploit")
-    if contrastive and c.model.queue >= len(images):
+    if contrastive and c.model.queue_size >= len(images):
         masked = "are left out of the loss" if t.model.mask_same_image else "count as negatives of unlabelled queries"
         say(
-            f"warning: the queue ({c.model.queue}) holds the whole data set ({len(images)} images): old keys of a "
-            f"query's own image {masked}; --model.queue {2 ** int(np.log2(max(len(images) / 4, 1)))} would suit better"
+            f"warning: the queue ({c.model.queue_size}) holds the whole data set ({len(images)} images): old keys of a "
+            f"query's own image {masked}; "
+            f"--model.queue_size {2 ** int(np.log2(max(len(images) / 4, 1)))} would suit better"
         )
     say(f"run folder {folder.path}" + (f", going on at step {t.step}" if t.step else ""))
 

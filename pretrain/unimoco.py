@@ -32,8 +32,8 @@ class ModelConfig:
         stem: "imagenet": 7x7 stride 2 and max-pool; "cifar": 3x3 stride 1, no pool, for images of about 32 pixels.
         head: "mlp": two layers with a ReLU between (MoCo v2); "linear": one (MoCo v1).
         dim: width of the embedding, C.
-        queue: number of keys in the queue, K.
-        momentum: share of the key encoder that stays at each step, m.
+        queue_size: number of keys in the queue, K.
+        ema_momentum: share of the key encoder that stays at each step, m.
         loss: "unicon" (UniMoCo), "info_nce" (MoCo: labels unused), "supcon" (mean outside the logarithm),
             "supcon_in" (inside), or "cross_entropy": the supervised baseline, a classifier trained on the images
             that keep their label, with the same views, batches and number of steps.
@@ -48,19 +48,19 @@ class ModelConfig:
     stem: Stem = "imagenet"
     head: Literal["mlp", "linear"] = "mlp"
     dim: int = 128
-    queue: int = 65536
-    momentum: float = 0.999
+    queue_size: int = 65536
+    ema_momentum: float = 0.999
     loss: Literal["unicon", "info_nce", "supcon", "supcon_in", "cross_entropy"] = "unicon"
     temperature: float = 0.2
     bn_groups: int = 8
     mask_same_image: Literal["auto", "always", "never"] = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("dim", "queue", "bn_groups"):
+        for name in ("dim", "queue_size", "bn_groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name}={getattr(self, name)}: must be 1 or more")
-        if not 0 <= self.momentum <= 1:
-            raise ValueError(f"model.momentum={self.momentum}: lies between 0 and 1 (MoCo uses 0.999)")
+        if not 0 <= self.ema_momentum <= 1:
+            raise ValueError(f"model.ema_momentum={self.ema_momentum}: lies between 0 and 1 (MoCo uses 0.999)")
         if not self.temperature > 0:
             raise ValueError(f"model.temperature={self.temperature}: must be above 0 (UniMoCo uses 0.2)")
 
@@ -115,11 +115,11 @@ class UniMoCo(nn.Module):
         self.encoder_q = split_batch_norm(encoder)
         self.encoder_k = copy.deepcopy(self.encoder_q).requires_grad_(False)
         self.loss_fn: LossFn = LOSSES[config.loss]
-        self.register_buffer("queue", F.normalize(torch.randn(config.dim, config.queue), dim=0))
-        self.register_buffer("label_queue", torch.full((config.queue,), UNLABELLED, dtype=torch.int64))
-        self.register_buffer("index_queue", torch.full((config.queue,), -1, dtype=torch.int64))
+        self.register_buffer("queue", F.normalize(torch.randn(config.dim, config.queue_size), dim=0))
+        self.register_buffer("label_queue", torch.full((config.queue_size,), UNLABELLED, dtype=torch.int64))
+        self.register_buffer("index_queue", torch.full((config.queue_size,), -1, dtype=torch.int64))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.int64))
-        self._ema = get_ema_multi_avg_fn(config.momentum)  # one fused call over all tensors
+        self._ema = get_ema_multi_avg_fn(config.ema_momentum)  # one fused call over all tensors
 
     @torch.no_grad()
     def update_key_encoder(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -265,3 +266,42 @@ def test_unknown_fashion_split_is_an_error(data_root: str, source: str, complain
 def test_missing_fashion_says_how_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"no Fashion-MNIST in {tmp_path}/FashionMNIST/raw.*setup\.sh"):
         load_images(["fashion:train"], str(tmp_path))
+
+
+# Identity
+
+
+def test_equal_names_with_other_pixels_are_another_data_set(
+    make_images: Callable[..., ImageSet], class_folders: Path
+) -> None:
+    images = make_images([0, 1, -1])
+    inverted = replace(images, read=lambda i: 255 - images.read(i))
+    assert images.identity == make_images([0, 1, -1]).identity != inverted.identity
+    before = load_images([str(class_folders)]).identity
+    write(class_folders / "cat/1.png", 99)
+    assert load_images([str(class_folders)]).identity != before
+
+
+def test_identity_depends_on_names_classes_and_number_but_not_on_the_place(class_folders: Path, tmp_path: Path) -> None:
+    images = load_images([str(class_folders)])
+    relabelled = replace(images, labels=images.labels[::-1].copy())
+    renamed = replace(images, names=["x", *images.names[1:]])
+    assert len({s.identity for s in (images, relabelled, renamed, images.subset(np.arange(2)))}) == 4
+    class_folders.rename(tmp_path / "elsewhere")
+    assert load_images([str(tmp_path / "elsewhere")]).identity == images.identity
+
+
+def test_identity_of_many_files_reads_a_thousand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path) or b"x")
+    paths = [tmp_path / f"{i}.png" for i in range(50_000)]
+    images = ImageSet([path.name for path in paths], np.full(50_000, -1), [], lambda i: np.empty(0), list(paths))
+    assert images.identity
+    assert len(read) == len(set(read)) == 1024
+    assert {paths[0], paths[-1]} <= set(read)
+
+
+def test_a_file_that_cannot_be_read_has_an_identity(class_folders: Path) -> None:
+    images = load_images([str(class_folders)])
+    (class_folders / "cat/1.png").unlink()
+    assert images.identity

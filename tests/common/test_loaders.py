@@ -72,7 +72,7 @@ def test_another_seed_epoch_or_image_gives_other_views(
 
 def test_the_two_views_differ_and_show_the_image(make_images: MakeImages) -> None:
     images = make_images([0] * 4)
-    only_flip = ViewConfig(size=48, scale=(1, 1), ratio=(4 / 3, 4 / 3), jitter=0, grey=0, blur=0)
+    only_flip = ViewConfig(size=48, scale=(1, 1), ratio=(4 / 3, 4 / 3), jitter=0, grayscale_prob=0, blur=0)
     plain = TwoViews(images, images.labels, only_flip, 0).__getitems__([(0, i) for i in range(4)])
     for views in (plain.q, plain.k):
         for i, view in enumerate(views.numpy()):
@@ -183,7 +183,7 @@ def test_an_unreadable_image_is_replaced_and_reported_by_its_number(make_images:
     whole_view = TwoViews(
         images,
         images.labels,
-        ViewConfig(size=16, scale=(1, 1), ratio=(4 / 3, 4 / 3), jitter=0, grey=0, blur=0, flip=0),
+        ViewConfig(size=16, scale=(1, 1), ratio=(4 / 3, 4 / 3), jitter=0, grayscale_prob=0, blur=0, flip=0),
         0,
     )
     replaced, true = (whole_view.__getitems__([(0, i)]) for i in (1, int(batch.index[1])))

@@ -22,7 +22,7 @@ from common.transforms import Image, ViewConfig, ViewMaker, crop_box
 from tests.common.pictures import difference
 
 # ViewConfig that only crops and resizes.
-PLAIN = ViewConfig(size=56, flip=0, jitter=0, grey=0, blur=0)
+PLAIN = ViewConfig(size=56, flip=0, jitter=0, grayscale_prob=0, blur=0)
 # Where two samples of one distribution differ this much, it is by a chance of one in a thousand; the seeds are fixed.
 ALIKE = 1e-3
 
@@ -70,7 +70,7 @@ def test_hue_goes_the_right_way_round() -> None:
 
 
 def test_grey(photo: Image) -> None:
-    off = difference(transforms.to_grey(photo), TF.to_grayscale(Pil.fromarray(photo), 3))
+    off = difference(transforms.to_grayscale(photo), TF.to_grayscale(Pil.fromarray(photo), 3))
     assert off.max() <= 1
     assert off.mean() < 0.01
 
@@ -201,7 +201,7 @@ def moco(version: int, size: int) -> Callable[[Pil.Image], Pil.Image]:
     return tv.Compose([crop, jitter, tv.RandomGrayscale(p=0.2), tv.RandomApply([blur], p=0.5), flip])
 
 
-MOCO_V1 = ViewConfig(size=56, jitter=1.0, hue=0.4, grey_first=True, blur=0.0)
+MOCO_V1 = ViewConfig(size=56, jitter=1.0, hue=0.4, grayscale_first=True, blur=0.0)
 MOCO_V2 = ViewConfig(size=56)
 
 
@@ -239,7 +239,8 @@ def test_whole_views_are_distributed_as_mocos(photo: Image, version: int, config
 
 
 @pytest.mark.parametrize(
-    "change", [{"hue": 0.3}, {"grey": 0.5}, {"blur": 0.0}, {"scale": (0.5, 1.0)}, {"brightness": 0.8}, {"flip": 0.0}]
+    "change",
+    [{"hue": 0.3}, {"grayscale_prob": 0.5}, {"blur": 0.0}, {"scale": (0.5, 1.0)}, {"brightness": 0.8}, {"flip": 0.0}],
 )
 def test_the_comparison_of_views_notices_a_changed_option(china: Image, change: dict[str, float]) -> None:
     """The measures above would tell apart pipelines that differ in a single option."""
@@ -260,7 +261,9 @@ def is_grey(view: Image) -> bool:
 
 
 def test_colours_dropped_before_the_jitter_stay_dropped(china: Image) -> None:
-    views = [ViewMaker(dataclasses.replace(MOCO_V1, grey=1))(china, np.random.default_rng(i)) for i in range(20)]
+    views = [
+        ViewMaker(dataclasses.replace(MOCO_V1, grayscale_prob=1))(china, np.random.default_rng(i)) for i in range(20)
+    ]
     assert all(is_grey(view) for view in views)
     assert len({int(view.mean()) for view in views}) > 5  # brightness still varies
 
@@ -268,9 +271,9 @@ def test_colours_dropped_before_the_jitter_stay_dropped(china: Image) -> None:
 def test_order_of_grey_and_jitter() -> None:
     """With full grey, jitter before it still changes the grey value by way of the colours; after it, hue cannot."""
     red = np.full((8, 8, 3), (200, 40, 40), np.uint8)
-    only_hue = ViewConfig(size=8, jitter=1, brightness=0, contrast=0, saturation=0, hue=0.5, grey=1, blur=0)
+    only_hue = ViewConfig(size=8, jitter=1, brightness=0, contrast=0, saturation=0, hue=0.5, grayscale_prob=1, blur=0)
     after = {int(ViewMaker(only_hue)(red, np.random.default_rng(i))[0, 0, 0]) for i in range(20)}
-    first = dataclasses.replace(only_hue, grey_first=True)
+    first = dataclasses.replace(only_hue, grayscale_first=True)
     before = {int(ViewMaker(first)(red, np.random.default_rng(i))[0, 0, 0]) for i in range(20)}
     assert len(after) > 5
     assert len(before) == 1
@@ -299,7 +302,7 @@ def test_views_use_no_global_random_state(china: Image) -> None:
 
 def test_a_view_leaves_the_image_as_it_was(china: Image) -> None:
     before = china.copy()
-    make = ViewMaker(ViewConfig(size=640, scale=(1, 1), ratio=(1.4, 1.6), jitter=1, grey=0, blur=1, erase=1))
+    make = ViewMaker(ViewConfig(size=640, scale=(1, 1), ratio=(1.4, 1.6), jitter=1, grayscale_prob=0, blur=1, erase=1))
     for seed in range(5):
         make(china, np.random.default_rng(seed))
     np.testing.assert_array_equal(china, before)
@@ -309,8 +312,8 @@ def test_a_view_leaves_the_image_as_it_was(china: Image) -> None:
     ("option", "operation"),
     [
         ({"flip": 1}, lambda x: cv2.flip(x, 1)),
-        ({"grey": 1}, transforms.to_grey),
-        ({"grey": 1, "grey_first": True}, transforms.to_grey),
+        ({"grayscale_prob": 1}, transforms.to_grayscale),
+        ({"grayscale_prob": 1, "grayscale_first": True}, transforms.to_grayscale),
         ({"blur": 1, "sigma": (1.5, 1.5)}, lambda x: transforms.blur(x, 1.5)),
         ({}, lambda x: x),
     ],
@@ -324,7 +327,7 @@ def test_probability_1_does_exactly_the_operation_and_0_none(
         np.testing.assert_array_equal(make(square, np.random.default_rng(seed)), operation(square))
 
 
-@pytest.mark.parametrize("name", ["flip", "grey", "jitter", "blur", "erase"])
+@pytest.mark.parametrize("name", ["flip", "grayscale_prob", "jitter", "blur", "erase"])
 def test_probabilities_are_kept(china: Image, name: str) -> None:
     square = np.ascontiguousarray(china[150:206, 150:206])
     config = dataclasses.replace(PLAIN, scale=(1, 1), ratio=(1, 1), sigma=(1.0, 2.0), **{name: 0.3})
@@ -374,7 +377,7 @@ def test_every_image_size_gives_the_view_size(china: Image, shape: tuple[int, in
         ({"size": 0}, r"views\.size=0"),
         ({"flip": 1.1}, r"views\.flip=1\.1: a probability"),
         ({"jitter": -0.1}, r"views\.jitter=-0\.1"),
-        ({"grey": 2}, r"views\.grey=2"),
+        ({"grayscale_prob": 2}, r"views\.grayscale_prob=2"),
         ({"blur": float("nan")}, r"views\.blur=nan"),
         ({"erase": -1}, r"views\.erase=-1"),
         ({"scale": (0.0, 1.0)}, r"views\.scale=\(0\.0, 1\.0\)"),

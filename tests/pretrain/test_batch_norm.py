@@ -173,7 +173,7 @@ def test_inverse_undoes_an_order(groups: int, size: int, seed: int) -> None:
 
 def training(groups: int, batch: int = 16) -> Training:
     torch.manual_seed(0)
-    model = ModelConfig(arch="resnet18", dim=8, queue=16, bn_groups=groups)
+    model = ModelConfig(arch="resnet18", dim=8, queue_size=16, bn_groups=groups)
     config = Config(seed=5, model=model, optim=OptimConfig(batch=batch, precision="fp32"))
     return Training(config, UniMoCo(model), torch.device("cpu"), steps_per_epoch=1)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +12,34 @@ import pytest
 import torch
 import yaml
 
-from pretrain.config import CheckpointConfig, Config, MonitorConfig, OptimConfig, differing_keys, parse, settings_hash
+from common.images import ImageSet
+from common.labels import keep_labels
+from pretrain.config import (
+    CheckpointConfig,
+    Config,
+    MonitorConfig,
+    OptimConfig,
+    backbone_id,
+    differing_keys,
+    parse,
+    rename_options,
+)  # fmt: skip
+from pretrain.train import main
 
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "mine.yaml"
-    path.write_text("seed: 5\nmodel:\n  temperature: 0.1\n  queue: 64\noptim:\n  batch: 32\n  milestones: [3, 4]\n")
+    path.write_text(
+        "seed: 5\nmodel:\n  temperature: 0.1\n  queue_size: 64\noptim:\n  batch: 32\n  milestones: [3, 4]\n"
+    )
     return path
 
 
 def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line that a mistake is answered with."""
-    with pytest.raises(SystemExit) as stopped:
-        parse(arguments)
+    """Run the command and return the one line that it answers a mistake with."""
+    assert main(arguments) == 2
     out, err = capsys.readouterr()
-    assert stopped.value.code == 2
     assert out == ""
     assert err.startswith("pretrain: error: ")
     assert err.count("\n") == 1
@@ -39,14 +53,14 @@ class TestPrecedence:
 
     def test_defaults_are_those_of_the_paper(self) -> None:
         c = Config()
-        assert (c.model.arch, c.model.dim, c.model.queue, c.model.momentum) == ("resnet50", 128, 65536, 0.999)
+        assert (c.model.arch, c.model.dim, c.model.queue_size, c.model.ema_momentum) == ("resnet50", 128, 65536, 0.999)
         assert (c.model.temperature, c.model.loss, c.model.head) == (0.2, "unicon", "mlp")
         assert (c.optim.lr, c.optim.batch, c.optim.momentum, c.optim.weight_decay) == (0.03, 256, 0.9, 1e-4)
 
     def test_a_recipe_changes_what_it_names(self, recipe: Path) -> None:
         c = parse(["--recipe", str(recipe)])
         default = Config()
-        model = dataclasses.replace(default.model, temperature=0.1, queue=64)
+        model = dataclasses.replace(default.model, temperature=0.1, queue_size=64)
         optim = dataclasses.replace(default.optim, batch=32, milestones=[3.0, 4.0])
         assert c == dataclasses.replace(default, name="mine", seed=5, model=model, optim=optim)
 
@@ -56,7 +70,7 @@ class TestPrecedence:
         options = ["--model.temperature=0.5", "--optim.batch=16"]
         chosen = [f"--recipe={recipe}"] if joined else ["--recipe", str(recipe)]
         c = parse([*options[:place], *chosen, *options[place:]])
-        assert (c.model.temperature, c.model.queue, c.optim.batch, c.seed) == (0.5, 64, 16, 5)
+        assert (c.model.temperature, c.model.queue_size, c.optim.batch, c.seed) == (0.5, 64, 16, 5)
 
     def test_a_run_is_named_by_hand_or_by_its_recipe(self, recipe: Path) -> None:
         assert parse(["--recipe", str(recipe)]).name == "mine"
@@ -253,19 +267,51 @@ class TestDifferingKeys:
         assert differing_keys(old, Config().as_dict()) == ["model.head: None -> mlp"]
 
 
-def test_settings_tell_pretrainings_apart_and_seeds_and_labels_do_not() -> None:
-    same = [
-        "--seed",
-        "3",
-        "--labels.ratio",
-        "0.1",
-        "--name",
-        "x",
-        "--optim.accumulate",
-        "2",
-        "--data.train",
-        "elsewhere",
-    ]
-    assert settings_hash(parse(same), 10) == settings_hash(parse([]), 10)
-    others = [parse(["--model.temperature", "0.1"]), parse(["--optim.base_lr", "1"]), parse(["--views.blur", "0"])]
-    assert len({settings_hash(c, 10) for c in (*others, Config())} | {settings_hash(Config(), 11)}) == 5
+def saved_id(*options: str, images: ImageSet, epochs: float = 4) -> str:
+    config = parse(list(options))
+    return backbone_id(config, images, keep_labels(images, config.labels), epochs)
+
+
+class TestBackboneId:
+    @pytest.mark.parametrize(
+        "options",
+        [["--seed=3"], ["--labels.seed=1"], ["--name=x"], ["--data.train=elsewhere"], ["--optim.accumulate=2"],
+         ["--optim.compile=true"], ["--optim.epochs=200"], ["--monitor.k=3"], ["--model.queue=65536"]],
+    )  # fmt: skip
+    def test_seeds_and_what_does_not_decide_the_weights_do_not_count(
+        self, options: list[str], make_images: Callable[..., ImageSet]
+    ) -> None:
+        images = make_images([0, 1, 2, -1] * 4)
+        assert saved_id("--labels.ratio=0.5", *options, images=images) == saved_id("--labels.ratio=0.5", images=images)
+
+    def test_everything_else_does(self, make_images: Callable[..., ImageSet]) -> None:
+        images = make_images([0, 1, 2, -1] * 4)
+        options = (
+            [], ["--model.temperature=0.1"], ["--optim.base_lr=1"], ["--views.blur=0"], ["--labels.ratio=0.5"],
+            ["--optim.epochs=4"], ["--model.loss=supcon"],
+        )  # fmt: skip
+        ids = {saved_id(*given, images=images) for given in options} | {saved_id(images=images, epochs=3)}
+        assert len(ids) == 8
+
+    def test_is_the_method_and_twelve_digits(self, make_images: Callable[..., ImageSet]) -> None:
+        images = make_images([0, 1])
+        assert re.fullmatch(r"unimoco-[0-9a-f]{12}", saved_id(images=images))
+        assert saved_id("--model.loss=info_nce", images=images).startswith("info_nce-")
+
+    def test_a_list_counts_by_the_names_that_it_matches(
+        self, make_images: Callable[..., ImageSet], tmp_path: Path
+    ) -> None:
+        images = make_images([0, 1, 2, -1] * 4)
+        texts = {"a": "image0.jpg\nimage1.jpg\n", "b": "folder1/image1.jpg\nimage0.jpg\n", "c": "image0.jpg\n"}
+        for name, text in texts.items():
+            (tmp_path / name).write_text(text)
+        ids = {name: saved_id(f"--labels.list={tmp_path / name}", images=images) for name in texts}
+        assert ids["a"] == ids["b"] != ids["c"]
+
+
+def test_options_of_earlier_versions_are_renamed() -> None:
+    old = {"seed": 1, "views": {"grey": 0.1}, "model": {"queue": 8, "dim": 4}, "optim": {"every": "step"}}
+    assert rename_options(old) == {
+        "seed": 1, "views": {"grayscale_prob": 0.1}, "model": {"queue_size": 8, "dim": 4},
+        "optim": {"lr_update": "step"},
+    }  # fmt: skip

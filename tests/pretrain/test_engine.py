@@ -33,7 +33,7 @@ CONFIG = Config(
     seed=3,
     labels=LabelConfig(ratio=0.5),
     views=ViewConfig(size=32, scale=(0.4, 1.0)),
-    model=ModelConfig(arch="resnet18", dim=16, queue=75, momentum=0.9, bn_groups=4),
+    model=ModelConfig(arch="resnet18", dim=16, queue_size=75, ema_momentum=0.9, bn_groups=4),
     optim=OptimConfig(base_lr=0.06, batch=BATCH, epochs=4, precision="fp32"),
 )
 
@@ -42,7 +42,7 @@ CONFIG = Config(
 # these values by 1e-4 of the loss, 0.005 in the queue and 2 % of the update. Hence the tolerances below.
 PAIRED = replace(
     CONFIG,
-    model=replace(CONFIG.model, queue=150, temperature=0.5),
+    model=replace(CONFIG.model, queue_size=150, temperature=0.5),
     optim=replace(CONFIG.optim, batch=2 * BATCH, base_lr=0.001),
 )
 
@@ -89,7 +89,7 @@ class TestLearningRate:
         assert rates == pytest.approx([1, 1, 0.853553, 0.853553, 0.5, 0.146447, 0.146447], abs=1e-6)
 
     def test_cosine_by_step_moves_on(self) -> None:
-        rates = self.rates([0, 0.5, 1, 2, 3, 3.5, 4], epochs=4, every="step")
+        rates = self.rates([0, 0.5, 1, 2, 3, 3.5, 4], epochs=4, lr_update="step")
         assert rates == pytest.approx([1, 0.961940, 0.853553, 0.5, 0.146447, 0.038060, 0], abs=1e-6)
 
     def test_paper_schedule(self) -> None:
@@ -100,7 +100,7 @@ class TestLearningRate:
 
     @pytest.mark.parametrize("every", ["epoch", "step"])
     def test_milestones_of_moco_v1(self, every: str) -> None:
-        rates = self.rates([0, 119.9, 120, 159.9, 160, 199], epochs=200, schedule="step", every=every)
+        rates = self.rates([0, 119.9, 120, 159.9, 160, 199], epochs=200, schedule="step", lr_update=every)
         assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 
     def test_warm_up_rises_with_every_step_and_the_schedule_goes_on(self) -> None:

@@ -14,15 +14,16 @@ from typing import Any
 import pytest
 import yaml
 
-from pretrain.config import RECIPES, Config, parse, recipe_names
+from common.cli import config_names
+from pretrain.config import RECIPES, Config, parse
 
 # key: (value, where the value stands)
 COMMON: dict[str, tuple[Any, str]] = {
     "model.arch": ("resnet50", "U, M: default of --arch"),
     "model.stem": ("imagenet", "U, M: torchvision's resnet50"),
     "model.dim": (128, "U, M: default of --moco-dim"),
-    "model.queue": (65536, "U, M: default of --moco-k"),
-    "model.momentum": (0.999, "U, M: default of --moco-m"),
+    "model.queue_size": (65536, "U, M: default of --moco-k"),
+    "model.ema_momentum": (0.999, "U, M: default of --moco-m"),
     "model.bn_groups": (8, "U, M: 8 GPUs with shuffled batch norm"),
     "model.mask_same_image": ("auto", "U, M: no masking; auto is off where K < number of images, as on ImageNet"),
     "optim.base_lr": (0.03, "U, M: --lr 0.03 at --batch-size 256"),
@@ -30,7 +31,7 @@ COMMON: dict[str, tuple[Any, str]] = {
     "optim.momentum": (0.9, "U, M: default of --momentum"),
     "optim.weight_decay": (1e-4, "U, M: default of --wd, on all parameters"),
     "optim.warmup": (0.0, "U, M: adjust_learning_rate has none"),
-    "optim.every": ("epoch", "U, M: adjust_learning_rate is called once an epoch"),
+    "optim.lr_update": ("epoch", "U, M: adjust_learning_rate is called once an epoch"),
     "optim.accumulate": (1, "U, M: none"),
     "views.size": (224, "U, M: RandomResizedCrop(224)"),
     "views.scale": ((0.2, 1.0), "U, M: RandomResizedCrop scale=(0.2, 1.)"),
@@ -39,14 +40,14 @@ COMMON: dict[str, tuple[Any, str]] = {
     "views.brightness": (0.4, "U, M: ColorJitter(0.4, ...)"),
     "views.contrast": (0.4, "U, M: ColorJitter(., 0.4, ...)"),
     "views.saturation": (0.4, "U, M: ColorJitter(., ., 0.4, ...)"),
-    "views.grey": (0.2, "U, M: RandomGrayscale(p=0.2)"),
+    "views.grayscale_prob": (0.2, "U, M: RandomGrayscale(p=0.2)"),
     "views.rotate": (0.0, "U, M: none"),
     "views.erase": (0.0, "U, M: none"),
 }
 AUG_PLUS: dict[str, tuple[Any, str]] = {
     "views.jitter": (0.8, "U, M --aug-plus: RandomApply([ColorJitter], p=0.8)"),
     "views.hue": (0.1, "U, M --aug-plus: ColorJitter(0.4, 0.4, 0.4, 0.1)"),
-    "views.grey_first": (False, "U, M --aug-plus: jitter, then grey"),
+    "views.grayscale_first": (False, "U, M --aug-plus: jitter, then grey"),
     "views.blur": (0.5, "U, M --aug-plus: RandomApply([GaussianBlur], p=0.5)"),
     "views.sigma": ((0.1, 2.0), "U, M --aug-plus: GaussianBlur([.1, 2.])"),
     "model.head": ("mlp", "U, M: --mlp"),
@@ -69,7 +70,7 @@ TABLE: dict[str, dict[str, tuple[Any, str]]] = {
         "optim.milestones": ([120, 160], "M: default of --schedule"),
         "views.jitter": (1.0, "M without --aug-plus: ColorJitter always"),
         "views.hue": (0.4, "M without --aug-plus: ColorJitter(0.4, 0.4, 0.4, 0.4)"),
-        "views.grey_first": (True, "M without --aug-plus: RandomGrayscale, then ColorJitter"),
+        "views.grayscale_first": (True, "M without --aug-plus: RandomGrayscale, then ColorJitter"),
         "views.blur": (0.0, "M without --aug-plus: none"),
     },
 }
@@ -100,10 +101,10 @@ def test_the_table_covers_what_is_computed(recipe: str) -> None:
 
 
 def test_the_shipped_recipes_are_all_there() -> None:
-    assert set(SHIPPED) <= set(recipe_names())
+    assert set(SHIPPED) <= set(config_names(RECIPES))
 
 
-@pytest.mark.parametrize("recipe", recipe_names())
+@pytest.mark.parametrize("recipe", config_names(RECIPES))
 class TestEveryRecipe:
     def test_is_valid_and_named_after_its_file(self, recipe: str) -> None:
         assert parse(["--recipe", recipe]).name == recipe

@@ -22,7 +22,7 @@ from pretrain.losses import LOSSES
 from pretrain.unimoco import ModelConfig, UniMoCo, build_encoder, build_head
 
 DIM = 4
-SMALL = ModelConfig(arch="resnet18", dim=DIM, queue=10)
+SMALL = ModelConfig(arch="resnet18", dim=DIM, queue_size=10)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def keys(n: int, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 class TestQueues:
     def test_start_is_noise_on_the_sphere_without_labels(self) -> None:
         torch.manual_seed(0)
-        model = UniMoCo(replace(SMALL, queue=1000, dim=16))
+        model = UniMoCo(replace(SMALL, queue_size=1000, dim=16))
         torch.testing.assert_close(model.queue.norm(dim=0), torch.ones(1000))
         assert model.queue.shape == (16, 1000)
         assert float(model.queue.mean(1).abs().max()) < 0.05  # standard error of a mean here: 0.25 / sqrt(1000) = 0.008
@@ -103,7 +103,7 @@ class TestMomentum:
     @pytest.mark.parametrize("m", [0.0, 0.5, 0.9, 0.999, 1.0])
     def test_every_parameter_follows_the_formula(self, m: float) -> None:
         torch.manual_seed(0)
-        model = UniMoCo(replace(SMALL, momentum=m))
+        model = UniMoCo(replace(SMALL, ema_momentum=m))
         for p in model.encoder_q.parameters():
             nn.init.normal_(p)
         query = {name: p.detach().clone() for name, p in model.encoder_q.named_parameters()}
@@ -119,7 +119,7 @@ class TestMomentum:
         assert all(torch.equal(p, query[name]) for name, p in model.encoder_q.named_parameters())
 
     def test_buffers_are_not_averaged(self) -> None:
-        model = UniMoCo(replace(SMALL, momentum=0.0))
+        model = UniMoCo(replace(SMALL, ema_momentum=0.0))
         for name, buffer in model.encoder_q.named_buffers():
             if "running" in name:
                 buffer.fill_(5)
@@ -247,10 +247,10 @@ class TestEncoder:
         ("change", "message"),
         [
             ({"dim": 0}, "model.dim=0: must be 1 or more"),
-            ({"queue": 0}, "model.queue=0"),
+            ({"queue_size": 0}, "model.queue_size=0"),
             ({"bn_groups": 0}, "model.bn_groups=0"),
-            ({"momentum": 1.1}, "model.momentum=1.1: lies between 0 and 1"),
-            ({"momentum": -0.1}, "model.momentum=-0.1"),
+            ({"ema_momentum": 1.1}, "model.ema_momentum=1.1: lies between 0 and 1"),
+            ({"ema_momentum": -0.1}, "model.ema_momentum=-0.1"),
             ({"temperature": 0.0}, "model.temperature=0.0: must be above 0"),
         ],
     )

@@ -354,7 +354,7 @@ checkpoints:
   tiny:
     name: tiny
     pretrain: >-
-      --recipe my_folder --data.train {data} --data.workers 0 --device cpu --model.arch resnet18 --model.queue 64
+      --recipe my_folder --data.train {data} --data.workers 0 --device cpu --model.arch resnet18 --model.queue_size 64
       --model.bn_groups 2 --views.size 16 --optim.batch 16 --optim.epochs 0.5 --optim.warmup 0 --monitor.knn_every 0
 tasks:
   knn:
