@@ -167,7 +167,8 @@ def step_inputs() -> tuple[Tensor, Tensor]:
 def our_step() -> Callable[[], object]:
     """The whole step."""
     config = Config(
-        model=ModelConfig(arch=ARCH, queue_size=QUEUE, temperature=TEMPERATURE, bn_groups=2), optim=OptimConfig(batch=BATCH)
+        model=ModelConfig(arch=ARCH, queue_size=QUEUE, temperature=TEMPERATURE, bn_groups=2),
+        optim=OptimConfig(batch=BATCH),
     )
     training = Training(config, UniMoCo(config.model), CPU, steps_per_epoch=1000)
     views, labels = step_inputs()

@@ -230,8 +230,8 @@ def test_pretraining_over_two_agents(submit: Path) -> None:
     subprocess.run([sys.executable, "-c", MAKE_IMAGES, "images"], check=True)
     words = (
         f"--recipe my_folder --data.train {submit / 'images'} --runs {submit / 'runs'} --name two --device cpu "
-        "--data.workers 0 --model.arch resnet18 --model.queue_size 64 --model.bn_groups 2 --views.size 16 --optim.batch 16 "
-        "--optim.epochs 4 --optim.precision fp32 --monitor.log_every 1 --monitor.knn_every 0"
+        "--data.workers 0 --model.arch resnet18 --model.queue_size 64 --model.bn_groups 2 --views.size 16 "
+        "--optim.batch 16 --optim.epochs 4 --optim.precision fp32 --monitor.log_every 1 --monitor.knn_every 0"
     )
     options = ["--nodes=1", "--ntasks-per-node=2", "--gpus-per-node=0", "--cpus-per-task=1"]
     done = subprocess.run(

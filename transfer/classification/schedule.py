@@ -73,7 +73,9 @@ class CropConfig:
 
     def view(self, size: int) -> ViewConfig:
         """As pre-training's views are configured; raises ValueError for values that make no crop."""
-        return ViewConfig(size=size, scale=self.scale, ratio=self.ratio, flip=self.flip, jitter=0.0, grayscale_prob=0.0, blur=0.0)
+        return ViewConfig(
+            size=size, scale=self.scale, ratio=self.ratio, flip=self.flip, jitter=0.0, grayscale_prob=0.0, blur=0.0
+        )
 
     def in_words(self) -> str:
         """For the fine print."""
