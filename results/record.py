@@ -87,7 +87,7 @@ class Record:
 
     @property
     def pretraining(self) -> str:
-        """Return what distinguishes pre-trainings of one backbone_id: their seeds, or the file where no seed is known."""
+        """Return what distinguishes pre-trainings of one backbone_id: their seeds, or the file if no seed is known."""
         if self.pretrain_seed is None:
             return str(self.backbone["sha256"])
         return f"seed {self.pretrain_seed}, labels {label_seed(self.backbone)}"
