@@ -1,11 +1,11 @@
-"""Any self-supervised checkpoint into detectron2, OpenMMLab, torchvision and timm, proved equal.
+"""Convert any self-supervised checkpoint to detectron2, OpenMMLab, torchvision and timm, and verify the result.
 
 from converters import read_backbone
-backbone = read_backbone("checkpoint.pth")     # any layout in converters/formats.py
-network = backbone.build()                      # a torchvision-like ResNet, loaded strict
+backbone = read_backbone("checkpoint.pth")     # any format in converters/formats.py
+network = backbone.build()                      # a torchvision-like ResNet with its weights
 """
 
 from converters.backbone import Backbone, Source, VerificationError
-from converters.sources import backbone_state, read_backbone
+from converters.sources import ReadOptions, backbone_state, read_backbone
 
-__all__ = ["Backbone", "Source", "VerificationError", "backbone_state", "read_backbone"]
+__all__ = ["Backbone", "ReadOptions", "Source", "VerificationError", "backbone_state", "read_backbone"]

@@ -1,4 +1,4 @@
-"""Backbone: the tensors of a pre-trained ResNet in torchvision's names, and what is known of them."""
+"""Backbone: the tensors of a pre-trained ResNet under torchvision's names, and what is known about them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,20 +8,27 @@ import torch
 from torch import Tensor, nn
 
 from converters import arch as archs
+from converters.messages import summarize
 
-# The input that torchvision, timm and the field pre-train on: RGB in [0, 255], .485 .456 .406 and .229 .224 .225.
+# Input normalisation of torchvision, timm and the field: RGB in [0, 255]; .485 .456 .406 and .229 .224 .225 of it.
 MEAN255 = (123.675, 116.28, 103.53)
 STD255 = (58.395, 57.12, 57.375)
-STAGES = ("layer1", "layer2", "layer3", "layer4")  # detectron2's res2 … res5
+STAGE_NAMES = ("layer1", "layer2", "layer3", "layer4")  # detectron2's res2 … res5
 
 
 class VerificationError(RuntimeError):
-    """A built model is not the backbone: tensors or features differ."""
+    """A built model does not hold the backbone: tensors or features differ."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a backbone came from: the format recognised, the path or name given, the sha256 of the file."""
+    """Where a backbone was read.
+
+    Attributes:
+        format: the checkpoint format that was recognised, or timm, torchvision, random for a named network.
+        path: the file or name given.
+        sha256: of the file; of the tensors where there is no file.
+    """
 
     format: str
     path: str
@@ -36,7 +43,8 @@ class Backbone:
         tensors: float32 weights and BN statistics by torchvision name, in the order of the network.
         arch: the network, e.g. "resnet50" (see converters/arch.py).
         source: where the tensors were read.
-        meta: what the file says of its training: method, label_ratio, epochs … where known.
+        meta: what is known about the training: method, label_ratio, epochs … and, in this suite's own
+            checkpoints alone, `backbone_id`.
     """
 
     tensors: dict[str, Tensor]
@@ -45,31 +53,37 @@ class Backbone:
     meta: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def backbone_id(self) -> str:
-        """What identifies the pre-training but for its seed: a hash of ours, KIND:NAME of a library, or sha256."""
-        if "backbone_id" in self.meta:
-            return str(self.meta["backbone_id"])
-        if self.source.path.startswith(f"{self.source.format}:"):  # KIND:NAME?seed=0
-            name, _, query = self.source.path.partition("?")
-            kept = "&".join(option for option in query.split("&") if option and not option.startswith("seed="))
-            return name + f"?{kept}" * bool(kept)
-        return f"sha256-{self.source.sha256}"
-
-    @property
-    def seed(self) -> int | None:
-        """Seed of the pre-training, or of random weights; None where it is not known."""
-        seed = self.meta.get("seed")
-        return None if seed is None else int(seed)
-
-    @property
     def feature_dim(self) -> int:
         """Width of the pooled features: 512 or 2048."""
         return archs.feature_dim(self.arch)
 
-    def build(self) -> nn.Module:
-        """Return the network with these tensors, in eval mode: (N, 3, H, W) images to (N, feature_dim) features.
+    @property
+    def backbone_id(self) -> str:
+        """Identity of the pre-training regardless of its seed, e.g. "unimoco-3f2a…", "timm:resnet50", "sha256-…"."""
+        if "backbone_id" in self.meta:
+            return str(self.meta["backbone_id"])
+        if self._is_named:
+            name, _, options = self.source.path.partition("?")
+            return name + "?pretrained=false" * ("pretrained=false" in options.lower())
+        return f"sha256-{self.source.sha256}"
 
-        `layer1 … layer4` are its stages. The tensors are copied: training it leaves the backbone as it is.
+    @property
+    def seed(self) -> int | None:
+        """Seed of the pre-training or of the random weights; None for pre-trained library weights and foreign files.
+
+        A seed in a foreign file does not count: nothing there says which files differ by their seed alone.
+        """
+        return self.meta.get("seed") if self._is_named or "backbone_id" in self.meta else None
+
+    @property
+    def _is_named(self) -> bool:
+        """Whether the weights come from timm:NAME, torchvision:NAME or random:ARCH, and from no file."""
+        return self.source.path.startswith(f"{self.source.format}:")
+
+    def build(self) -> nn.Module:
+        """Return the network with a copy of these tensors, in eval mode.
+
+        It maps (N, 3, H, W) images to (N, feature_dim) features; its stages are `layer1 … layer4`.
         """
         with archs.Unfilled():
             network = archs.build(self.arch)
@@ -77,31 +91,26 @@ class Backbone:
         return network.eval()
 
     def compare(self, state: Mapping[str, Tensor], ignore: Callable[[str], bool] = lambda name: False) -> int:
-        """Check that `state`, in torchvision names, holds exactly these tensors; return how many were compared.
+        """Check that `state` holds exactly these tensors; return how many were compared.
 
         Args:
-            state: the trunk of a built model; `converters.backbone_state` takes it out of any framework's model.
-            ignore: says of a name whether it may be absent from `state`.
+            state: the backbone of a built model under torchvision's names; see `converters.backbone_state`.
+            ignore: returns True for the name of a tensor that `state` may lack.
 
         Raises:
             VerificationError: names the tensors that are absent, left over or different.
         """
-        absent = [name for name in self.tensors if name not in state and not ignore(name)]
-        extra = [name for name in state if name not in self.tensors]
         both = [name for name in self.tensors if name in state]
-        differ = [name for name in both if not torch.equal(state[name].detach().cpu(), self.tensors[name])]
-        if absent or extra or differ:
-            found = {"absent": absent, "left over": extra, "different": differ}
-            told = "; ".join(f"{len(names)} {what}: {some(names)}" for what, names in found.items() if names)
-            raise VerificationError(f"the built model does not hold {self.source.path} ({told})")
+        problems = {
+            "absent": [name for name in self.tensors if name not in state and not ignore(name)],
+            "left over": [name for name in state if name not in self.tensors],
+            "different": [n for n in both if not torch.equal(state[n].detach().cpu(), self.tensors[n])],
+        }
+        if found := summarize(problems):
+            raise VerificationError(f"the built model does not hold {self.source.path} ({found})")
         return len(both)
 
 
-def some(names: list[str], limit: int = 4) -> str:
-    """Join the first names of a list for a message."""
-    return ", ".join(names[:limit]) + (f", … {len(names) - limit} more" if len(names) > limit else "")
-
-
 def is_counter(name: str) -> bool:
-    """Say whether `name` is BN's step counter, which no forward pass reads and some formats leave out."""
+    """Return True for BN's step counter, which no forward pass reads and some formats omit."""
     return name.endswith("num_batches_tracked")

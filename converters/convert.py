@@ -1,75 +1,87 @@
-"""Convert any self-supervised checkpoint for detectron2, OpenMMLab, torchvision or timm, and prove it equal.
+"""Convert any self-supervised checkpoint to detectron2, OpenMMLab, torchvision or timm, and verify the result.
 
 python converters/convert.py CKPT --to detectron2|openmmlab|torchvision|timm [--out FILE]
 """
 
+import filecmp
 import re
 import sys
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-if not __package__:  # run as a script: find the packages beside this folder, and none of its files as top modules
+if not __package__:  # run as a script: import the packages beside this folder, and no file in it as a top-level module
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import jsonargparse
 from tabulate import tabulate
 
+from common.cli import CommandParser, run_cli
+from common.files import write_atomically
 from converters import named, sources
-from converters.backbone import VerificationError, some
-from converters.files import staged
+from converters.backbone import VerificationError, is_counter
 from converters.formats import BY_NAME
+from converters.messages import shorten
+from converters.sources import DEFAULT, ReadOptions
 from converters.targets import TARGETS, Target
 from converters.verify import Check, installed, verify
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was read, where it was written, and how it was proved, or why not; printing it tells the user."""
+    """What was read and written and how it was verified; str() is the report for the user.
+
+    Attributes:
+        reading: the backbone and what was done with every key.
+        target: the framework written for.
+        path: the converted file.
+        written: number of tensors in it.
+        checks: what was compared in each of the framework's models.
+        unverified: why nothing was compared, or "".
+    """
 
     reading: sources.Reading
     target: Target
     path: Path
     written: int
     checks: tuple[Check, ...]
-    unproved: str
+    unverified: str
 
     def __str__(self) -> str:
-        backbone, dropped = self.reading.backbone, self.reading.dropped
-        tensors, origin = backbone.tensors, BY_NAME.get(backbone.source.format)
-        left_out = [name for name in tensors if name.endswith("num_batches_tracked")]
-        left_out = left_out if self.written < len(tensors) else []
-        convs = sum(tensor.ndim == 4 for tensor in tensors.values())
-        rows = [["read", len(tensors), f"{backbone.arch}: {convs} convolutions and their batch norms"]]
-        rows += [[f"dropped, {rule}", len(keys), some(keys, 2)] for rule, keys in dropped.items()]
-        rows += [["not written, step counters", len(left_out), some(left_out, 2)]] if left_out else []
-        rows += [["written", self.written, str(self.path)]]
-        gone = sum(map(len, dropped.values()))
+        reading, backbone = self.reading, self.reading.backbone
+        source, entry = backbone.source, BY_NAME.get(backbone.source.format)
+        origin = f" ({entry.origin})" if entry else ""
+        counters = [name for name in backbone.tensors if is_counter(name)]
+        convs = sum(tensor.ndim == 4 for tensor in backbone.tensors.values())
+        rows = [["read", len(backbone.tensors), f"{backbone.arch}: {convs} convolutions and their batch norms"]]
+        rows += [[f"dropped, {rule}", len(keys), shorten(keys, 2)] for rule, keys in reading.dropped.items()]
+        if self.written < len(backbone.tensors):
+            rows.append(["not written, step counters", len(counters), shorten(counters, 2)])
+        rows.append(["written", self.written, str(self.path)])
+        dropped = sum(map(len, reading.dropped.values()))
         lines = [
-            f"{backbone.source.path}: {backbone.source.format} layout"
-            + (f" ({origin.origin})" if origin else "")
-            + f", {self.reading.branch} encoder, {backbone.arch}, sha256 {backbone.source.sha256[:12]}",
+            f"{source.path}: {source.format} format{origin}, {reading.branch} encoder, {backbone.arch}, "
+            f"sha256 {source.sha256[:12]}",
             tabulate(rows, headers=["", "tensors", "which"]),
-            f"{self.reading.total} keys found, {self.reading.total - gone} read, {gone} dropped on purpose, "
+            f"{reading.total} keys found, {reading.total - dropped} read, {dropped} dropped on purpose, "
             f"{self.written} tensors written to {self.path}",
-            *(f"note: {note}" for note in self.reading.notes),
+            *(f"note: {note}" for note in reading.notes),
             *(f"verified: {check}" for check in self.checks),
+            *([f"not verified: {self.unverified}"] if self.unverified else []),
+            f"use: {self.target.usage(backbone.arch, self.path)}",
         ]
-        if self.unproved:
-            lines.append(f"not verified: {self.unproved}")
-        return "\n".join([*lines, f"use: {self.target.usage(backbone.arch, self.path)}"])
+        return "\n".join(lines)
 
 
 def convert(
     checkpoint: str,
     to: str,
     out: str | None = None,
-    branch: str | None = None,
-    source: str | None = None,
-    drop: Iterable[str] = (),
+    options: ReadOptions = DEFAULT,
+    *,
     prefix: str = "",
     check: str = "auto",
-    trust: bool = False,
     force: bool = False,
 ) -> Conversion:
     """Read `checkpoint`, write it for the framework `to`, and compare the framework's own model with it.
@@ -78,13 +90,10 @@ def convert(
         checkpoint: a file, or timm:NAME, torchvision:NAME, random:ARCH.
         to: a name in targets.TARGETS.
         out: the file to write; CKPT.TARGET.SUFFIX beside the checkpoint by default.
-        branch: which encoder.
-        source: the layout, when it is not to be recognised.
-        drop: patterns of more keys to leave out.
+        options: how to read the checkpoint.
         prefix: written before every key, OpenMMLab only.
         check: "yes", "no", or "auto": where the framework is installed.
-        trust: let the checkpoint run any code while it is read.
-        force: write over other files.
+        force: overwrite files that differ.
 
     Raises:
         ValueError: a user's mistake; nothing is written.
@@ -100,17 +109,17 @@ def convert(
         raise ValueError(f"--out {path} is the checkpoint itself; name another file")
     if prefix and to != "openmmlab":
         raise ValueError(f"--prefix {prefix}: {to} wants bare keys; only OpenMMLab reads them with a prefix")
-    unproved = "--verify no" if check == "no" else ""
-    if not unproved and not installed(to):
-        unproved = f"{target.package} is not installed; bash setup.sh installs it"
+    unverified = "--verify no" if check == "no" else ""
+    if not unverified and not installed(to):
+        unverified = f"{target.package} is not installed; bash setup.sh installs it"
         if check == "yes":
-            raise ValueError(f"--verify yes: {unproved}")
-    reading = sources.read(checkpoint, branch, source, trust, drop)
-    with staged(path.parent, force) as folder:
+            raise ValueError(f"--verify yes: {unverified}")
+    reading = sources.read(checkpoint, options)
+    with staging(path.parent, force) as folder:
         part = folder / path.name
         written = target.save(reading.backbone, part, prefix)
-        checks = () if unproved else tuple(verify(reading.backbone, to, part))
-    return Conversion(reading, target, path, written, checks, unproved)
+        checks = () if unverified else tuple(verify(reading.backbone, to, part))
+    return Conversion(reading, target, path, written, checks, unverified)
 
 
 def _default_out(checkpoint: str, target: Target) -> Path:
@@ -119,11 +128,31 @@ def _default_out(checkpoint: str, target: Target) -> Path:
     return path.parent / f"{stem}.{target.name}{target.suffixes[0]}"
 
 
-def _parser() -> jsonargparse.ArgumentParser:
-    parser = jsonargparse.ArgumentParser(prog="convert.py", description=__doc__, exit_on_error=False)
+@contextmanager
+def staging(folder: Path, force: bool = False) -> Iterator[Path]:
+    """Yield an empty folder; move the files written there to `folder` only if the block succeeds.
+
+    Raises:
+        ValueError: `folder` does not exist, or has a different file of the same name and `force` is False.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"the folder {folder} does not exist")
+    with tempfile.TemporaryDirectory(prefix=".converting-", dir=folder) as name:
+        yield Path(name)
+        parts = sorted(Path(name).iterdir())
+        for part in parts:
+            path = folder / part.name
+            if path.exists() and not force and not filecmp.cmp(part, path, shallow=False):
+                raise ValueError(f"{path} exists and differs; --force overwrites it, --out names another")
+        for part in parts:
+            write_atomically(folder / part.name, part.replace)
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser("convert.py", __doc__)
     parser.add_argument(
         "checkpoint",
-        help="a checkpoint file in any layout that --from names, or timm:NAME, torchvision:NAME (both pre-trained; "
+        help="a checkpoint file in any format that --from names, or timm:NAME, torchvision:NAME (both pre-trained; "
         "timm:NAME?pretrained=false&seed=0 is not), random:ARCH?seed=0",
     )
     parser.add_argument("--to", choices=list(TARGETS), required=True, help="the framework to write for")
@@ -131,17 +160,16 @@ def _parser() -> jsonargparse.ArgumentParser:
         "--out", type=str, help="the file to write; CKPT.TARGET.SUFFIX beside the checkpoint if not given"
     )
     parser.add_argument(
-        "--branch",
-        type=str,
+        "--branch", type=str,
         help="which encoder: query or key, online or momentum, student or teacher; "
         "by default the one that its authors transfer",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--from", choices=list(BY_NAME), help="the layout of the checkpoint; recognised by its keys if not given"
+        "--from", choices=list(BY_NAME), help="the format of the checkpoint; recognised by its keys if not given"
     )
     parser.add_argument(
         "--drop", type=str, action="append", default=[],
-        help="regular expression of keys to leave out besides those that the layout's rules name; may be repeated",
+        help="regular expression of keys to leave out besides those that the format's rules name; may be repeated",
     )  # fmt: skip
     parser.add_argument(
         "--prefix", type=str, default="",
@@ -155,26 +183,28 @@ def _parser() -> jsonargparse.ArgumentParser:
     parser.add_argument(
         "--trust", action="store_true", help="let the checkpoint run any Python code; only for files you made"
     )
-    parser.add_argument("--force", action="store_true", help="write over files that are there and differ")
+    parser.add_argument("--force", action="store_true", help="overwrite files that exist and differ")
     return parser
 
 
-def main(args: list[str] | None = None) -> int:
-    """Run the command; return 0, 2 for a user's mistake, 1 for a file that could not be proved equal."""
-    try:
-        options = _parser().parse_args(args)
-        done = convert(
-            options.checkpoint, options.to, options.out, options.branch, options["from"], options.drop,
-            options.prefix, options.verify, options.trust, options.force,
-        )  # fmt: skip
-    except (ValueError, OSError, jsonargparse.ArgumentError) as error:
-        print(f"convert.py: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except VerificationError as error:
-        print(f"convert.py: not equal, nothing written: {error}", file=sys.stderr)
-        return 1
-    print(done)
-    return 0
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return 0, 2 for a user's mistake, 1 for a converted file that is not equal."""
+
+    def work() -> int:
+        given = _parser().parse(sys.argv[1:] if arguments is None else arguments)
+        options = ReadOptions(given.branch, given["from"], tuple(given.drop), given.trust)
+        try:
+            done = convert(
+                given.checkpoint, given.to, given.out, options,
+                prefix=given.prefix, check=given.verify, force=given.force,
+            )  # fmt: skip
+        except VerificationError as error:
+            print(f"convert.py: not equal, nothing written: {error}", file=sys.stderr)
+            return 1
+        print(done)
+        return 0
+
+    return run_cli("convert.py", work, resumable=False)
 
 
 if __name__ == "__main__":

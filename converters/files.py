@@ -1,50 +1,41 @@
-"""Files in and out: strangers' checkpoints read without running them, ours written whole or not at all."""
+"""Read checkpoint files of unknown origin without running code in them."""
 
 import _codecs
 import argparse
-import contextlib
-import filecmp
-import hashlib
-import os
 import pickle
 import re
-import tempfile
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
-from converters.backbone import some
+from converters.messages import shorten
 
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number that torch < 1.6 wrote first
 
 
-def sha256(path: Path) -> str:
-    """Return the sha256 of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def read(path: Path, trust: bool = False) -> Any:
-    """Return what a checkpoint file holds, tensors on the CPU and mapped from the file where it can be.
+    """Return the content of a checkpoint file, tensors on the CPU and memory-mapped where possible.
 
-    The kind is told by content: safetensors, torch (zip or the older stream), or a pickle of numpy arrays.
+    The kind of file is recognised by its content: safetensors, torch (zip or the older stream), or a pickle of numpy
+    arrays.
 
     Args:
         path: the file.
-        trust: let the file name any Python class and function to be imported and called.
+        trust: let the file import and call any Python class and function.
 
     Raises:
-        ValueError: not a file, cut off, a claim larger than the file, or it wants more than arrays and builtins.
+        ValueError: no such file, or one that is truncated, claims more bytes than it has, or asks for more than
+            arrays and builtins.
     """
     if path.is_dir():
         inside = sorted(p.name for p in path.iterdir() if p.is_file())
         inside.sort(key=lambda name: not re.search(r"\.(pth|pt|ckpt|tar|pkl|safetensors)$", name))
-        raise ValueError(f"{path} is a directory, give one of its files" + (f": {some(inside)}" if inside else ""))
+        raise ValueError(f"{path} is a directory, give one of its files" + (f": {shorten(inside)}" if inside else ""))
     if not path.is_file():
         raise ValueError(
             f"{path} does not exist; a named network is written timm:NAME, torchvision:NAME or random:ARCH"
@@ -67,19 +58,19 @@ def read(path: Path, trust: bool = False) -> Any:
         raise ValueError(f"{path} needs {error.name or error} to be read, which is not installed") from error
     except _Refused:
         raise
-    except Exception as error:  # torch, zipfile and pickle raise almost anything on bytes that make no sense
+    except Exception as error:  # torch, zipfile and pickle raise almost anything on damaged bytes
         raise ValueError(f"{path} is cut off or damaged: {' '.join(str(error).split())[:200]}") from error
     hint = ", an HTML page: the download failed" if head.lstrip().startswith(b"<") else ""
     raise ValueError(f"{path} is no torch, safetensors or pickle file (it starts with {head[:8]!r}{hint})")
 
 
 class _Refused(ValueError):
-    """The file is whole, and not safe."""
+    """The file is undamaged but not safe to read."""
 
 
 def _refused(path: Path, names: list[str]) -> _Refused:
     return _Refused(
-        f"{path} asks for {some(sorted(set(names)), 8)}: more than arrays and builtins, so it was not read; "
+        f"{path} asks for {shorten(sorted(set(names)), 8)}: more than arrays and builtins, so it was not read; "
         "--trust reads it and lets it run any code"
     )
 
@@ -89,13 +80,13 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise ValueError(error) from error
 
 
 def _check_zip(path: Path) -> None:
-    """torch.save stores its records as they are: whatever would grow on reading was not written by it."""
+    """Refuse zip files that torch.save does not write: compressed ones, which would grow when read, and TorchScript."""
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
     if any("/code/" in r.filename for r in records):
@@ -106,13 +97,13 @@ def _check_zip(path: Path) -> None:
 
 
 def _torch_load(path: Path, trust: bool, mmap: bool) -> Any:
-    if trust:  # --trust: the user says that the file is theirs
+    if trust:  # --trust: the user vouches for the file
         return torch.load(path, map_location="cpu", mmap=mmap, weights_only=False)
     with torch.serialization.safe_globals(_TORCH_ALLOWED):
         try:
             return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
         except pickle.UnpicklingError as error:
-            # torch's own text says which class in its middle and recommends the unsafe flag at its start.
+            # Not torch's own message: it recommends the unsafe flag before it names the class.
             names = re.findall(r"(?:GLOBAL|class|type|function) ([\w.]+\.[\w.]+)", str(error))
             if not names or "nsupported" not in str(error):
                 raise
@@ -122,11 +113,11 @@ def _torch_load(path: Path, trust: bool, mmap: bool) -> Any:
 
 
 class _ArrayType:
-    """Stands for numpy.ndarray in a pickle: named as an argument, never to be called with a shape."""
+    """Stand-in for numpy.ndarray in a pickle: an argument of _reconstruct, never called with a shape."""
 
 
 def _blank_array(kind: type, shape: tuple[int, ...], code: bytes) -> np.ndarray:
-    """Stand in for numpy's _reconstruct, which would allocate any shape it is told; pickles say (0,)."""
+    """Replace numpy's _reconstruct, which allocates any shape asked for; pickles ask for (0,)."""
     if kind is not _ArrayType or shape != (0,):
         raise pickle.UnpicklingError(f"an array of shape {shape} before its bytes")
     return np.ndarray((0,), dtype=np.int8)
@@ -159,7 +150,7 @@ _PICKLE_ALLOWED: dict[str, Callable[..., Any]] = {
 
 
 class _Inert:
-    """Takes the place of a class that is not allowed: does nothing, so that one reading finds every name."""
+    """Stand-in for a class that is not allowed: does nothing, so that one pass finds all such names."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
@@ -186,31 +177,9 @@ def _read_pickle(path: Path, trust: bool) -> Any:
         try:
             content = unpickler.load()
         except Exception:
-            if unpickler.refused:  # an inert stand-in cannot do what the file wanted of it
+            if unpickler.refused:  # the stand-in lacks what the file called
                 raise _refused(path, unpickler.refused) from None
             raise
     if unpickler.refused:
         raise _refused(path, unpickler.refused)
     return content
-
-
-@contextlib.contextmanager
-def staged(folder: Path, force: bool = False) -> Iterator[Path]:
-    """Yield an empty folder to write in; its files move into `folder` together when the block ends well.
-
-    Raises:
-        ValueError: `folder` does not exist, or holds another file of such a name and `force` is not given.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"the folder {folder} does not exist")
-    with tempfile.TemporaryDirectory(prefix=".converting-", dir=folder) as name:
-        yield Path(name)
-        parts = sorted(Path(name).iterdir())
-        for part in parts:
-            there = folder / part.name
-            if there.exists() and not force and not filecmp.cmp(part, there, shallow=False):
-                raise ValueError(f"{there} is there and differs; --force writes over it, --out names another")
-        for part in parts:
-            with part.open("rb") as file:
-                os.fsync(file.fileno())
-            part.replace(folder / part.name)

@@ -1,4 +1,4 @@
-"""detectron2's and OpenMMLab's own models, as their users build them. Never both in one process."""
+"""Build detectron2's and OpenMMLab's own models as their users do. Never both in one process."""
 
 import io
 import logging
@@ -13,21 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from converters.backbone import STAGES
+from converters.backbone import STAGE_NAMES
 
 RIVALS = {"detectron2": ("mmengine", "mmcv", "mmseg"), "openmmlab": ("detectron2",)}
 
 
 @dataclass(frozen=True)
-class Trunk:
-    """The trunk inside a framework's model.
+class BuiltModel:
+    """A framework's model with the backbone in it.
 
     Attributes:
         model: the whole model.
         stages: those of layer1 … layer4 that it has.
-        run: takes normalised (N, 3, H, W) images through the stages.
-        prepare: brings an (H, W, 3) uint8 RGB photograph into the form that `run` takes, as the framework's
-            settings say.
+        run: passes normalised (N, 3, H, W) images through the stages.
+        prepare: turns an (H, W, 3) uint8 RGB photograph into the input of `run`, as the framework's settings say.
     """
 
     model: nn.Module
@@ -35,17 +34,13 @@ class Trunk:
     run: Callable[[Tensor], Any]
     prepare: Callable[[np.ndarray], Tensor]
 
-    def on_photograph(self, image: np.ndarray) -> None:
-        """Take a photograph through the stages."""
-        self.run(self.prepare(image))
-
 
 def stages_of(network: nn.Module) -> dict[str, nn.Module]:
     """Return layer1 … layer4 of a network that names them so."""
-    return {stage: network.get_submodule(stage) for stage in STAGES}
+    return {stage: network.get_submodule(stage) for stage in STAGE_NAMES}
 
 
-def mask_rcnn(settings: str, head: str, weights: Path | None = None) -> Trunk:
+def mask_rcnn(settings: str, head: str, weights: Path | None = None) -> BuiltModel:
     """Build detectron2's Mask R-CNN on the CPU.
 
     Args:
@@ -53,7 +48,7 @@ def mask_rcnn(settings: str, head: str, weights: Path | None = None) -> Trunk:
         head: "FPN", or "C4", where res5 is in the RoI head.
         weights: a file for detectron2's own loader.
     """
-    with _quiet():  # imports warn of their age, the loader of every head that the file does not have
+    with _quiet():  # its imports print deprecations, its loader every head that the file lacks
         from detectron2 import model_zoo
         from detectron2.checkpoint import DetectionCheckpointer
         from detectron2.config import CfgNode
@@ -68,7 +63,7 @@ def mask_rcnn(settings: str, head: str, weights: Path | None = None) -> Trunk:
             DetectionCheckpointer(model).load(str(weights))
     bottom = model.backbone.bottom_up if head == "FPN" else model.backbone
     stages = {f"layer{n}": bottom.get_submodule(f"res{n + 1}") for n in (1, 2, 3)}
-    # The C4 head is made of three Bottlenecks whatever the depth: a BasicBlock network has no res5 for it.
+    # The C4 head has three Bottlenecks whatever the depth, so a BasicBlock network has no res5 there.
     res5 = bottom.res5 if head == "FPN" else model.roi_heads.res5 if cfg.MODEL.RESNETS.DEPTH >= 50 else None
     if res5 is not None:
         stages["layer4"] = res5
@@ -85,11 +80,11 @@ def mask_rcnn(settings: str, head: str, weights: Path | None = None) -> Trunk:
         chw = torch.tensor(pixels.transpose(2, 0, 1).astype("float32"))
         return model.preprocess_image([{"image": chw}]).tensor
 
-    return Trunk(model, stages, run, prepare)
+    return BuiltModel(model, stages, run, prepare)
 
 
-def fcn(settings: Path | Mapping[str, Any]) -> Trunk:
-    """Build mmseg's FCN on the CPU; backbone and input come from an OpenMMLab config, a file or a mapping.
+def fcn(settings: Path | Mapping[str, Any]) -> BuiltModel:
+    """Build mmseg's FCN on the CPU; `settings`, an OpenMMLab config, give its backbone and input.
 
     `init_weights` runs, so that an init_cfg loads its checkpoint the way OpenMMLab does.
     """
@@ -111,10 +106,10 @@ def fcn(settings: Path | Mapping[str, Any]) -> Trunk:
     model.eval()
 
     def prepare(image: np.ndarray) -> Tensor:
-        bgr = torch.tensor(image[:, :, ::-1].copy()).permute(2, 0, 1)  # as mmcv.imread gives it
+        bgr = torch.tensor(image[:, :, ::-1].copy()).permute(2, 0, 1)  # as mmcv.imread returns it
         return model.data_preprocessor({"inputs": [bgr]})["inputs"]
 
-    return Trunk(model, stages_of(model.backbone), model.backbone, prepare)
+    return BuiltModel(model, stages_of(model.backbone), model.backbone, prepare)
 
 
 @contextmanager

@@ -1,8 +1,7 @@
-"""Reads any checkpoint into a Backbone: recognises the layout, keeps one encoder, accounts for every key."""
+"""Read any checkpoint into a Backbone: recognise its format, keep one encoder, account for every key."""
 
-import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,27 +10,48 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.files import sha256
 from converters import arch as archs
 from converters import files, named
-from converters.backbone import Backbone, Source, is_counter, some
-from converters.formats import BY_NAME, FORMATS, ROLES, Branch, Format
+from converters.backbone import Backbone, Source, is_counter
+from converters.formats import BY_NAME, FORMATS, OWN, ROLES, Branch, Format
+from converters.messages import shorten
 
 _WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")  # of DistributedDataParallel and torch.compile
-_PROBE = "layer1.0.conv1.weight"
-_WIDENED = (torch.float16, torch.bfloat16)  # every value of theirs is a float32 value
-_Names = dict[str, str]  # torchvision name → key in the file
+_PROBE = "layer1.0.conv1.weight"  # every ResNet has it
+_HALF = (torch.float16, torch.bfloat16)  # float32 holds each of their values
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How to read a checkpoint file.
+
+    Attributes:
+        branch: which encoder: query or key, student or teacher, …; None for the one that its authors transfer.
+        format: name of the checkpoint format (converters/formats.py); None to recognise it.
+        drop: patterns of more keys to leave out.
+        trust: let the file run any code while it is read.
+    """
+
+    branch: str | None = None
+    format: str | None = None
+    drop: tuple[str, ...] = ()
+    trust: bool = False
+
+
+DEFAULT = ReadOptions()
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A backbone and the account of the file it came from.
+    """A backbone and what was done with every key of its file.
 
     Attributes:
-        backbone: what was read.
-        branch: the encoder it is.
-        total: number of keys where its tensors were found.
-        dropped: keys left out on purpose, by the reason.
-        notes: what a user should know.
+        backbone: the result.
+        branch: the encoder that was read.
+        total: number of keys in the mapping that holds the tensors.
+        dropped: keys left out on purpose, by reason.
+        notes: what the user should know.
     """
 
     backbone: Backbone
@@ -41,114 +61,90 @@ class Reading:
     notes: tuple[str, ...] = ()
 
 
-def read_backbone(
-    path: str | Path, branch: str | None = None, source: str | None = None, trust: bool = False
-) -> Backbone:
-    """Read the backbone of any checkpoint known to converters/formats.py.
+def read_backbone(path: str | Path, options: ReadOptions = DEFAULT) -> Backbone:
+    """Read the backbone of a checkpoint in any format of converters/formats.py.
 
     Args:
         path: a file, or timm:NAME, torchvision:NAME (both pre-trained; ?pretrained=false) or random:ARCH?seed=N.
-        branch: which encoder: query or key, student or teacher, …; the default is the one its authors transfer.
-        source: name of the layout, when it is not to be recognised.
-        trust: let the file run any code while it is read.
+        options: how to read a file.
 
     Raises:
         ValueError: the file is unsafe, unknown or not one whole ResNet; the message names the keys.
     """
-    return read(path, branch, source, trust).backbone
+    return read(path, options).backbone
 
 
-def read(
-    path: str | Path,
-    branch: str | None = None,
-    source: str | None = None,
-    trust: bool = False,
-    drop: Iterable[str] = (),
-) -> Reading:
-    """Read as `read_backbone`, and account for every key; `drop` are more patterns of keys to leave out."""
+def read(path: str | Path, options: ReadOptions = DEFAULT) -> Reading:
+    """Read as `read_backbone` does, and account for every key."""
     if named.is_named(str(path)):
-        if branch or source or list(drop):
-            raise ValueError(f"{path} is one whole network: --branch, --from and --drop are for files")
-        return _read_named(str(path))
+        if options != DEFAULT:
+            raise ValueError(f"{path} is one whole network: --branch, --from, --drop and --trust are for files")
+        backbone = named.read(str(path))
+        return Reading(backbone, "network", len(backbone.tensors))
     path = Path(path)
-    tree = files.read(path, trust)
-    limit = path.stat().st_size
-    chosen = _by_name(source) if source else _recognise(tree, path)
-    name, wanted = _choose_branch(chosen, tree, branch, path)
-    keys = _clean(_container(tree, chosen, wanted), path)
-    found, dropped = _sort_keys(keys, chosen, wanted, path, tuple(drop))
-    tensors = {}
-    for tv, key in found.items():  # together they cannot be larger than the file
-        tensors[tv] = _as_tensor(keys[key], key, limit, path)
-        limit -= _bytes(keys[key])
-    foreign = _check_style(tree, chosen, explicit=source is not None, path=path)
-    arch, tensors, notes = _complete(tensors, chosen, path)
-    meta = _meta(tree, chosen, arch, path)
-    stored = {str(keys[key].dtype).removeprefix("torch.") for tv, key in found.items() if not is_counter(tv)}
-    if wide := sorted(stored - {"float32"}):
-        notes = (*notes, f"stored as {', '.join(wide)}, read as float32: no value changes")
-    backbone = Backbone(tensors, arch, Source(chosen.name, str(path), files.sha256(path)), meta)
-    return Reading(backbone, name, len(keys), dropped, (*foreign, *notes))
+    content = files.read(path, options.trust)
+    chosen = _by_name(options.format) if options.format else _recognize(content, path)
+    name, branch = _choose_branch(chosen, content, options.branch, path)
+    keys = _unwrap(_find_tensors(content, chosen, branch), path)
+    found, dropped = _sort_keys(keys, chosen, branch, path, options.drop)
+    limit, tensors = path.stat().st_size, {}
+    for tv_name, key in found.items():  # together they cannot be larger than the file
+        tensors[tv_name] = _as_tensor(keys[key], key, limit, path)
+        limit -= _num_bytes(keys[key])
+    notes = _check_style(content, chosen, explicit=options.format is not None, path=path)
+    arch, tensors, more = _complete(tensors, chosen, path)
+    stored = {str(keys[key].dtype).removeprefix("torch.") for name, key in found.items() if not is_counter(name)}
+    if half := sorted(stored - {"float32"}):
+        more += (f"stored as {', '.join(half)}, read as float32: no value changes",)
+    source = Source(chosen.name, str(path), sha256(path))
+    backbone = Backbone(tensors, arch, source, _read_meta(content, chosen, arch, path))
+    return Reading(backbone, name, len(keys), dropped, notes + more)
 
 
-def backbone_state(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
-    """Take the trunk out of a built model's state_dict and give it torchvision's names.
+def backbone_state(state: Mapping[str, Tensor], format_name: str) -> dict[str, Tensor]:
+    """Return the backbone of a built model's state_dict under torchvision's names.
 
     Args:
         state: what `model.state_dict()` returns, heads and all.
-        layout: the name of the model's layout in converters/formats.py: torchvision, timm, detectron2, openmmlab.
+        format_name: the format of the model's keys: torchvision, timm, detectron2 or openmmlab.
 
     Raises:
-        ValueError: a key belongs neither to the trunk nor to a part that the layout is known to have.
+        ValueError: a key belongs neither to the backbone nor to a known other part of such a model.
     """
-    entry = _by_name(layout)
-    keys = _clean(state, Path(f"a {layout} model"))
-    found, _ = _sort_keys(keys, entry, next(iter(entry.branches.values())), Path(f"a {layout} model"))
-    return {tv: keys[key] for tv, key in found.items()}
-
-
-def _read_named(path: str) -> Reading:
-    loaded = named.load(path)
-    shapes = {key: tuple(value.shape) for key, value in loaded.state.items()}
-    arch = loaded.arch or _infer(shapes, "_cifar", path)
-    _check_whole(shapes, arch, path)
-    tensors = {key: loaded.state[key].detach().clone() for key in archs.expected(arch)}
-    digest = hashlib.sha256()
-    for key, tensor in tensors.items():
-        digest.update(key.encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
-    backbone = Backbone(tensors, arch, Source(loaded.kind, path, digest.hexdigest()), loaded.meta)
-    loaded.check(backbone)
-    return Reading(backbone, "network", len(tensors))
+    model, entry = Path(f"a {format_name} model"), _by_name(format_name)
+    keys = _unwrap(state, model)
+    found, _ = _sort_keys(keys, entry, next(iter(entry.branches.values())), model)
+    return {tv_name: keys[key] for tv_name, key in found.items()}
 
 
 def _by_name(name: str) -> Format:
     if name not in BY_NAME:
-        raise ValueError(f"layout {name!r} is unknown; --from takes one of {', '.join(BY_NAME)}")
+        raise ValueError(f"format {name!r} is unknown; --from takes one of {', '.join(BY_NAME)}")
     return BY_NAME[name]
 
 
-def _at(tree: Any, dotted: str) -> Any:
+def _get(content: Any, dotted: str) -> Any:
+    """Return the entry of nested mappings at `dotted`, or None; "" is the content itself."""
     for step in dotted.split(".") if dotted else ():
-        tree = tree.get(step) if isinstance(tree, Mapping) else None
-    return tree
+        content = content.get(step) if isinstance(content, Mapping) else None
+    return content
 
 
 def _is_tensor(value: Any) -> bool:
     return isinstance(value, Tensor | np.ndarray | np.generic)
 
 
-def _container(tree: Any, entry: Format, branch: Branch) -> Mapping[str, Any]:
-    """Return the first mapping with tensors among the places where `branch` of `entry` may be, or {}."""
-    for place in (branch.container,) if branch.container is not None else entry.containers:
-        inside = _at(tree, place)
+def _find_tensors(content: Any, entry: Format, branch: Branch) -> Mapping[str, Any]:
+    """Return the first mapping with tensors among those where `entry` may keep `branch`, or {}."""
+    for path in (branch.container,) if branch.container is not None else entry.containers:
+        inside = _get(content, path)
         if isinstance(inside, Mapping) and any(_is_tensor(value) for value in inside.values()):
             return inside
     return {}
 
 
-def _clean(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Free keys of wrappers; ValueError when two keys become one."""
+def _unwrap(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Remove wrappers' prefixes from the keys; raise ValueError where two keys become one."""
     keys: dict[str, Any] = {}
     for raw, value in state.items():
         key = _WRAPPERS.sub("", str(raw))
@@ -159,7 +155,7 @@ def _clean(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _tv_name(key: str, entry: Format, branch: Branch) -> str | None:
-    """Return the torchvision name of `key` in `branch`, or None when it is not of that branch."""
+    """Return the torchvision name of `key`, or None where it is not in `branch`."""
     match = re.match(branch.prefix, key)
     if not match:
         return None
@@ -173,36 +169,36 @@ def _has_backbone(keys: Iterable[str], entry: Format, branch: Branch) -> bool:
     return any(_tv_name(key, entry, branch) == _PROBE for key in keys)
 
 
-def _recognise(tree: Any, path: Path) -> Format:
+def _recognize(content: Any, path: Path) -> Format:
     for entry in FORMATS:
-        if not all(
-            _at(tree, key) is not None and value in (None, _at(tree, key)) for key, value in entry.entries.items()
-        ):
+        values = {name: (_get(content, name), value) for name, value in entry.entries.items()}
+        if any(found is None or value not in (None, found) for found, value in values.values()):
             continue
         for branch in entry.branches.values():
-            keys = [_WRAPPERS.sub("", str(key)) for key in _container(tree, entry, branch)]
+            keys = [_WRAPPERS.sub("", str(key)) for key in _find_tensors(content, entry, branch)]
             marked = all(any(re.search(mark, key) for key in keys) for mark in entry.marks)
-            if keys and marked and _has_backbone(keys, entry, branch):
+            if marked and _has_backbone(keys, entry, branch):
                 return entry
-    state = next((s for s in (_at(tree, c) for c in ("state_dict", "model", "")) if isinstance(s, Mapping)), {})
-    shown = some([str(key) for key in state], 6) or f"a {type(tree).__name__}"
+    mappings = (_get(content, name) for name in ("state_dict", "model", ""))
+    state = next((mapping for mapping in mappings if isinstance(mapping, Mapping)), {})
+    shown = shorten([str(key) for key in state], 6) or f"a {type(content).__name__}"
     raise ValueError(
-        f"{path} has no layout known here: no ResNet trunk under any known prefix (it holds {shown}); "
+        f"{path} is in no known format: no ResNet under any known prefix (it holds {shown}); "
         f"--from takes one of {', '.join(BY_NAME)}"
     )
 
 
-def _choose_branch(entry: Format, tree: Any, asked: str | None, path: Path) -> tuple[str, Branch]:
-    """Return the branch asked for, by its name here or another code base's, or the default one."""
-    roles = next((role for role in ROLES if asked in role), {asked})
-    names = [name for name in entry.branches if asked in (None, name)] or [n for n in entry.branches if n in roles]
+def _choose_branch(entry: Format, content: Any, wanted: str | None, path: Path) -> tuple[str, Branch]:
+    """Return the branch that `wanted` names in this or another code base's terms, or the default one."""
+    roles = next((role for role in ROLES if wanted in role), {wanted})
+    names = [name for name in entry.branches if wanted in (None, name)] or [n for n in entry.branches if n in roles]
     if not names:
-        raise ValueError(f"{entry.name} files have no branch {asked!r}; --branch takes {' or '.join(entry.branches)}")
+        raise ValueError(f"{entry.name} files have no branch {wanted!r}; --branch takes {' or '.join(entry.branches)}")
     name = names[0]
     present = [
         other
         for other, branch in entry.branches.items()
-        if _has_backbone(_clean(_container(tree, entry, branch), path), entry, branch)
+        if _has_backbone(_unwrap(_find_tensors(content, entry, branch), path), entry, branch)
     ]
     if name not in present:
         has = f"it has {' and '.join(present)}: --branch {present[0]}" if present else "nor any other"
@@ -211,15 +207,19 @@ def _choose_branch(entry: Format, tree: Any, asked: str | None, path: Path) -> t
 
 
 def _sort_keys(
-    keys: Mapping[str, Any], entry: Format, branch: Branch, path: Path, more: tuple[str, ...] = ()
-) -> tuple[_Names, dict[str, list[str]]]:
-    """Give every key its place: backbone, dropped for a reason, or the error that it has none."""
-    found: _Names = {}
+    keys: Mapping[str, Any], entry: Format, branch: Branch, path: Path, drop: tuple[str, ...] = ()
+) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Sort every key into the backbone (torchvision name → key) or into what is dropped (reason → keys).
+
+    Raises:
+        ValueError: names the keys that are neither.
+    """
+    found: dict[str, str] = {}
     dropped: dict[str, list[str]] = {}
     unknown = []
     others = {n: b for n, b in entry.branches.items() if b is not branch and b.container == branch.container}
     rules = {rule: re.compile(pattern) for rule, pattern in entry.drop.items()}
-    for pattern in more:
+    for pattern in drop:
         try:
             rules[f"--drop {pattern}"] = re.compile(pattern)
         except re.error as error:
@@ -240,121 +240,90 @@ def _sort_keys(
             found[name] = key
     if unknown:
         raise ValueError(
-            f"{path} read as {entry.name} has {len(unknown)} keys without a rule: {some(unknown)}; "
-            "--drop REGEX leaves keys out, --from names another layout"
+            f"{path} read as {entry.name} has {len(unknown)} keys without a rule: {shorten(unknown)}; "
+            "--drop REGEX leaves keys out, --from names another format"
         )
     return found, dropped
 
 
-def _bytes(value: Any) -> int:
+def _num_bytes(value: Any) -> int:
     return int(value.numel() * value.element_size() if isinstance(value, Tensor) else value.nbytes)
 
 
-def _from_numpy(value: Any, key: str, path: Path) -> Tensor:
-    try:
-        return torch.from_numpy(np.array(value))
-    except (TypeError, ValueError) as error:  # objects, strings, records, another byte order
-        raise ValueError(f"{path}: {key} is an array of {value.dtype}, not of plain numbers") from error
-
-
 def _as_tensor(value: Any, key: str, limit: int, path: Path) -> Tensor:
-    """Return a float32 copy (int64 for counters) that no longer needs the file."""
+    """Return a float32 copy (int64 for counters) that does not need the file any more."""
     if isinstance(value, Tensor) and value.layout != torch.strided:
         raise ValueError(f"{path}: {key} is stored as {value.layout}, not as a plain tensor")
-    if (claimed := _bytes(value)) > limit:
+    if (claimed := _num_bytes(value)) > limit:
         raise ValueError(f"{path}: {key} claims {claimed:,} bytes where the file has {limit:,} left for it")
-    tensor = value if isinstance(value, Tensor) else _from_numpy(value, key, path)
-    if tensor.device.type == "meta":
+    if not isinstance(value, Tensor):
+        try:
+            value = torch.from_numpy(np.array(value))
+        except (TypeError, ValueError) as error:  # objects, strings, records, another byte order
+            raise ValueError(f"{path}: {key} is an array of {value.dtype}, not of plain numbers") from error
+    if value.device.type == "meta":
         raise ValueError(f"{path}: {key} is a tensor of the meta device: it has a shape and no values")
     if is_counter(key):
-        return tensor.detach().reshape(()).to(torch.int64, copy=True)
-    if tensor.dtype not in (torch.float32, *_WIDENED):
-        raise ValueError(f"{path}: {key} is {tensor.dtype}, a backbone's tensors are float32, float16 or bfloat16")
-    tensor = tensor.detach().to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+        return value.detach().reshape(()).to(torch.int64, copy=True)
+    if value.dtype not in (torch.float32, *_HALF):
+        raise ValueError(f"{path}: {key} is {value.dtype}, a backbone's tensors are float32, float16 or bfloat16")
+    tensor = value.detach().to(torch.float32, memory_format=torch.contiguous_format, copy=True)
     if not torch.isfinite(tensor).all():
         raise ValueError(f"{path}: {key} holds {int((~torch.isfinite(tensor)).sum())} values that are not finite")
     return tensor
 
 
-def _infer(shapes: archs.Shapes, cifar: str, path: Path | str) -> str:
+def _complete(tensors: dict[str, Tensor], entry: Format, path: Path) -> tuple[str, dict[str, Tensor], tuple[str, ...]]:
+    """Return the architecture, its tensors in order, and notes; raise ValueError where one is missing or left over."""
+    notes: tuple[str, ...] = ()
     try:
-        return archs.infer(shapes, cifar)
+        arch = archs.infer({name: tuple(tensor.shape) for name, tensor in tensors.items()}, entry.cifar)
+        counters = [name for name in archs.expected(arch) if is_counter(name)]
+        if not any(name in tensors for name in counters):
+            tensors = tensors | {name: torch.tensor(0) for name in counters}
+            notes = (f"the file has no BN step counters: {len(counters)} num_batches_tracked set to 0",)
+        archs.check_whole({name: tuple(tensor.shape) for name, tensor in tensors.items()}, arch)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def _check_whole(shapes: archs.Shapes, arch: str, path: Path | str) -> None:
-    expected = archs.expected(arch)
-    wrong = [f"{n} has shape {shapes[n]}, not {s}" for n, s in expected.items() if n in shapes and shapes[n] != s]
-    missing = [name for name in expected if name not in shapes]
-    extra = [name for name in shapes if name not in expected]
-    told = [
-        f"{len(names)} {what}: {some(names)}"
-        for what, names in (("missing", missing), ("left over", extra), ("of another shape", wrong))
-        if names
-    ]
-    if told:
-        raise ValueError(f"{path} is not one whole {arch}: {'; '.join(told)}")
-
-
-def _complete(tensors: dict[str, Tensor], entry: Format, path: Path) -> tuple[str, dict[str, Tensor], tuple[str, ...]]:
-    """Name the network, check that it is whole, and order its tensors."""
-    arch = _infer({name: tuple(t.shape) for name, t in tensors.items()}, entry.cifar, path)
-    notes: tuple[str, ...] = ()
-    counters = [name for name in archs.expected(arch) if is_counter(name)]
-    if not any(name in tensors for name in counters):
-        tensors = tensors | {name: torch.tensor(0) for name in counters}
-        notes = (f"the file has no BN step counters: {len(counters)} num_batches_tracked set to 0",)
-    _check_whole({name: tuple(t.shape) for name, t in tensors.items()}, arch, path)
     return arch, {name: tensors[name] for name in archs.expected(arch)}, notes
 
 
-def _detectron2_style(tree: Any) -> tuple[str, str]:
-    author = tree.get("__author__") if isinstance(tree, Mapping) else None
-    if author == "Detectron2 Model Zoo":
-        return "detectron2's zoo trains most networks on BGR images with STRIDE_IN_1X1", ""
-    note = "the file does not tell its input: taken as RGB, stride in the 3×3 convolution"
-    return "", "" if author else note
-
-
-def _openmmlab_style(tree: Any) -> tuple[str, str]:
-    config = str(_at(tree, "meta.cfg") or "")
-    caffe = re.search(r"""style['"]?\s*[=:]\s*['"]caffe|(bgr_)?to_rgb['"]?\s*[=:]\s*False""", config)
-    return (f"its config says {caffe.group()}" if caffe else ""), ""
-
-
-_STYLES: dict[str, Callable[[Any], tuple[str, str]]] = {
-    "detectron2": _detectron2_style,
-    "openmmlab": _openmmlab_style,
-}
-
-
-def _check_style(tree: Any, entry: Format, explicit: bool, path: Path) -> tuple[str, ...]:
-    """Refuse files whose names and shapes fit and whose numbers mean another network; --from overrules."""
-    refusal, note = _STYLES.get(entry.name, lambda tree: ("", ""))(tree)
-    if refusal and not explicit:
-        raise ValueError(
-            f"{path}: {refusal}, which is another network than torchvision's; if this one was trained on RGB "
-            f"images with the stride in the 3×3 convolution, say so with --from {entry.name}"
-        )
-    return (note,) if note else ()
-
-
-def _meta(tree: Any, entry: Format, arch: str, path: Path) -> dict[str, Any]:
-    """Return what the file says of its training; ValueError if it names another network than its shapes do."""
-    told = tree.get("meta") if isinstance(tree, Mapping) else None
-    plain = (str, int, float, bool, type(None))
-    meta = {str(k): v for k, v in told.items() if type(v) in plain and k != "cfg"} if isinstance(told, Mapping) else {}
-    if entry.name == "unimoco-suite":
-        if tree.get("version", 1) != 1:
+def _check_style(content: Any, entry: Format, explicit: bool, path: Path) -> tuple[str, ...]:
+    """Refuse a file whose names and shapes fit but whose weights are for another network, unless --from is given."""
+    for dotted, pattern, reason in entry.refuse:
+        match = re.search(pattern, str(_get(content, dotted) or ""))
+        if match and not explicit:
             raise ValueError(
-                f"{path} is version {tree['version']} of this suite's checkpoints; this code reads version 1"
+                f"{path}: {reason.format(match.group())}, which is another network than torchvision's; if this one was "
+                f"trained on RGB images with the stride in the 3×3 convolution, say so with --from {entry.name}"
+            )
+    if entry.name == "detectron2" and not _get(content, "__author__"):
+        return ("the file does not state its input: RGB, stride in the 3×3 convolution are assumed",)
+    return ()
+
+
+def _read_meta(content: Any, entry: Format, arch: str, path: Path) -> dict[str, Any]:
+    """Return what the file says about its training.
+
+    Raises:
+        ValueError: the file is of a later version, or names another network than its shapes show.
+    """
+    stored = _get(content, "meta")
+    plain = (str, int, float, bool, type(None))
+    stored = stored if isinstance(stored, Mapping) else {}
+    meta = {str(key): value for key, value in stored.items() if type(value) in plain and key != "cfg"}
+    if entry.name == OWN:
+        if content.get("version", 1) != 1:
+            raise ValueError(
+                f"{path} is version {content['version']} of this suite's checkpoints; this code reads version 1"
             )
         stem = "" if meta.get("stem", "imagenet") == "imagenet" else f"_{meta['stem']}"
-        if (said := f"{meta.get('arch', arch)}{stem}") not in (arch, arch.removesuffix("_cifar")):
-            raise ValueError(f"{path} says it is {said}, its tensors are {arch}'s")
+        if (stated := f"{meta.get('arch', arch)}{stem}") not in (arch, arch.removesuffix("_cifar")):
+            raise ValueError(f"{path} says it is {stated}, its tensors are {arch}'s")
+    else:
+        meta.pop("backbone_id", None)  # other files are identified by their sha256
     if entry.method:
         meta.setdefault("method", entry.method)
-    if isinstance(tree, Mapping) and type(tree.get("epoch")) is int:
-        meta.setdefault("epoch", tree["epoch"])
+    if type(epoch := _get(content, "epoch")) is int:
+        meta.setdefault("epoch", epoch)
     return meta

@@ -1,4 +1,4 @@
-"""Writes a Backbone the way each framework reads it, with the settings that belong to it beside the file."""
+"""Write a Backbone the way each framework reads it, with its settings in a second file where there are any."""
 
 import pickle
 import re
@@ -38,13 +38,13 @@ class Target:
     """A framework to write for.
 
     Attributes:
-        name: what --to takes.
+        name: the value of --to.
         suffixes: kinds of file it reads, the default first.
-        write: writes the tensors to a path; `prefix` stands before every key.
-        builds: whether its own code builds the network of that name (see converters/arch.py).
+        write: writes the tensors to a path, with a prefix before every key; returns how many.
+        builds: returns whether the framework itself can build a network (a name in converters/arch.py).
         package: what must be installed to verify the file.
         loading: the line that loads it, with {arch}, {file} and {stem} (the file without its suffix).
-        settings: suffix and text of the file that goes beside it, or None.
+        settings: suffix of the settings file beside it, and a function of (arch, path, prefix) that returns its text.
     """
 
     name: str
@@ -76,21 +76,19 @@ class Target:
         """Raise a ValueError that names the layer which the framework's own networks do not have."""
         if self.builds(backbone.arch):
             return
-        trunk, _ = archs.names(backbone.arch)
-        stem = archs.parts(backbone.arch)[1]
         hint = ""
-        if self.builds(trunk):  # then it is the stem
+        if self.builds(archs.names(backbone.arch)[0]):  # then it is the stem
+            stem = archs.parts(backbone.arch)[1]
             layers = [n for n, t in backbone.tensors.items() if n.startswith("conv1.") and t.ndim == 4]
             layers += ["layer1.0.downsample.1.weight"] if stem.avg_down else []
-            if not stem.pool:
-                hint = "; --to torchvision keeps it"
+            hint = "" if stem.pool else "; --to torchvision keeps it"
         else:
             layers = [name for name in backbone.tensors if re.fullmatch(r"layer3\.\d+\.conv2\.weight", name)][-1:]
-        told = ", ".join(f"{name} {tuple(backbone.tensors[name].shape)}" for name in layers)
-        raise ValueError(f"{self.name} builds no {backbone.arch}: it has no place for {told}{hint}")
+        listed = ", ".join(f"{name} {tuple(backbone.tensors[name].shape)}" for name in layers)
+        raise ValueError(f"{self.name} builds no {backbone.arch}: it has no layer for {listed}{hint}")
 
 
-def renamed(backbone: Backbone, rules: Rules, prefix: str = "", counters: bool = True) -> dict[str, Tensor]:
+def _rename(backbone: Backbone, rules: Rules, prefix: str = "", counters: bool = True) -> dict[str, Tensor]:
     """Return the tensors under another framework's names, with or without BN's step counters."""
     tensors: dict[str, Tensor] = {}
     for name, tensor in backbone.tensors.items():
@@ -102,18 +100,19 @@ def renamed(backbone: Backbone, rules: Rules, prefix: str = "", counters: bool =
     return tensors
 
 
-def _told(backbone: Backbone) -> dict[str, Any]:
-    """What a file of ours says of its origin: no path and no time, so that the same input gives the same bytes."""
-    source = {"format": backbone.source.format, "sha256": backbone.source.sha256}
-    return {**backbone.meta, "arch": backbone.arch, **{f"source_{key}": value for key, value in source.items()}}
+def _origin(backbone: Backbone) -> dict[str, Any]:
+    """Return what a converted file says of its origin: no path and no time, so that equal input gives equal bytes."""
+    meta = {key: value for key, value in backbone.meta.items() if key != "backbone_id"}
+    source = {"format": backbone.source.format, "sha256": backbone.source.sha256, "id": backbone.backbone_id}
+    return {**meta, "arch": backbone.arch, **{f"source_{key}": value for key, value in source.items()}}
 
 
 def _write_tensors(backbone: Backbone, path: Path, prefix: str) -> int:
-    tensors = renamed(backbone, (), prefix)
+    tensors = _rename(backbone, (), prefix)
     if path.suffix == ".safetensors":
         from safetensors.torch import save_file
 
-        # One entry of metadata: safetensors keeps no order among more, and the bytes would change from run to run.
+        # Only one entry of metadata: safetensors writes several in random order, and the bytes would differ.
         save_file(tensors, path, metadata={"format": "pt"})
     else:
         _torch_save(tensors, path)
@@ -121,14 +120,14 @@ def _write_tensors(backbone: Backbone, path: Path, prefix: str) -> int:
 
 
 def _torch_save(content: dict[str, Any], path: Path) -> None:
-    with path.open("wb") as file:  # given a path, torch.save would write its name into every record
+    with path.open("wb") as file:  # given a path, torch.save would store its name
         torch.save(content, file)
 
 
 def _write_detectron2(backbone: Backbone, path: Path, prefix: str) -> int:
-    arrays = {key: t.numpy() for key, t in renamed(backbone, _TO_DETECTRON2, prefix, counters=False).items()}
-    content = {"model": arrays, "__author__": _AUTHOR, "matching_heuristics": True, "meta": _told(backbone)}
-    # Protocol 3 names modules in plain text; numpy < 1.26 knows its core by the older name alone.
+    arrays = {key: t.numpy() for key, t in _rename(backbone, _TO_DETECTRON2, prefix, counters=False).items()}
+    content = {"model": arrays, "__author__": _AUTHOR, "matching_heuristics": True, "meta": _origin(backbone)}
+    # Protocol 3 stores module names as plain text; numpy < 1.26 knows its core only under the older name.
     data = pickle.dumps(content, protocol=3).replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
     path.write_bytes(data)
     return len(arrays)
@@ -139,7 +138,7 @@ def _depth(arch: str) -> int:
 
 
 def _detectron2_settings(arch: str, path: Path, prefix: str) -> str:
-    trunk, _ = archs.parts(arch)
+    stages, _ = archs.parts(arch)
     return f"""\
 # The input and the network that {path.name} was trained for. Merge it over any detectron2 config:
 #   cfg.merge_from_file("{path.stem}.yaml"); cfg.MODEL.WEIGHTS = "{path.name}"
@@ -154,36 +153,36 @@ MODEL:
   RESNETS:
     DEPTH: {_depth(arch)}
     STRIDE_IN_1X1: False
-    NUM_GROUPS: {trunk.groups}
-    WIDTH_PER_GROUP: {trunk.width}
-    RES2_OUT_CHANNELS: {256 if trunk.bottleneck else 64}
+    NUM_GROUPS: {stages.groups}
+    WIDTH_PER_GROUP: {stages.width}
+    RES2_OUT_CHANNELS: {256 if stages.bottleneck else 64}
 """
 
 
 def _write_openmmlab(backbone: Backbone, path: Path, prefix: str) -> int:
     deep = "conv1.0.weight" in backbone.tensors
-    tensors = renamed(backbone, _TO_OPENMMLAB_DEEP if deep else (), prefix)
-    _torch_save({"meta": _told(backbone), "state_dict": tensors}, path)
+    tensors = _rename(backbone, _TO_OPENMMLAB_DEEP if deep else (), prefix)
+    _torch_save({"meta": _origin(backbone), "state_dict": tensors}, path)
     return len(tensors)
 
 
 _C4_HEAD = """\
-# mmdet's C4 networks keep layer4 in the RoI head, which is random unless told otherwise:
+# mmdet's C4 networks keep layer4 in the RoI head, which is random by default:
 #   model = dict(roi_head=dict(shared_head=shared_head))
 shared_head = dict(type='ResLayer', depth={depth}, stage=3, style='pytorch', norm_eval=False, init_cfg=init_cfg)
 """
 
 
 def _openmmlab_settings(arch: str, path: Path, prefix: str) -> str:
-    trunk, stem = archs.parts(arch)
+    stages, stem = archs.parts(arch)
     depth = _depth(arch)
     network = f"depth={depth}, style='pytorch'"
-    if trunk.groups > 1:
-        network += f", groups={trunk.groups}, base_width={trunk.width}"
+    if stages.groups > 1:
+        network += f", groups={stages.groups}, base_width={stages.width}"
     if len(stem.widths) > 1:
         network += f", deep_stem=True, avg_down={stem.avg_down}, stem_channels={stem.widths[-1]}"
-    kind = "ResNeXt" if trunk.groups > 1 else "ResNet"
-    head = _C4_HEAD.format(depth=depth) if trunk.groups == 1 else ""
+    kind = "ResNeXt" if stages.groups > 1 else "ResNet"
+    head = _C4_HEAD.format(depth=depth) if stages.groups == 1 else ""
     wanted = f", prefix={prefix!r}" if prefix else ""
     return f"""\
 # The input and the network that {path.name} was trained for. Merge it over any OpenMMLab config:
@@ -192,7 +191,7 @@ def _openmmlab_settings(arch: str, path: Path, prefix: str) -> str:
 init_cfg = dict(type='Pretrained', checkpoint='{{{{ fileDirname }}}}/{path.name}'{wanted})
 model = dict(
     data_preprocessor=dict(mean={list(MEAN255)}, std={list(STD255)}, bgr_to_rgb=True),
-    pretrained=None,  # for mmseg, whose bases name weights of their own; mmdet has no such option: leave it out there
+    pretrained=None,  # for mmseg, whose base configs name other weights; remove it for mmdet, which has no such option
     backbone=dict(type='{kind}', {network}, frozen_stages=-1, norm_eval=False, init_cfg=init_cfg),
 )
 {head}"""
@@ -201,7 +200,7 @@ model = dict(
 def _torchvision_builds(arch: str) -> bool:
     from torchvision import models
 
-    # A small stem is two lines on top of torchvision's network, which Backbone.build() writes out.
+    # A CIFAR stem replaces two layers of torchvision's network; arch.build() shows how.
     return re.sub("_cifar(_pad2)?$", "", arch) in models.list_models(models)
 
 
@@ -212,47 +211,27 @@ def _timm_builds(arch: str) -> bool:
 
 
 def _openmmlab_builds(arch: str) -> bool:
-    trunk, stem = archs.names(arch)
-    # its ResNeXt ignores the width when there is one group: no wide networks
-    return trunk in _PLAIN | _RESNEXTS and stem in ("", "c", "d", "s")
+    stages, stem = archs.names(arch)
+    # Its ResNeXt ignores the width where there is one group, so it has no wide networks.
+    return stages in _PLAIN | _RESNEXTS and stem in ("", "c", "d", "s")
 
 
-TARGETS = {
-    target.name: target
-    for target in (
-        Target(
-            "detectron2",
-            (".pkl",),
-            _write_detectron2,
-            lambda arch: arch in _PLAIN | _WIDE | _RESNEXTS,
-            "detectron2",
-            'cfg.merge_from_file("{stem}.yaml"); cfg.MODEL.WEIGHTS = "{file}"',
-            (".yaml", _detectron2_settings),
-        ),
-        Target(
-            "openmmlab",
-            (".pth",),
-            _write_openmmlab,
-            _openmmlab_builds,
-            "mmseg",
-            "cfg.merge_from_dict(mmengine.Config.fromfile('{stem}.py').to_dict())",
-            (".py", _openmmlab_settings),
-        ),
-        Target(
-            "torchvision",
-            (".pth", ".safetensors"),
-            _write_tensors,
-            _torchvision_builds,
-            "torchvision",
-            'm = torchvision.models.{arch}(); m.fc = torch.nn.Identity(); m.load_state_dict(torch.load("{file}"))',
-        ),
-        Target(
-            "timm",
-            (".safetensors", ".pth"),
-            _write_tensors,
-            _timm_builds,
-            "timm",
-            'timm.create_model("{arch}", num_classes=0, checkpoint_path="{file}")',
-        ),
-    )
-}
+_TARGETS = (
+    Target(
+        "detectron2", (".pkl",), _write_detectron2, lambda arch: arch in _PLAIN | _WIDE | _RESNEXTS, "detectron2",
+        'cfg.merge_from_file("{stem}.yaml"); cfg.MODEL.WEIGHTS = "{file}"', (".yaml", _detectron2_settings),
+    ),
+    Target(
+        "openmmlab", (".pth",), _write_openmmlab, _openmmlab_builds, "mmseg",
+        "cfg.merge_from_dict(mmengine.Config.fromfile('{stem}.py').to_dict())", (".py", _openmmlab_settings),
+    ),
+    Target(
+        "torchvision", (".pth", ".safetensors"), _write_tensors, _torchvision_builds, "torchvision",
+        'm = torchvision.models.{arch}(); m.fc = torch.nn.Identity(); m.load_state_dict(torch.load("{file}"))',
+    ),
+    Target(
+        "timm", (".safetensors", ".pth"), _write_tensors, _timm_builds, "timm",
+        'timm.create_model("{arch}", num_classes=0, checkpoint_path="{file}")',
+    ),
+)  # fmt: skip
+TARGETS = {target.name: target for target in _TARGETS}

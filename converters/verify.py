@@ -1,7 +1,7 @@
-"""Proof of a converted file: the framework builds its own network, loads the file its own way, and is compared.
+"""Verify a converted file: the framework builds its own network, loads the file its own way, and is compared.
 
-Every tensor of the trunk must be equal, and the four stages must give the same features on a photograph that the
-framework itself brings into its input format, as the settings beside the file say.
+Every tensor of the backbone must be equal, and the four stages must give the same features on a photograph that the
+framework itself brings into its input format, following the settings beside the file.
 """
 
 import sys
@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from converters import arch as archs
 from converters import frameworks
 from converters.backbone import MEAN255, STD255, Backbone, VerificationError, is_counter
-from converters.frameworks import stages_of
+from converters.frameworks import BuiltModel, stages_of
 from converters.sources import backbone_state
 from converters.targets import TARGETS
 
-TOLERANCE = 1e-4  # float32: another order of the same additions
+TOLERANCE = 1e-4  # of features; float32 sums in another order
+_Titled = tuple[str, BuiltModel]
 
 
 @dataclass(frozen=True)
@@ -42,19 +43,8 @@ class Check:
         return f"{self.model}: {counts}; max |Δ| {deltas}"
 
 
-@dataclass(frozen=True)
-class _Built:
-    """A target's network with the file in it; `run` takes an (H, W, 3) uint8 RGB photograph."""
-
-    model: str
-    layout: str
-    state: Mapping[str, Tensor]
-    stages: Mapping[str, nn.Module]
-    run: Callable[[np.ndarray], Any]
-
-
 def photograph(size: int = 224) -> np.ndarray:
-    """Return a real photograph, (size, size, 3) uint8 RGB: the middle of one that scikit-learn ships."""
+    """Return a real photograph, (size, size, 3) uint8 RGB: the centre of one that scikit-learn ships."""
     spec = find_spec("sklearn")
     if spec is None or spec.origin is None:
         raise ValueError("the photograph to compare on comes with scikit-learn: bash setup.sh installs it")
@@ -63,7 +53,7 @@ def photograph(size: int = 224) -> np.ndarray:
         return np.asarray(image.convert("RGB").crop((left, top, left + size, top + size)))
 
 
-def normalised(image: np.ndarray) -> Tensor:
+def normalize(image: np.ndarray) -> Tensor:
     """Turn (H, W, 3) uint8 RGB into the (1, 3, H, W) float32 that the backbone was trained on."""
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN255, STD255))
     return (torch.tensor(image).permute(2, 0, 1)[None].float() - mean) / std
@@ -71,7 +61,7 @@ def normalised(image: np.ndarray) -> Tensor:
 
 @torch.no_grad()
 def stage_outputs(stages: Mapping[str, nn.Module], run: Callable[[], Any]) -> dict[str, Tensor]:
-    """Return the output (N, C, H, W) of each of `stages` while `run` runs."""
+    """Call `run` and return the output (N, C, H, W) of each of `stages`."""
     outputs: dict[str, Tensor] = {}
     hooks = [
         module.register_forward_hook(lambda _m, _i, out, name=name: outputs.update({name: out.detach()}))
@@ -86,7 +76,7 @@ def stage_outputs(stages: Mapping[str, nn.Module], run: Callable[[], Any]) -> di
 
 
 def installed(target: str) -> bool:
-    """Say whether the framework that reads `target` files is here."""
+    """Return whether the framework that reads `target` files is installed."""
     return find_spec(TARGETS[target].package) is not None
 
 
@@ -99,12 +89,12 @@ def verify(
 ) -> list[Check]:
     """Load `path` into the real models of `target` and compare them with `backbone`.
 
-    detectron2 and OpenMMLab do not share a process: each is verified in one that has not loaded the other.
+    detectron2 and OpenMMLab do not share a process: verify each in a process that has not imported the other.
 
     Args:
         backbone: what was converted.
         target: a name in targets.TARGETS.
-        path: the converted file; its settings are read from beside it.
+        path: the converted file, with its settings beside it.
         image: (H, W, 3) uint8 RGB, H and W multiples of 32; a photograph by default.
         reference: outputs of layer1 … layer4 on `image`; those of `backbone.build()` by default.
 
@@ -117,88 +107,78 @@ def verify(
     image = photograph() if image is None else image
     if reference is None:
         network = backbone.build()
-        reference = stage_outputs(stages_of(network), lambda: network(normalised(image)))
+        reference = stage_outputs(stages_of(network), lambda: network(normalize(image)))
     if rival := next((name for name in frameworks.RIVALS.get(target, ()) if name in sys.modules), None):
         raise ValueError(f"{rival} is loaded in this process: verify for {target} in another (convert.py is one)")
     try:
         with archs.Unfilled():
             models = list(_BUILDERS[target](backbone, path))
-    except Exception as error:  # whatever a framework's loader makes of a file that it cannot load
+    except Exception as error:  # a framework's loader may raise anything for a file that it cannot load
         reason = " ".join(str(error).split())[:500]
         raise VerificationError(f"{target} could not load {path}: {type(error).__name__}: {reason}") from error
-    return [_compare(backbone, built, reference, image) for built in models]
+    return [_compare(backbone, target, title, built, reference, image) for title, built in models]
 
 
-def _compare(backbone: Backbone, built: _Built, reference: Mapping[str, Tensor], image: np.ndarray) -> Check:
-    trunk = backbone_state(built.state, built.layout)
-    whole, counters = "layer4" in built.stages, built.layout != "detectron2"  # whose frozen BN counts no steps
+def _compare(
+    backbone: Backbone, target: str, title: str, built: BuiltModel, reference: Mapping[str, Tensor], image: np.ndarray
+) -> Check:
+    state, whole = built.model.state_dict(), "layer4" in built.stages
+    if not whole:  # detectron2's C4 head has blocks of another kind there
+        state = {key: value for key, value in state.items() if not key.startswith("roi_heads.res5.")}
+    found = backbone_state(state, target)
 
-    def ignore(name: str) -> bool:
-        return (is_counter(name) and not counters) or (name.startswith("layer4.") and not whole)
+    def may_lack(name: str) -> bool:  # detectron2's frozen BN has no step counters
+        return (target == "detectron2" and is_counter(name)) or (not whole and name.startswith("layer4."))
 
-    tensors = backbone.compare(trunk, ignore)
-    outputs = stage_outputs(built.stages, lambda: built.run(image))
+    tensors = backbone.compare(found, may_lack)
+    outputs = stage_outputs(built.stages, lambda: built.run(built.prepare(image)))
     deltas = {stage: float((outputs[stage] - reference[stage]).abs().max()) for stage in built.stages}
     if not all(delta <= TOLERANCE for delta in deltas.values()):  # so that NaN fails as well
-        told = ", ".join(f"{stage} by {delta:.2g}" for stage, delta in deltas.items())
+        listed = ", ".join(f"{stage} by {delta:.2g}" for stage, delta in deltas.items())
         raise VerificationError(
-            f"{built.model} holds the same tensors and gives other features: {told} (more than {TOLERANCE}); "
+            f"{title} holds the same tensors and gives other features: {listed} (more than {TOLERANCE}); "
             "look at the input (RGB, mean, std), at which convolution has the stride, and at the stem"
         )
-    convs = sum(tensor.ndim == 4 for tensor in trunk.values())
-    norms = sum(name.endswith("running_var") for name in trunk)
-    return Check(built.model, tensors, convs, norms, deltas)
+    convs = sum(tensor.ndim == 4 for tensor in found.values())
+    norms = sum(name.endswith("running_var") for name in found)
+    return Check(title, tensors, convs, norms, deltas)
 
 
-def _torchvision(backbone: Backbone, path: Path) -> Iterator[_Built]:
+def _torchvision(backbone: Backbone, path: Path) -> Iterator[_Titled]:
+    from safetensors.torch import load_file
     from torchvision import models
 
-    trunk, stem = archs.names(backbone.arch)
-    network = archs.build(backbone.arch) if stem else models.get_model(trunk, weights=None)
+    name, stem = archs.names(backbone.arch)
+    network = archs.build(backbone.arch) if stem else models.get_model(name, weights=None)
     network.fc = nn.Identity()
-    network.load_state_dict(_load_tensors(path), strict=True)
-    network.eval()
-    title = f"torchvision {trunk}" + (" with a 3×3 stem" if stem else "")
-    yield _Built(title, "torchvision", network.state_dict(), stages_of(network), lambda i: network(normalised(i)))
+    safe = path.suffix == ".safetensors"
+    network.load_state_dict(load_file(path) if safe else torch.load(path, weights_only=True, mmap=True), strict=True)
+    title = f"torchvision {name}" + (" with a 3×3 stem" if stem else "")
+    yield title, BuiltModel(network.eval(), stages_of(network), network, normalize)
 
 
-def _load_tensors(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    return torch.load(path, weights_only=True, mmap=True)
-
-
-def _timm(backbone: Backbone, path: Path) -> Iterator[_Built]:
+def _timm(backbone: Backbone, path: Path) -> Iterator[_Titled]:
     import timm
 
     network = timm.create_model(backbone.arch, num_classes=0, checkpoint_path=str(path)).eval()
-    title = f"timm {backbone.arch}"
-    yield _Built(title, "timm", network.state_dict(), stages_of(network), lambda i: network(normalised(i)))
+    yield f"timm {backbone.arch}", BuiltModel(network, stages_of(network), network, normalize)
 
 
-def _detectron2(backbone: Backbone, path: Path) -> Iterator[_Built]:
-    """FPN has the whole trunk in its backbone; C4 keeps res5 in the RoI head."""
+def _detectron2(backbone: Backbone, path: Path) -> Iterator[_Titled]:
+    """Build both networks: FPN has res5 in its backbone, C4 in its RoI head."""
     settings = path.with_suffix(".yaml").read_text(encoding="utf-8")
     for head in ("FPN", "C4"):
-        trunk = frameworks.mask_rcnn(settings, head, path)
-        state = trunk.model.state_dict()
-        title = f"detectron2 Mask R-CNN {backbone.arch} {head}"
-        if "layer4" not in trunk.stages:
-            title += ", without res5: its C4 head has no BasicBlocks"
-            state = {key: value for key, value in state.items() if not key.startswith("roi_heads.res5.")}
-        yield _Built(title, "detectron2", state, trunk.stages, trunk.on_photograph)
+        built = frameworks.mask_rcnn(settings, head, path)
+        without = "" if "layer4" in built.stages else ", without res5: its C4 head has no BasicBlocks"
+        yield f"detectron2 Mask R-CNN {backbone.arch} {head}{without}", built
 
 
-def _openmmlab(backbone: Backbone, path: Path) -> Iterator[_Built]:
-    trunk = frameworks.fcn(path.with_suffix(".py"))
-    title = f"mmseg {type(trunk.model.backbone).__name__} {backbone.arch}"
-    state = trunk.model.state_dict()
-    yield _Built(title, "openmmlab", state, trunk.stages, trunk.on_photograph)
+def _openmmlab(backbone: Backbone, path: Path) -> Iterator[_Titled]:
+    built = frameworks.fcn(path.with_suffix(".py"))
+    yield f"mmseg {type(built.model.backbone).__name__} {backbone.arch}", built
 
 
-_BUILDERS: dict[str, Callable[[Backbone, Path], Iterator[_Built]]] = {
+_BUILDERS: dict[str, Callable[[Backbone, Path], Iterator[_Titled]]] = {
     "detectron2": _detectron2,
     "openmmlab": _openmmlab,
     "torchvision": _torchvision,

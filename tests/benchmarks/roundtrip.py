@@ -31,7 +31,7 @@ if not __package__:  # run as a script
 
 import torch
 
-from converters import Backbone, read_backbone, verify
+from converters import Backbone, ReadOptions, read_backbone, verify
 from converters.targets import TARGETS
 from tests.converters.samples import ARCHS, SAMPLES, write
 
@@ -86,7 +86,7 @@ def _paths(name: str, arch: str, folder: Path) -> tuple[Path, Path]:
 def _make(name: str, arch: str, folder: Path) -> dict[str, torch.Tensor]:
     path, features = _paths(name, arch, folder)
     run, stages = write(SAMPLES[name], arch, path)
-    images = verify.normalised(verify.photograph(_SIZE))
+    images = verify.normalize(verify.photograph(_SIZE))
     outputs = verify.stage_outputs(stages, lambda: run(images))
     if SAMPLES[name].package:  # the other process needs them too
         torch.save(outputs, features)
@@ -103,7 +103,7 @@ def _convert(name: str, arch: str, folder: Path, targets: tuple[str, ...]) -> It
         home = folder if shared else Path(own)
         path, features = _paths(name, arch, home)
         reference = torch.load(features, weights_only=True) if shared else _make(name, arch, home)
-        backbone = read_backbone(path, branch=sample.branch)
+        backbone = read_backbone(path, ReadOptions(branch=sample.branch))
         for target in targets:
             yield _verify(_row(name, arch, target), backbone, reference, Path(own))
 

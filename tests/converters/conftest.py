@@ -1,4 +1,4 @@
-"""Checkpoints of ResNet-18 to convert, each made once."""
+"""Checkpoints of ResNet-18, each made once."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from tests.converters import samples
 
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Path]]:
-    """Return a function from a row of samples.SAMPLES to a file of that layout."""
+    """Return a function from a key of samples.SAMPLES to a file of that format."""
     folder = tmp_path_factory.mktemp("samples")
 
     def make(name: str, arch: str = "resnet18") -> Path:
@@ -36,7 +36,7 @@ def emptied(tmp_path: Path) -> Iterator[None]:
 
 @pytest.fixture
 def moco(sample: Callable[..., Path]) -> dict[str, Tensor]:
-    """The state_dict of a MoCo checkpoint without its key encoder, to break."""
+    """Return the state_dict of a MoCo checkpoint without its key encoder, for tests to damage."""
     state = torch.load(sample("MoCo v1"), weights_only=True)["state_dict"]
     return {key: value for key, value in state.items() if "encoder_k" not in key}
 

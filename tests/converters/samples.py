@@ -1,7 +1,7 @@
-"""One small checkpoint of every layout that is read, with random weights: for the round trip and the tests.
+"""One small checkpoint with random weights in every format that can be read, for the tests and the round trips.
 
-Where PyPI has the package, its own model makes the file; elsewhere the layout is written out here as its authors'
-code saves it, apart from the reader's rules in formats.py.
+Where PyPI has the package, its own model makes the file. Elsewhere the keys are written out here as the authors' code
+saves them, independently of the reader's rules in converters/formats.py.
 """
 
 import argparse
@@ -21,28 +21,28 @@ from converters.frameworks import stages_of
 from converters.targets import TARGETS
 
 State = dict[str, Tensor]
-Stages = Mapping[str, nn.Module]
-Made = tuple[Any, Callable[[Tensor], Any], Stages]  # what is saved; the model to run; its stages
+StageModules = Mapping[str, nn.Module]
+Made = tuple[Any, Callable[[Tensor], Any], StageModules]  # what is saved; the model to run; its stages
 
 ARCHS = ("resnet18", "resnet50")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A layout to make.
+    """How to make a checkpoint of one format.
 
     Attributes:
-        layout: the entry of formats.FORMATS that reads it.
+        format: the entry of formats.FORMATS that reads it.
         made_with: the package whose model it is, or "key rules".
         make: builds the model of an architecture; returns what is saved, the module to run, and its stages.
         suffix: kind of file.
-        package: framework that must not meet its rival in one process, or "".
-        branch: the encoder that the stages belong to, when it is not the default.
-        stem: what is added to the architecture's name.
+        package: framework that needs a process of its own, or "".
+        branch: the encoder that the stages belong to, where it is not the default.
+        stem: suffix of the architecture's name.
         archs: the architectures that its package builds.
     """
 
-    layout: str
+    format: str
     made_with: str
     make: Callable[[str], Made]
     suffix: str = ".pth"
@@ -53,17 +53,17 @@ class Sample:
 
 
 def randomise(network: nn.Module) -> nn.Module:
-    """Give BN layers statistics and scales of their own, as training does: at 0 and 1 a lost one is not seen."""
+    """Randomise statistics and scales of BN layers, as training does: at 0 and 1 a lost one would go unnoticed."""
     ranges = {"running_mean": (-0.2, 0.2), "running_var": (0.7, 1.4), "weight": (0.3, 0.9), "bias": (-0.2, 0.2)}
     for module in network.modules():
         if not hasattr(module, "running_var"):
             continue
-        for name, tensor in module.state_dict().items():  # the module's own storage
+        for name, tensor in module.state_dict().items():  # shares the module's storage
             tensor.fill_(1234) if is_counter(name) else tensor.uniform_(*ranges[name])
     return network.eval()
 
 
-def write(sample: Sample, arch: str, path: Path, seed: int = 0) -> tuple[Callable[[Tensor], Any], Stages]:
+def write(sample: Sample, arch: str, path: Path, seed: int = 0) -> tuple[Callable[[Tensor], Any], StageModules]:
     """Write a checkpoint of `arch` and return the model in it, and its stages by torchvision's name."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -88,13 +88,13 @@ def _mlp(prefix: str, width: int) -> State:
     return {f"{prefix}.0.weight": torch.randn(8, width), f"{prefix}.0.bias": torch.randn(8)}
 
 
-def _by_rules(layout: Callable[[State, State, int], Any]) -> Callable[[str], Made]:
-    """Make a sample of the state of a network and of another: its momentum encoder, where there is one."""
+def _by_rules(pack: Callable[[State, State, int], Any]) -> Callable[[str], Made]:
+    """Make a sample from pack(state, state of the momentum encoder, feature width)."""
 
     def make(arch: str) -> Made:
         network = randomise(archs.build(arch))
         state = dict(network.state_dict())
-        content = layout(state, {key: value + 1 for key, value in state.items()}, archs.feature_dim(arch))
+        content = pack(state, {key: value + 1 for key, value in state.items()}, archs.feature_dim(arch))
         return content, network, stages_of(network)
 
     return make
@@ -106,19 +106,19 @@ def _suite(q: State, k: State, width: int) -> Any:
     meta = {"method": "unimoco", "arch": {512: "resnet18", 2048: "resnet50"}[width], "stem": "imagenet"}
     state["queue_ptr"] = torch.zeros(1)
     more = {"optimizer": {"state": {}}, "rng": torch.zeros(4, dtype=torch.uint8), "config": {"seed": 0}}
-    told = meta | {"label_ratio": 0.1, "epochs": 20.0, "step": 1234}
-    return {"format": "unimoco-suite", "version": 1, "state_dict": state, "meta": told, **more}
+    meta |= {"label_ratio": 0.1, "epochs": 20.0, "step": 1234}
+    return {"format": "unimoco-suite", "version": 1, "state_dict": state, "meta": meta, **more}
 
 
 def _moco(wrapper: str, mlp: bool, labels: bool) -> Callable[[State, State, int], Any]:
-    def layout(q: State, k: State, width: int) -> Any:
+    def pack(q: State, k: State, width: int) -> Any:
         head = _mlp("fc", width) if mlp else {"fc.weight": torch.randn(8, width), "fc.bias": torch.randn(8)}
         state = prefixed("encoder_q.", q | head) | prefixed("encoder_k.", k | head)
         state |= {"queue": torch.randn(8, 16), "queue_ptr": torch.zeros(1)}
         state |= {"label_queue": torch.zeros(16)} if labels else {}
         return {"epoch": 200, "arch": "resnet50", "state_dict": prefixed(wrapper, state), "optimizer": {}}
 
-    return layout
+    return pack
 
 
 def _mocov3(q: State, k: State, width: int) -> Any:
@@ -161,8 +161,7 @@ def _dino(q: State, k: State, width: int) -> Any:
 
 
 def _vissl(q: State, k: State, width: int) -> Any:
-    trunk = prefixed("_feature_blocks.", q)
-    model = {"trunk": trunk, "heads": _mlp("0.clf", width)}
+    model = {"trunk": prefixed("_feature_blocks.", q), "heads": _mlp("0.clf", width)}
     return {"classy_state_dict": {"base_model": {"model": model, "meta": {}}}, "phase_idx": 3}
 
 
@@ -225,18 +224,18 @@ def _detectron2(head: str) -> Callable[[str], Made]:
     def make(arch: str) -> Made:
         settings = TARGETS["detectron2"].settings
         assert settings is not None
-        trunk = frameworks.mask_rcnn(settings[1](arch, Path("sample.pkl"), ""), head)
-        randomise(trunk.model)
-        return {"model": trunk.model.state_dict(), "iteration": 9}, trunk.run, trunk.stages
+        built = frameworks.mask_rcnn(settings[1](arch, Path("sample.pkl"), ""), head)
+        randomise(built.model)
+        return {"model": built.model.state_dict(), "iteration": 9}, built.run, built.stages
 
     return make
 
 
 def _openmmlab(arch: str) -> Made:
     backbone = {"type": "ResNetV1c" if arch.endswith("c") else "ResNet", "depth": int(arch[6:].removesuffix("c"))}
-    trunk = frameworks.fcn({"model": {"backbone": backbone, "data_preprocessor": {}}})
-    randomise(trunk.model)
-    return {"meta": {"epoch": 3}, "state_dict": trunk.model.state_dict()}, trunk.run, trunk.stages
+    built = frameworks.fcn({"model": {"backbone": backbone, "data_preprocessor": {}}})
+    randomise(built.model)
+    return {"meta": {"epoch": 3}, "state_dict": built.model.state_dict()}, built.run, built.stages
 
 
 RULES = "key rules"

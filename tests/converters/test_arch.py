@@ -1,4 +1,4 @@
-"""Networks are told apart by their shapes."""
+"""Networks are recognised by their shapes."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def test_every_network_is_recognised_by_its_shapes(name: str) -> None:
     assert archs.infer(archs.expected(name)) == name
 
 
-def test_a_layout_says_which_cifar_stem_it_means() -> None:
+def test_the_format_decides_which_cifar_stem_is_meant() -> None:
     assert archs.infer(archs.expected("resnet18_cifar"), cifar="_cifar_pad2") == "resnet18_cifar_pad2"
 
 

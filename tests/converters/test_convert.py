@@ -1,4 +1,4 @@
-"""The command, as its user meets it."""
+"""The command as users run it."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ import torch
 import torchvision
 
 from converters import convert as entry
-from converters.convert import main
+from converters.convert import main, staging
 
 ROOT = Path(entry.__file__).parents[1]
 
@@ -31,17 +31,17 @@ def test_it_accounts_for_every_key(
 ) -> None:
     out = tmp_path / "r18.pth"
     assert main([str(sample("MoCo v1")), "--to", "torchvision", "--out", str(out)]) == 0
-    told = capsys.readouterr().out
-    assert "moco layout (facebookresearch/moco v1 and v2), query encoder, resnet18, sha256" in told
+    output = capsys.readouterr().out
+    assert "moco format (facebookresearch/moco v1 and v2), query encoder, resnet18, sha256" in output
     for row in ("read", "dropped, projection heads", "dropped, the key encoder", "dropped, queues", "written"):
-        assert any(line.startswith(row) for line in told.splitlines()), told
-    assert f"246 keys found, 120 read, 126 dropped on purpose, 120 tensors written to {out}" in told
-    assert "verified: torchvision resnet18: 120 tensors equal (20 convolutions, 20 batch norms)" in told
-    assert f'm.load_state_dict(torch.load("{out}"))' in told
+        assert any(line.startswith(row) for line in output.splitlines()), output
+    assert f"246 keys found, 120 read, 126 dropped on purpose, 120 tensors written to {out}" in output
+    assert "verified: torchvision resnet18: 120 tensors equal (20 convolutions, 20 batch norms)" in output
+    assert f'm.load_state_dict(torch.load("{out}"))' in output
     assert files_in(tmp_path) == {"r18.pth"}
 
 
-def test_the_line_that_it_prints_loads_the_file(
+def test_the_printed_line_loads_the_file(
     sample: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for target in ("torchvision", "timm"):
@@ -51,7 +51,7 @@ def test_the_line_that_it_prints_loads_the_file(
         exec(line, {"torch": torch, "torchvision": torchvision, "timm": timm})
 
 
-def test_the_default_name_stands_beside_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_output_is_beside_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save(torch.load(write_plain(tmp_path), weights_only=True), tmp_path / "ckpt_0199.pth.tar")
     (tmp_path / "plain.pth").unlink()
     assert main([str(tmp_path / "ckpt_0199.pth.tar"), "--to", "timm", "--verify", "no"]) == 0
@@ -68,7 +68,7 @@ def write_plain(folder: Path) -> Path:
     return folder / "plain.pth"
 
 
-def test_detectron2_and_openmmlab_settings_stand_beside(sample: Callable[..., Path], tmp_path: Path) -> None:
+def test_detectron2_and_openmmlab_settings_are_written_beside(sample: Callable[..., Path], tmp_path: Path) -> None:
     for target, names in (("detectron2", {"x.pkl", "x.yaml"}), ("openmmlab", {"x.pth", "x.py"})):
         folder = tmp_path / target
         folder.mkdir()
@@ -96,12 +96,14 @@ def test_detectron2_and_openmmlab_settings_stand_beside(sample: Callable[..., Pa
         assert part in config
 
 
-def test_running_it_again_is_no_mistake_and_another_file_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_equal_files_are_overwritten_and_different_ones_only_with_force(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = ["--to", "timm", "--out", str(tmp_path / "x.safetensors"), "--verify", "no"]
     assert main(["random:resnet18?seed=1", *out]) == 0
     assert main(["random:resnet18?seed=1", *out]) == 0
     assert main(["random:resnet18?seed=2", *out]) == 2
-    assert "x.safetensors is there and differs; --force writes over it, --out names another" in capsys.readouterr().err
+    assert "x.safetensors exists and differs; --force overwrites it, --out names another" in capsys.readouterr().err
     assert main(["random:resnet18?seed=2", *out, "--force"]) == 0
 
 
@@ -122,7 +124,7 @@ def test_running_it_again_is_no_mistake_and_another_file_is(tmp_path: Path, caps
         (["CKPT", "--to", "timm", "--branch", "key"], "torchvision files have no branch 'key'; --branch takes encoder"),
         (
             ["random:resnet18_cifar", "--to", "detectron2"],
-            "detectron2 builds no resnet18_cifar: it has no place for conv1.weight",
+            "detectron2 builds no resnet18_cifar: it has no layer for conv1.weight",
         ),
     ],
 )
@@ -132,11 +134,11 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
     path = write_plain(tmp_path)
     monkeypatch.chdir(tmp_path)
     assert main([str(path) if arg == "CKPT" else arg for arg in args]) == 2
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert told.err.startswith("convert.py: error: ")
-    assert message in told.err
-    assert told.err.count("\n") == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("convert.py: error: ")
+    assert message in output.err
+    assert output.err.count("\n") == 1
     assert files_in(tmp_path) == {"plain.pth"}
 
 
@@ -151,7 +153,7 @@ def test_a_framework_that_is_not_installed(
     assert "not verified: detectron2 is not installed; bash setup.sh installs it" in capsys.readouterr().out
 
 
-def test_a_file_that_is_not_equal_is_not_written(
+def test_a_file_that_fails_verification_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from converters import targets
@@ -159,10 +161,33 @@ def test_a_file_that_is_not_equal_is_not_written(
     write = targets.torch.save
     monkeypatch.setattr(targets.torch, "save", lambda c, f: write(c | {"bn1.bias": c["bn1.bias"] + 1}, f))
     assert main(["random:resnet18", "--to", "torchvision", "--out", str(tmp_path / "x.pth")]) == 1
-    told = capsys.readouterr().err
-    assert told.startswith("convert.py: not equal, nothing written: the built model does not hold random:resnet18")
-    assert "1 different: bn1.bias" in told
+    output = capsys.readouterr().err
+    assert output.startswith("convert.py: not equal, nothing written: the built model does not hold random:resnet18")
+    assert "1 different: bn1.bias" in output
     assert files_in(tmp_path) == set()
+
+
+def write_staged(folder: Path, force: bool = False, fail: bool = False, **contents: str) -> None:
+    with staging(folder, force) as part:
+        for name, text in contents.items():
+            (part / name).write_text(text)
+        if fail:
+            raise RuntimeError("midway")
+
+
+def test_files_appear_together_or_not_at_all(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="midway"):
+        write_staged(tmp_path, fail=True, a="1")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "b").write_text("old")
+    with pytest.raises(ValueError, match="b exists and differs; --force overwrites it"):
+        write_staged(tmp_path, a="1", b="new")
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]
+    write_staged(tmp_path, b="old")
+    write_staged(tmp_path, force=True, a="1", b="new")
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a": "1", "b": "new"}
+    with pytest.raises(ValueError, match=r"the folder .*nowhere does not exist"):
+        write_staged(tmp_path / "nowhere")
 
 
 def test_it_runs_as_a_script_and_as_a_module(tmp_path: Path) -> None:
@@ -178,8 +203,8 @@ def test_it_runs_as_a_script_and_as_a_module(tmp_path: Path) -> None:
 def test_help_explains_every_option() -> None:
     text = " ".join(entry._parser().format_help().split())
     for words in (
-        "the framework to write for", "the file to write", "which encoder", "the layout of the checkpoint",
+        "the framework to write for", "the file to write", "which encoder", "the format of the checkpoint",
         "keys to leave out", "before every key", "compare tensors and features", "run any Python code",
-        "write over files",
+        "overwrite files",
     ):  # fmt: skip
         assert words in text

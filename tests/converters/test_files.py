@@ -1,4 +1,4 @@
-"""Strangers' files: nothing in them runs, and what is wrong with them is said."""
+"""Files of unknown origin: no code in them runs, and errors name what is wrong."""
 
 import argparse
 import contextlib
@@ -49,7 +49,7 @@ def pickled(content: object, path: Path) -> Path:
 
 
 @pytest.mark.parametrize("write", [legacy, modern, pickled])
-def test_malice_is_refused_by_name_and_does_not_run(write: Callable[..., Path], tmp_path: Path) -> None:
+def test_malicious_files_are_refused_by_name_and_do_not_run(write: Callable[..., Path], tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     path = write({"model": {}, "x": Malicious(marker)}, tmp_path / "evil.pkl")
     with pytest.raises(ValueError, match=r"asks for posix.system.* so it was not read; --trust") as raised:
@@ -61,11 +61,11 @@ def test_malice_is_refused_by_name_and_does_not_run(write: Callable[..., Path], 
 
 
 class Other:
-    """A class that a stranger's environment has."""
+    """A class that only its author's environment has."""
 
 
 @pytest.mark.parametrize("write", [modern, pickled])
-def test_every_name_that_a_file_asks_for_is_told(write: Callable[..., Path], tmp_path: Path) -> None:
+def test_every_name_that_a_file_asks_for_is_listed(write: Callable[..., Path], tmp_path: Path) -> None:
     path = write([Other(), Path("/"), slice(1)], tmp_path / "many.pkl")
     with pytest.raises(ValueError, match=r"asks for builtins.slice, pathlib.\w+, .*\.Other: more than"):
         files.read(path)
@@ -90,7 +90,7 @@ def test_arrays_and_builtins_are_read_in_every_protocol(protocol: int, tmp_path:
 
 
 @pytest.mark.parametrize("write", [legacy, modern])
-def test_options_and_numpy_numbers_beside_the_tensors_do_no_harm(write: Callable[..., Path], tmp_path: Path) -> None:
+def test_options_and_numpy_numbers_beside_the_tensors_are_read(write: Callable[..., Path], tmp_path: Path) -> None:
     content = {
         "opt": argparse.Namespace(lr=0.1),
         "best": np.float64(3),
@@ -103,7 +103,7 @@ def test_options_and_numpy_numbers_beside_the_tensors_do_no_harm(write: Callable
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 @pytest.mark.parametrize("kind", ["modern", "legacy", "pickled", "safetensors"])
-def test_cut_files_are_said_to_be_cut(kind: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_truncated_files_are_reported(kind: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("cut")
     path = folder / f"x.{'safetensors' if kind == 'safetensors' else 'pth'}"
     if kind == "safetensors":
@@ -121,13 +121,13 @@ def test_cut_files_are_said_to_be_cut(kind: str, data: st.DataObject, tmp_path_f
 
 
 @settings(max_examples=150, deadline=None)
-@given(place=st.integers(0), bits=st.integers(1, 255), kind=st.sampled_from([modern, legacy, pickled]))
+@given(index=st.integers(0), bits=st.integers(1, 255), kind=st.sampled_from([modern, legacy, pickled]))
 def test_a_flipped_byte_is_an_error_or_harmless(
-    place: int, bits: int, kind: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+    index: int, bits: int, kind: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = kind(ARRAYS if kind is pickled else {"a": torch.ones(9)}, tmp_path_factory.mktemp("flip") / "x.pth")
     content = bytearray(path.read_bytes())
-    content[place % len(content)] ^= bits
+    content[index % len(content)] ^= bits
     path.write_bytes(content)
     with contextlib.suppress(ValueError):  # anything else would be a traceback in the user's face
         files.read(path)
@@ -190,7 +190,7 @@ def test_a_safetensors_header_that_claims_more_than_the_file(tmp_path: Path) -> 
         files.read(path)
 
 
-def test_what_is_no_checkpoint(tmp_path: Path) -> None:
+def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "a.pth").touch()
     (tmp_path / "LOG").touch()
     with pytest.raises(ValueError, match=r"is a directory, give one of its files: a.pth, LOG"):
@@ -208,29 +208,6 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "script.pt")
     with pytest.raises(ValueError, match=r"is a TorchScript program, not a checkpoint; save its state_dict"):
         files.read(tmp_path / "script.pt")
-
-
-def stage(folder: Path, force: bool = False, fail: bool = False, **contents: str) -> None:
-    with files.staged(folder, force) as part:
-        for name, text in contents.items():
-            (part / name).write_text(text)
-        if fail:
-            raise RuntimeError("midway")
-
-
-def test_files_appear_together_or_not_at_all(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="midway"):
-        stage(tmp_path, fail=True, a="1")
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / "b").write_text("old")
-    with pytest.raises(ValueError, match="b is there and differs; --force writes over it"):
-        stage(tmp_path, a="1", b="new")
-    assert [p.name for p in tmp_path.iterdir()] == ["b"]
-    stage(tmp_path, b="old")
-    stage(tmp_path, force=True, a="1", b="new")
-    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a": "1", "b": "new"}
-    with pytest.raises(ValueError, match=r"the folder .*nowhere does not exist"):
-        stage(tmp_path / "nowhere")
 
 
 def test_neither_framework_is_needed_to_import_and_read(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""detectron2 and OpenMMLab themselves, each in a process of its own: equal as written, and each breakage caught."""
+"""detectron2 and OpenMMLab, each in its own process: converted files are equal, and every damage is detected."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ import pytest
 from converters import read_backbone
 from converters.verify import verify
 
-# Runs in the framework's process: convert, verify, then break one thing at a time and verify again.
+# Runs in the framework's process: convert, verify, then change one setting at a time and verify again.
 SCRIPT = """
 import json, sys
 from pathlib import Path
@@ -23,9 +23,9 @@ suffix = {"detectron2": (".pkl", ".yaml"), "openmmlab": (".pth", ".py")}[target]
 folder.mkdir()
 path = folder / f"x{suffix[0]}"
 done = convert.convert(f"random:{arch}", target, str(path), check="yes")
-told = {"checks": [[c.model, c.tensors, c.convs, c.norms, max(c.deltas.values())] for c in done.checks]}
+found = {"checks": [[c.model, c.tensors, c.convs, c.norms, max(c.deltas.values())] for c in done.checks]}
 other = convert.convert("random:resnext50_32x4d", target, str(folder / f"next{suffix[0]}"), check="yes")
-told["resnext"] = [[c.model, c.tensors] for c in other.checks]
+found["resnext"] = [[c.model, c.tensors] for c in other.checks]
 settings = path.with_suffix(suffix[1])
 whole = settings.read_text()
 for name, (old, new) in breakages.items():
@@ -33,9 +33,9 @@ for name, (old, new) in breakages.items():
     settings.write_text(whole.replace(old, new))
     try:
         verify.verify(done.reading.backbone, target, path, verify.photograph(64))
-        told[name] = "not caught"
+        found[name] = "not detected"
     except converters.VerificationError as error:
-        told[name] = str(error)
+        found[name] = str(error)
 """
 # mmdet's C4 networks hold layer4 as roi_head.shared_head, a module with that one child and an init_cfg of its own.
 SHARED_HEAD = """
@@ -52,7 +52,7 @@ for prefix in ("", "backbone."):
     tensors = {k: v for k, v in done.reading.backbone.tensors.items() if k.startswith("layer4.")}
     state = head.state_dict()
     equal = set(state) == set(tensors) and all((state[k] == tensors[k]).all() for k in tensors)
-    told["shared head " + prefix] = [done.checks[0].tensors, len(tensors), bool(equal)]
+    found["shared head " + prefix] = [done.checks[0].tensors, len(tensors), bool(equal)]
 """
 DETECTRON2 = {
     "stride in 1x1": ("STRIDE_IN_1X1: False", "STRIDE_IN_1X1: True"),
@@ -70,51 +70,51 @@ OPENMMLAB = {
 }
 
 
-Told = dict[str, Any]
+Found = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Told]:
-    """What each framework's process found; they run beside each other."""
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Found]:
+    """Return what each framework's process found; the two run in parallel."""
     processes, folder = {}, tmp_path_factory.mktemp("frameworks")
     for target, breakages, more in (("detectron2", DETECTRON2, ""), ("openmmlab", OPENMMLAB, SHARED_HEAD)):
-        code = f"{SCRIPT}\n{more}\nprint(json.dumps(told))"
+        code = f"{SCRIPT}\n{more}\nprint(json.dumps(found))"
         args = ["-c", code, target, "resnet50", str(folder / target), json.dumps(breakages)]
         processes[target] = subprocess.Popen([sys.executable, *args], stdout=-1, stderr=-1, text=True)
     outputs = {target: process.communicate() for target, process in processes.items()}
     shutil.rmtree(folder)
-    found = {}
+    results = {}
     for target, process in processes.items():
         out, err = outputs[target]
         assert process.returncode == 0, err
-        found[target] = json.loads(out.splitlines()[-1])
-    return found
+        results[target] = json.loads(out.splitlines()[-1])
+    return results
 
 
 @pytest.fixture(scope="module")
-def detectron2(told: dict[str, Told]) -> Told:
-    return told["detectron2"]
+def detectron2(found: dict[str, Found]) -> Found:
+    return found["detectron2"]
 
 
 @pytest.fixture(scope="module")
-def openmmlab(told: dict[str, Told]) -> Told:
-    return told["openmmlab"]
+def openmmlab(found: dict[str, Found]) -> Found:
+    return found["openmmlab"]
 
 
-def test_detectron2_holds_all_53_convolutions_and_norms_in_fpn_and_c4(detectron2: Told) -> None:
+def test_detectron2_holds_all_53_convolutions_and_norms_in_fpn_and_c4(detectron2: Found) -> None:
     fpn, c4 = detectron2["checks"]
     assert fpn[:4] == ["detectron2 Mask R-CNN resnet50 FPN", 265, 53, 53]
     assert c4[:4] == ["detectron2 Mask R-CNN resnet50 C4", 265, 53, 53]
     assert max(fpn[4], c4[4]) <= 1e-4
 
 
-def test_mmseg_holds_all_318_tensors(openmmlab: Told) -> None:
+def test_mmseg_holds_all_318_tensors(openmmlab: Found) -> None:
     (check,) = openmmlab["checks"]
     assert check[:4] == ["mmseg ResNet resnet50", 318, 53, 53]
     assert check[4] <= 1e-4
 
 
-def test_resnext_keeps_its_groups(detectron2: Told, openmmlab: Told) -> None:
+def test_resnext_keeps_its_groups(detectron2: Found, openmmlab: Found) -> None:
     assert [tensors for _, tensors in detectron2["resnext"]] == [265, 265]
     assert openmmlab["resnext"] == [["mmseg ResNeXt resnext50_32x4d", 318]]
 
@@ -131,7 +131,7 @@ FEATURES = "holds the same tensors and gives other features: layer1 by"
         ("depth", "255 left over: layer3.6"),
     ],
 )
-def test_detectron2_breakages_are_caught(breakage: str, message: str, detectron2: Told) -> None:
+def test_detectron2_breakages_are_detected(breakage: str, message: str, detectron2: Found) -> None:
     assert message in detectron2[breakage]
 
 
@@ -146,17 +146,19 @@ def test_detectron2_breakages_are_caught(breakage: str, message: str, detectron2
         ("prefix", "openmmlab could not load"),
     ],
 )
-def test_openmmlab_breakages_are_caught(breakage: str, message: str, openmmlab: Told) -> None:
+def test_openmmlab_breakages_are_detected(breakage: str, message: str, openmmlab: Found) -> None:
     assert message in openmmlab[breakage]
 
 
 @pytest.mark.parametrize("prefix", ["", "backbone."])
-def test_openmmlab_with_and_without_prefix_and_mmdets_shared_head(prefix: str, openmmlab: Told) -> None:
+def test_openmmlab_with_and_without_prefix_and_mmdets_shared_head(prefix: str, openmmlab: Found) -> None:
     assert openmmlab["shared head " + prefix] == [318, 60, True]
 
 
 @pytest.mark.parametrize(("target", "rival"), [("detectron2", "mmengine"), ("openmmlab", "detectron2")])
-def test_the_two_never_meet(target: str, rival: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_detectron2_and_openmmlab_do_not_share_a_process(
+    target: str, rival: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, rival, sys)
     with pytest.raises(ValueError, match=f"{rival} is loaded in this process: verify for {target} in another"):
         verify(read_backbone("random:resnet18"), target, tmp_path / "x.pkl")

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import converters
+from converters import ReadOptions
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,7 @@ def test_a_seed_decides_the_weights_and_leaves_the_global_one() -> None:
         ("random:resnet51", "architecture 'resnet51' is unknown"),
         ("random:resnet18?sed=3", "option 'sed' is unknown; random: takes seed"),
         ("random:resnet18?seed=x", "seed=x is not a whole number"),
+        ("random:resnet18?seed=²", "seed=² is not a whole number"),
         ("timm:resnet18?pretrained=no", "pretrained=no is neither true nor false"),
         ("timm:resnet51", r"timm has no 'resnet51'; timm.list_models"),
         ("timm:vit_tiny_patch16_224?pretrained=false", "is a VisionTransformer, not a ResNet"),
@@ -52,8 +54,8 @@ def test_mistakes(name: str, message: str) -> None:
 
 
 def test_options_for_files_are_refused() -> None:
-    with pytest.raises(ValueError, match="is one whole network: --branch, --from and --drop are for files"):
-        converters.read_backbone("random:resnet18", branch="key")
+    with pytest.raises(ValueError, match="is one whole network: --branch, --from, --drop and --trust are for files"):
+        converters.read_backbone("random:resnet18", ReadOptions(branch="key"))
 
 
 def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:

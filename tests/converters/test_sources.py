@@ -1,4 +1,4 @@
-"""Every layout is recognised, and every key has its place or stops the reading."""
+"""Every format is recognised; every key is read, dropped for a reason, or an error."""
 
 import pickle
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import converters
+from converters import ReadOptions, sources
 from converters import arch as archs
-from converters import sources
 from converters.formats import BY_NAME, FORMATS
 from converters.targets import TARGETS
 from tests.converters.samples import SAMPLES
@@ -23,24 +23,24 @@ Save = Callable[[object], Path]
 
 
 @pytest.mark.parametrize("name", HERE)
-def test_layouts_are_recognised(name: str, sample: Callable[..., Path]) -> None:
-    backbone = converters.read_backbone(sample(name), branch=SAMPLES[name].branch)
-    assert backbone.source.format == SAMPLES[name].layout
+def test_formats_are_recognised(name: str, sample: Callable[..., Path]) -> None:
+    backbone = converters.read_backbone(sample(name), ReadOptions(branch=SAMPLES[name].branch))
+    assert backbone.source.format == SAMPLES[name].format
     assert backbone.arch == "resnet18" + SAMPLES[name].stem
     assert list(backbone.tensors) == list(archs.expected(backbone.arch))
     assert backbone.feature_dim == 512
 
 
 @pytest.mark.parametrize("name", ["MoCo v1", "DINO", "lightly, nn.Sequential", "torchvision .safetensors"])
-def test_the_name_of_the_layout_reads_the_same(name: str, sample: Callable[..., Path]) -> None:
+def test_naming_the_format_reads_the_same(name: str, sample: Callable[..., Path]) -> None:
     recognised = converters.read_backbone(sample(name))
-    told = converters.read_backbone(sample(name), source=SAMPLES[name].layout)
-    assert recognised.compare(told.tensors) == len(told.tensors)
+    named = converters.read_backbone(sample(name), ReadOptions(format=SAMPLES[name].format))
+    assert recognised.compare(named.tensors) == len(named.tensors)
 
 
-def test_every_layout_has_a_sample() -> None:
+def test_every_format_has_a_sample() -> None:
     # A bare OpenMMLab stem is what this suite's own V1c files hold: test_targets reads one back.
-    assert {row.layout for row in SAMPLES.values()} == set(BY_NAME) - {"openmmlab-bare"}
+    assert {sample.format for sample in SAMPLES.values()} == set(BY_NAME) - {"openmmlab-bare"}
     assert len(BY_NAME) == len(FORMATS)
 
 
@@ -55,7 +55,7 @@ def test_every_key_is_accounted_for(sample: Callable[..., Path]) -> None:
     assert reading.backbone.meta == {"method": "unimoco", "epoch": 200}
 
 
-def test_our_own_checkpoint_tells_its_training(sample: Callable[..., Path]) -> None:
+def test_our_own_checkpoint_says_how_it_was_trained(sample: Callable[..., Path]) -> None:
     meta = converters.read_backbone(sample("this suite")).meta
     assert (meta["method"], meta["label_ratio"], meta["epochs"]) == ("unimoco", 0.1, 20.0)
 
@@ -91,31 +91,31 @@ def test_a_checkpoint_that_contradicts_itself(sample: Callable[..., Path], save:
     ],
 )
 def test_a_branch_goes_by_any_of_its_names(name: str, asked: str, found: str, sample: Callable[..., Path]) -> None:
-    default, other = sources.read(sample(name)), sources.read(sample(name), branch=asked)
+    default, other = sources.read(sample(name)), sources.read(sample(name), ReadOptions(branch=asked))
     assert other.branch == found
     assert not torch.equal(default.backbone.tensors["conv1.weight"], other.backbone.tensors["conv1.weight"])
 
 
-def test_a_branch_that_the_layout_does_not_have(sample: Callable[..., Path]) -> None:
+def test_a_branch_that_the_format_does_not_have(sample: Callable[..., Path]) -> None:
     with pytest.raises(ValueError, match="mocov3 files have no branch 'teachr'; --branch takes query or key"):
-        converters.read_backbone(sample("MoCo v3"), branch="teachr")
+        converters.read_backbone(sample("MoCo v3"), ReadOptions(branch="teachr"))
 
 
 def test_a_branch_that_the_file_does_not_have(moco: dict[str, Tensor], save: Save) -> None:
     path = save({"state_dict": moco})
     with pytest.raises(ValueError, match=r"has no key encoder \(it has query: --branch query\)"):
-        converters.read_backbone(path, branch="key")
+        converters.read_backbone(path, ReadOptions(branch="key"))
 
 
-def test_a_wrong_name_of_the_layout(sample: Callable[..., Path]) -> None:
-    with pytest.raises(ValueError, match="layout 'mocov9' is unknown; --from takes one of unimoco-suite"):
-        converters.read_backbone(sample("MoCo v1"), source="mocov9")
+def test_a_wrong_name_of_the_format(sample: Callable[..., Path]) -> None:
+    with pytest.raises(ValueError, match="format 'mocov9' is unknown; --from takes one of unimoco-suite"):
+        converters.read_backbone(sample("MoCo v1"), ReadOptions(format="mocov9"))
     with pytest.raises(ValueError, match="read as swav has no encoder encoder"):
-        converters.read_backbone(sample("MoCo v1"), source="swav")
+        converters.read_backbone(sample("MoCo v1"), ReadOptions(format="swav"))
 
 
 def test_an_unknown_file_shows_its_keys(save: Save) -> None:
-    with pytest.raises(ValueError, match=r"no layout known here.*it holds blocks.0.weight.*--from takes one of"):
+    with pytest.raises(ValueError, match=r"in no known format.*it holds blocks.0.weight.*--from takes one of"):
         converters.read_backbone(save({"state_dict": {"blocks.0.weight": torch.zeros(2)}}))
     with pytest.raises(ValueError, match="it holds a list"):
         converters.read_backbone(save([torch.zeros(2)]))
@@ -136,9 +136,9 @@ def test_an_unknown_key_is_refused_until_it_is_named(moco: dict[str, Tensor], sa
     path = save({"state_dict": moco | {"module.extra.weight": torch.zeros(1)}})
     with pytest.raises(ValueError, match=r"has 1 keys without a rule: extra.weight; --drop REGEX"):
         converters.read_backbone(path)
-    assert sources.read(path, drop=[r"^extra\."]).dropped[r"--drop ^extra\."] == ["extra.weight"]
+    assert sources.read(path, ReadOptions(drop=(r"^extra\.",))).dropped[r"--drop ^extra\."] == ["extra.weight"]
     with pytest.raises(ValueError, match=r"--drop \( is no regular expression"):
-        sources.read(path, drop=["("])
+        sources.read(path, ReadOptions(drop=("(",)))
 
 
 ENCODER = "module.encoder_q."
@@ -149,7 +149,7 @@ ENCODER = "module.encoder_q."
 def test_any_missing_tensor_is_named(data: st.DataObject, moco: dict[str, Tensor], save: Save) -> None:
     name = data.draw(st.sampled_from(list(archs.expected("resnet18"))))
     broken = {k: v for k, v in moco.items() if k != ENCODER + name}
-    with pytest.raises(ValueError, match=name if name != "layer1.0.conv1.weight" else "no layout known here"):
+    with pytest.raises(ValueError, match=name if name != "layer1.0.conv1.weight" else "in no known format"):
         converters.read_backbone(save({"state_dict": broken}))
 
 
@@ -185,7 +185,7 @@ def test_a_wrong_dtype_is_named(dtype: torch.dtype, moco: dict[str, Tensor], sav
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_widened_and_said(dtype: torch.dtype, moco: dict[str, Tensor], save: Save) -> None:
+def test_half_precision_is_widened_and_noted(dtype: torch.dtype, moco: dict[str, Tensor], save: Save) -> None:
     half = {k: v.to(dtype) if v.is_floating_point() else v for k, v in moco.items()}
     reading = sources.read(save({"state_dict": half}))
     assert reading.notes == (f"stored as {str(dtype)[6:]}, read as float32: no value changes",)
@@ -201,7 +201,7 @@ def test_a_view_that_claims_more_than_the_file(moco: dict[str, Tensor], save: Sa
 
 
 def test_views_that_claim_more_than_the_file_together(moco: dict[str, Tensor], save: Save) -> None:
-    shared = torch.zeros(3_000_000)  # 12 MB, stored once and told many times
+    shared = torch.zeros(3_000_000)  # 12 MB, stored once and viewed many times
     views = {key: shared for key in moco if "conv" in key}
     with pytest.raises(ValueError, match=r"claims 12,000,000 bytes where the file has \d+,\d+ left for it"):
         converters.read_backbone(save({"state_dict": moco | views}))
@@ -234,7 +234,7 @@ def test_a_sparse_tensor(moco: dict[str, Tensor], save: Save) -> None:
         converters.read_backbone(save({"state_dict": moco}))
 
 
-def test_counters_that_are_absent_are_said(moco: dict[str, Tensor], save: Save) -> None:
+def test_absent_counters_are_noted(moco: dict[str, Tensor], save: Save) -> None:
     reading = sources.read(save({"state_dict": {k: v for k, v in moco.items() if "num_batches" not in k}}))
     assert reading.notes == ("the file has no BN step counters: 20 num_batches_tracked set to 0",)
     assert reading.backbone.tensors["bn1.num_batches_tracked"].dtype == torch.int64
@@ -255,7 +255,7 @@ def test_detectron2_zoo_files_are_another_network(sample: Callable[..., Path], t
     path.write_bytes(pickle.dumps(content | {"__author__": "Detectron2 Model Zoo"}))
     with pytest.raises(ValueError, match=r"BGR images with STRIDE_IN_1X1.*say so with --from detectron2"):
         converters.read_backbone(path)
-    assert converters.read_backbone(path, source="detectron2").arch == "resnet18"
+    assert converters.read_backbone(path, ReadOptions(format="detectron2")).arch == "resnet18"
 
 
 @pytest.mark.parametrize("config", ["backbone=dict(style='caffe')", "'style': 'caffe'", "bgr_to_rgb=False"])
@@ -265,7 +265,7 @@ def test_caffe_style_openmmlab_files_are_another_network(config: str, sample: Ca
         converters.read_backbone(save({"meta": {"cfg": config}, "state_dict": state}))
 
 
-def test_trunk_of_a_built_model_is_compared() -> None:
+def test_the_backbone_of_a_built_model_is_compared() -> None:
     backbone = converters.read_backbone("random:resnet18")
     network = backbone.build()
     assert backbone.compare(converters.backbone_state(network.state_dict(), "torchvision")) == 120

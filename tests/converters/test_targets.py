@@ -1,4 +1,4 @@
-"""What is written: names, bytes, settings, and what a framework cannot hold."""
+"""Converted files: names, bytes, settings, and networks that a framework cannot build."""
 
 import pickle
 import re
@@ -28,8 +28,8 @@ def published_moco_mapping(state: dict[str, torch.Tensor]) -> dict[str, np.ndarr
             name = "stem." + name
         for stage in (1, 2, 3, 4):
             name = name.replace(f"layer{stage}", f"res{stage + 1}")
-        for number in (1, 2, 3):
-            name = name.replace(f"bn{number}", f"conv{number}.norm")
+        for index in (1, 2, 3):
+            name = name.replace(f"bn{index}", f"conv{index}.norm")
         name = name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
         mapped[name] = value.numpy()
     return mapped
@@ -132,7 +132,7 @@ def test_torchvision_and_timm_load_strict(suffix: str, sample: Callable[..., Pat
 )
 def test_what_a_framework_cannot_hold_is_named(target: str, arch: str, layer: str, tmp_path: Path) -> None:
     backbone = converters.read_backbone(f"random:{arch}")
-    with pytest.raises(ValueError, match=f"{target} builds no {arch}: it has no place for {layer}"):
+    with pytest.raises(ValueError, match=f"{target} builds no {arch}: it has no layer for {layer}"):
         TARGETS[target].save(backbone, tmp_path / "x.pth")
     assert list(tmp_path.iterdir()) == []
 
