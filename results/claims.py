@@ -1,143 +1,205 @@
-"""What the paper claims beside what was measured here, in sentences that are made from the records.
+"""The paper's claims beside our results, judged by the test of results/stats.py over pre-trainings.
 
-A difference counts where it is larger than the spread: the larger sample standard deviation of the two figures.
+All comparisons of the table are one family for Holm's correction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import pandas as pd
 
-from results.frame import by_ratio, usual
-from results.grid import MISSING, Cell, Grid
-from results.tasks import METRICS, TASKS
+from results.frame import Measurements
+from results.grid import MISSING, Entry, Grid
+from results.registry import METRICS, TASKS
+from results.stats import LEVEL, MIN_PRETRAININGS, Comparison, Interval, compare, correct, paired_bootstrap
 
 LINEAR, DETECTION = "linear", "fashion-fpn"
-SOURCE = "UniMoCo README"  # how the source of the published figures begins in published.csv
+SOURCE = "UniMoCo README"  # how the source of the published results begins in published.csv
 NOTES = [
     "Published: UniMoCo README, github.com/dddzg/unimoco at ccac034 (ResNet-50; ImageNet, linear: top-1; COCO, C4 1x: "
-    "AP box); of SupCon the paper's abstract gives no figure.",
-    "Here: linear top-1 and AP box on Fashion Scenes where nothing else is said; means in %. A difference counts where "
-    "it is larger than the spread, the larger sample standard deviation of the two figures; else it is undecided.",
+    "AP box); the paper's abstract gives no number for SupCon.",
+    "Ours: linear top-1 and AP box on Fashion Scenes unless stated otherwise; means over pre-trainings in %.",
+    f"Two backbones differ by Welch's t-test over pre-trainings at {100 * LEVEL:g} %, Holm-corrected over this table; "
+    f"it needs at least {MIN_PRETRAININGS} pre-trainings of both (else “n too small”). “Tied”: not different.",
 ]
 
-Pair = tuple[str, Cell, Cell]  # what was measured, of UniMoCo, of its rival
+
+@dataclass(frozen=True)
+class Pair:
+    """Two backbones in one measurement; the claim says that the first is higher.
+
+    Attributes:
+        name: what is measured, or which backbones are compared.
+        first: measurements of the first.
+        second: measurements of the second.
+        images: bootstrap over test images; only where both are a single checkpoint.
+    """
+
+    name: str
+    first: Entry
+    second: Entry
+    images: Interval | None = None
 
 
-def claims(rows: pd.DataFrame, papers: pd.DataFrame) -> Grid:
-    """The table, with the claims that something was measured for.
+Judged = Sequence[tuple[Pair, Comparison]]
+
+
+def claims(found: Measurements, papers: pd.DataFrame) -> Grid:
+    """Return the table, with the claims that there are measurements for.
 
     Args:
-        rows: of `frame`.
+        found: of `frame`.
         papers: of `published`.
     """
-    rows, papers = usual(rows), papers[papers["source"].str.startswith(SOURCE)]
-    linear, detection = points(rows, LINEAR), points(rows, DETECTION)
-    supervised, supcon = pairs(rows, "cross_entropy", [DETECTION]), pairs(rows, "supcon", TASKS)
+    usual, papers = found.usual(), papers[papers["source"].str.startswith(SOURCE)]
+    linear, detection = by_ratio(usual, LINEAR), by_ratio(usual, DETECTION)
+    supervised, supcon = rivals(usual, "cross_entropy", [DETECTION]), rivals(usual, "supcon", TASKS)
     theirs = {task: _series(_published(papers, task)) for task in (LINEAR, DETECTION)}
     box = (_published(papers, DETECTION, method)[1.0] for method in ("unimoco", "cross_entropy"))
     against = "{:.1f} against {:.1f}".format(*box)
-    found: list[tuple[str, str, list[Pair] | dict[float, Cell], str]] = [
-        ("more labels, better linear classification", theirs[LINEAR], linear, labels_help(linear)),
-        ("detection is best below 100 %", theirs[DETECTION], detection, best_below_all(detection)),
-        ("UniMoCo detects better than cross-entropy", against, supervised, lead(supervised)),
-        ("UniCon is better than SupCon", MISSING, supcon, lead(supcon)),
+    table: list[tuple[str, str, str, list[Pair], Callable[[Judged], str]]] = [
+        ("more labels, better linear classification", theirs[LINEAR], _series(linear), steps(linear), labels_help),
+        ("detection is best below 100 %", theirs[DETECTION], _series(detection), against_all(detection), best_below),
+        ("UniMoCo detects better than cross-entropy", against, _means(supervised), supervised, ahead),
+        ("UniCon is better than SupCon", MISSING, _means(supcon), supcon, ahead),
     ]
-    grid = Grid("claims", "The paper's claims", ["the paper's claim", "published", "measured here", "seen here"])
-    grid.notes = NOTES
-    for title, figures, ours, verdict in found:
-        if verdict:
-            told = _told(ours) if isinstance(ours, list) else _series({r: c.mean or 0.0 for r, c in ours.items()})
-            grid.rows.append((title, [Cell(text=text) for text in (figures, told, verdict)]))
+    judged = iter(correct([compare(one.first.means, one.second.means) for *_, pairs, _ in table for one in pairs]))
+    grid = Grid("claims", "Claims of the paper", ["claim of the paper", "published", "ours", "does it hold in ours?"])
+    for title, published, ours, pairs, verdict in table:
+        if comparisons := [(pair, next(judged)) for pair in pairs]:
+            grid.rows.append((title, [Entry(text=text) for text in (published, ours, verdict(comparisons))]))
+    grid.notes = NOTES if grid.rows else []
     return grid
 
 
-def labels_help(measured: Mapping[float, Cell]) -> str:
-    """Whether a metric rises with the share of labels; empty with fewer than two shares.
-
-    Args:
-        measured: by share of labels, 0 to 1.
-    """
-    if len(measured) < 2:
-        return ""
+def steps(measured: Mapping[float, Entry]) -> list[Pair]:
+    """Return the most labels against the fewest, then each label ratio against the one before."""
     ratios = sorted(measured)
-    first, last = ratios[0], ratios[-1]
-
-    def step(a: float, b: float) -> str:
-        return f"{difference(measured[a], measured[b])} from {_share(a)} to {_share(b)}"
-
-    drops = [step(a, b) for a, b in pairwise(ratios) if _gap(measured[a], measured[b]) < 0]
-    rises = _gap(measured[first], measured[last]) > 0 and counts(measured[first], measured[last])
-    steps = f", but {', '.join(drops)}" if drops else ", a rise at every step"
-    return f"{'yes' if rises else 'no'}: {step(first, last)}{steps}"
+    if len(ratios) < 2:
+        return []
+    return [_ratios(measured, ratios[-1], ratios[0]), *(_ratios(measured, b, a) for a, b in pairwise(ratios))]
 
 
-def best_below_all(measured: Mapping[float, Cell]) -> str:
-    """Whether the best share of labels is below 1; empty where 1 or all others were not measured."""
-    if 1.0 not in measured or len(measured) < 2:
-        return ""
-    best = max((ratio for ratio in measured if ratio < 1), key=lambda ratio: measured[ratio].mean or 0.0)
-    ahead, clear = _gap(measured[1.0], measured[best]) > 0, counts(measured[1.0], measured[best])
-    verdict = ("yes" if ahead else "no") if clear else "undecided"
-    gap = difference(measured[1.0], measured[best])
-    return f"{verdict}: {_share(best)}, best of the others, is {gap} against 100 %"
+def against_all(measured: Mapping[float, Entry]) -> list[Pair]:
+    """Return each smaller label ratio against all labels; nothing where all labels were not measured."""
+    return [_ratios(measured, ratio, 1.0) for ratio in sorted(measured) if ratio < 1] if 1.0 in measured else []
 
 
-def lead(measured: list[Pair]) -> str:
-    """In how many measurements UniMoCo is ahead of its rival; empty where there is none."""
-    if not measured:
-        return ""
-    clear = [_gap(theirs, ours) > 0 for _, ours, theirs in measured if counts(theirs, ours)]
-    ahead, behind, level = sum(clear), len(clear) - sum(clear), len(measured) - len(clear)
-    decided = "in part" if ahead else "no" if behind else "undecided"
-    verdict = "yes" if ahead == len(measured) else decided
-    return f"{verdict}: ahead in {ahead} of {len(measured)}, behind in {behind}, undecided in {level}"
-
-
-def points(rows: pd.DataFrame, task: str) -> dict[float, Cell]:
-    """The headline of a task by UniMoCo's share of labels."""
-    chosen = rows[(rows["task"] == task) & (rows["metric"] == TASKS[task].metrics[0])]
-    found = {}
-    for ratio, pretraining in sorted(by_ratio(chosen).items()):
-        same = chosen[chosen["pretraining"] == pretraining]
-        found[ratio] = Cell.of(same["value"], same["trained"])
-    return found
-
-
-def pairs(rows: pd.DataFrame, rival: str, tasks: Iterable[str]) -> list[Pair]:
-    """UniMoCo and another method, both with all labels, in every headline that both were measured in."""
-    found = []
+def rivals(found: Measurements, method: str, tasks: Iterable[str]) -> list[Pair]:
+    """Return UniMoCo against another method, both with all labels, in each metric that both were measured in."""
+    pairs = []
     for task in tasks:
-        for metric in TASKS[task].headline:
-            chosen = rows[(rows["task"] == task) & (rows["metric"] == metric)]
-            ours = chosen[chosen["pretraining"] == by_ratio(chosen).get(1.0)]
-            theirs = chosen[chosen["pretraining"].map(lambda p: (p.method, p.label_ratio) == (rival, 1.0)).astype(bool)]
-            if len(ours) and len(theirs):
-                cells = [Cell.of(same["value"], same["trained"]) for same in (ours, theirs)]
-                found.append((f"{TASKS[task].title} {METRICS.get(metric, metric)}", cells[0], cells[1]))
-    return found
+        chosen = found.of_task(task)
+        ours = chosen.by_ratio().get(1.0)
+        if ours is None:
+            continue
+        recipe = chosen.backbones[ours].recipe[1:]  # settings hold the method
+        theirs = [
+            key for key, one in chosen.backbones.items()
+            if (one.method, one.label_ratio, one.recipe[1:]) == (method, 1.0, recipe)
+        ]  # fmt: skip
+        theirs.sort(key=lambda key: -chosen.where(chosen.rows["backbone_id"] == key).rows["pretraining"].nunique())
+        for metric in (name for name in TASKS[task].metrics if name in (TASKS[task].metrics[0], "segm/AP")):
+            for rival in theirs[:1]:
+                first, second = (_entry(chosen, key, metric) for key in (ours, rival))
+                if first.means and second.means:
+                    name = f"{TASKS[task].title} {METRICS.get(metric, metric)}"
+                    pairs.append(Pair(name, first, second, _over_images(chosen, ours, rival, metric)))
+    return pairs
 
 
-def difference(of: Cell, to: Cell) -> str:
-    """How far a figure lies above another, and the spread: "+0.4 (spread 0.6)"."""
-    std = _spread(of, to)
-    return f"{_gap(of, to):+.1f} ({'no spread known' if std is None else f'spread {std:.1f}'})".replace("-", "−")
+def labels_help(judged: Judged) -> str:
+    """Return whether a metric rises from the fewest to the most labels, and at which steps it falls."""
+    (pair, whole), *others = judged
+    drops = [f"{step.name} ({_gap(one)}, {_reason(one)})" for step, one in others if one.difference < 0]
+    fall = f"; the mean falls {', '.join(drops)}" if drops else "; the mean rises at every step"
+    return f"{_answer([whole])}; {_gap(whole)} {pair.name}{_tested(whole)}{fall}"
 
 
-def counts(one: Cell, other: Cell) -> bool:
-    """Whether two figures differ by more than the spread; without one nothing counts."""
-    std = _spread(one, other)
-    return std is not None and abs(_gap(one, other)) > std
+def best_below(judged: Judged) -> str:
+    """Return whether some label ratio below 1 is higher than all labels; "no" where every one is lower."""
+    verdicts = [one.verdict for _, one in judged]
+    pair, best = max(judged, key=lambda item: (item[1].verdict == "higher", item[1].difference))
+    undecided = "lower" in verdicts and set(verdicts) != {"lower"} and best.verdict != "higher"
+    answer = "tied" if undecided else _answer([best] if best.verdict == "higher" else [one for _, one in judged])
+    return f"{answer}; best of the others: {_gap(best)} {pair.name}{_tested(best)}"
 
 
-def _gap(of: Cell, to: Cell) -> float:
-    return (to.mean or 0.0) - (of.mean or 0.0)
+def ahead(judged: Judged) -> str:
+    """Return in how many measurements the first is higher than the second."""
+    comparisons = [one for _, one in judged]
+    verdicts = [one.verdict for one in comparisons]
+    counts = [f"{verdict} in {verdicts.count(verdict)}" for verdict in ("higher", "lower", "tied", "n too small")
+              if verdict in verdicts]  # fmt: skip
+    images = [f"{pair.name}, one checkpoint each, over test images: {_interval(pair.images)}"
+              for pair, _ in judged if pair.images]  # fmt: skip
+    count = [f"{', '.join(counts)} of {len(judged)}"] * (set(verdicts) != {"n too small"})
+    return "; ".join([_answer(comparisons), *count, *images])
 
 
-def _spread(one: Cell, other: Cell) -> float | None:
-    return max((cell.std for cell in (one, other) if cell.std is not None and cell.n > 1), default=None)
+def by_ratio(found: Measurements, task: str) -> dict[float, Entry]:
+    """Return the leading metric of a task by UniMoCo's label ratio."""
+    chosen = found.of_task(task)
+    return {ratio: _entry(chosen, key, TASKS[task].metrics[0]) for ratio, key in sorted(chosen.by_ratio().items())}
+
+
+def _answer(comparisons: Sequence[Comparison]) -> str:
+    """Return "yes" where the first is higher in all, "no" where it is lower in some and higher in none ..."""
+    verdicts = {one.verdict for one in comparisons}
+    if verdicts == {"higher"}:
+        return "yes"
+    if "higher" in verdicts:
+        return "in part"
+    if "lower" in verdicts:
+        return "no"
+    if verdicts == {"n too small"}:
+        sizes = sorted({one.n for one in comparisons})
+        return f"n too small: {' or '.join(f'{first} against {second}' for first, second in sizes)} pre-trainings"
+    return "tied"
+
+
+def _reason(one: Comparison) -> str:
+    return one.verdict if one.p is None else f"{one.verdict}, p = {one.p:.2g}"
+
+
+def _tested(one: Comparison) -> str:
+    return "" if one.p is None else f" (p = {one.p:.2g})"
+
+
+def _gap(one: Comparison) -> str:
+    return f"{one.difference:+.1f}".replace("-", "−")
+
+
+def _interval(one: Interval) -> str:
+    low, difference, high = (f"{100 * value:+.1f}".replace("-", "−") for value in (one.low, one.difference, one.high))
+    return f"{difference} [{low}, {high}]"
+
+
+def _ratios(measured: Mapping[float, Entry], first: float, second: float) -> Pair:
+    return Pair(f"from {100 * second:.3g} % to {100 * first:.3g} %", measured[first], measured[second])
+
+
+def _entry(found: Measurements, backbone_id: str, metric: str) -> Entry:
+    return Entry.of(found.rows[(found.rows["backbone_id"] == backbone_id) & (found.rows["metric"] == metric)])
+
+
+def _over_images(found: Measurements, first: str, second: str, metric: str) -> Interval | None:
+    """Return the bootstrap over test images where each side is one record that kept the metric per image."""
+    rows = found.rows[found.rows["metric"] == metric]
+    files = [rows.loc[rows["backbone_id"] == key, "per_image"].to_list() for key in (first, second)]
+    if any(len(paths) != 1 or paths[0] is None for paths in files):
+        return None
+    arrays = []
+    for (path,) in files:
+        with np.load(path) as content:
+            if metric not in content:
+                return None
+            arrays.append(content[metric])
+    return paired_bootstrap(*arrays)
 
 
 def _published(papers: pd.DataFrame, task: str, method: str = "unimoco") -> dict[float, float]:
@@ -146,15 +208,12 @@ def _published(papers: pd.DataFrame, task: str, method: str = "unimoco") -> dict
     return dict(zip(same["label_ratio"], same["value"], strict=True))
 
 
-def _share(ratio: float) -> str:
-    return f"{100 * ratio:.3g} %"
+def _series(values: Mapping[float, Entry] | Mapping[float, float]) -> str:
+    """Return e.g. "71.1, 72.0, 76.4 with 0, 10, 100 % of the labels"."""
+    means = (value if isinstance(value, float) else value.mean or 0.0 for value in values.values())
+    ratios = ", ".join(f"{100 * ratio:.3g}" for ratio in values)
+    return f"{', '.join(f'{mean:.1f}' for mean in means)} with {ratios} % of the labels"
 
 
-def _series(values: Mapping[float, float]) -> str:
-    """ "71.1, 72.0, 76.4 with 0, 10, 100 % of the labels"."""
-    figures = ", ".join(f"{value:.1f}" for value in values.values())
-    return f"{figures} with {', '.join(f'{100 * ratio:.3g}' for ratio in values)} % of the labels"
-
-
-def _told(measured: list[Pair]) -> str:
-    return "; ".join(f"{title} {ours.mean:.1f} against {theirs.mean:.1f}" for title, ours, theirs in measured)
+def _means(pairs: Iterable[Pair]) -> str:
+    return "; ".join(f"{pair.name} {pair.first.mean:.1f} against {pair.second.mean:.1f}" for pair in pairs)

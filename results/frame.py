@@ -1,173 +1,208 @@
-"""Records as one table of numbers, grouped by pre-training."""
+"""Records as one table of numbers, with a row per metric, and the facts of the backbones that were measured."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from results.record import Record, read
-from results.tasks import TASKS
+from results.record import Record, read_all
+from results.registry import TASKS, task_order
 
 METHODS = {
     "random": "random initialisation", "unimoco": "UniMoCo", "info_nce": "InfoNCE (MoCo v2)", "supcon": "SupCon",
     "supcon_in": "SupCon, mean inside the logarithm", "cross_entropy": "cross-entropy",
-    "torchvision": "torchvision's weights",
 }  # fmt: skip
+PUBLISHED_AS = {"mocov3": "moco_v3", "barlowtwins": "barlow_twins"}  # method in checkpoints -> in published.csv
+COLUMNS = (
+    "task", "config_hash", "backbone_id", "pretraining", "seed", "metric", "value", "headline", "commit", "device",
+    "per_image",
+)  # fmt: skip
 
-# What published.csv calls methods that checkpoints name otherwise. torchvision's weights are a supervised network's.
-PAPERS_NAMES = {"mocov3": "moco_v3", "barlowtwins": "barlow_twins", "torchvision": "cross_entropy"}
 
-
-@dataclass(frozen=True, order=True)
-class Pretraining:
-    """What checkpoints of one row have in common.
+@dataclass(frozen=True)
+class BackboneFacts:
+    """What is known of a backbone_id: the words of its row.
 
     Attributes:
-        place: where the row stands.
-        method: "unimoco", "random" ...
-        label_ratio: share of labels kept, -1 where that is not known.
-        epochs: of pre-training, -1 where that is not known.
+        backbone_id: the identity of the row.
+        method: "unimoco", "random" ...; empty where unknown.
+        label_ratio: fraction of the labels used; None where unknown.
+        epochs: of pre-training; None where unknown.
         arch: "resnet18" ...
-        settings: hash of its views, model, optimiser and number of images, empty where that is not known.
+        settings: hash of everything that decides the weights but labels and seeds; empty where unknown.
+        file: name and layout of the file.
     """
 
-    place: int
+    backbone_id: str
     method: str
-    label_ratio: float
-    epochs: float
+    label_ratio: float | None
+    epochs: float | None
     arch: str
-    settings: str = ""
+    settings: str
+    file: str
 
     @staticmethod
-    def of(checkpoint: dict[str, Any]) -> Pretraining:
-        """The row that a record's checkpoint belongs to."""
-        method = str(checkpoint.get("method") or checkpoint["format"])
-        place = list(METHODS).index(method) if method in METHODS else len(METHODS)
-        ratio, epochs = checkpoint.get("label_ratio"), checkpoint.get("epochs")
-        return Pretraining(
-            place, method, -1.0 if ratio is None else round(float(ratio), 4),
-            -1.0 if epochs is None else float(epochs), str(checkpoint["arch"]),
-            str(checkpoint.get("settings") or ""),
+    def of(record: Record) -> BackboneFacts:
+        """Return the facts of a record's backbone."""
+        facts = record.backbone
+        ratio, epochs = facts.get("label_ratio"), facts.get("epochs")
+        return BackboneFacts(
+            record.backbone_id, str(facts.get("method") or ""), None if ratio is None else round(float(ratio), 4),
+            None if epochs is None else float(epochs), facts["arch"], str(facts.get("settings") or ""),
+            f"{Path(facts['path']).name} ({facts['format']} layout)",
         )  # fmt: skip
 
-    def is_of(self, papers: pd.DataFrame) -> pd.Series[bool]:
-        """Which rows of `published` are of this method, with as many labels where that is known."""
-        same = papers["method"] == PAPERS_NAMES.get(self.method, self.method)
-        return same & ((papers["label_ratio"] == self.label_ratio) | (self.label_ratio < 0))
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """Return the sort key of rows."""
+        known = list(METHODS).index(self.method) if self.method in METHODS else len(METHODS)
+        numbers = (-1 if value is None else value for value in (self.label_ratio, self.epochs))
+        return known, self.method, *numbers, self.arch, self.backbone_id
+
+    @property
+    def recipe(self) -> tuple[str, float | None, str]:
+        """Return what pre-trainings share that differ only in labels and seeds."""
+        return self.settings, self.epochs, self.arch
 
     @property
     def title(self) -> str:
-        """For people."""
-        parts = [METHODS.get(self.method, self.method)]
-        if self.label_ratio >= 0 and self.method != "info_nce":  # which does not use them
+        """Return the facts in words; those of two backbones may be equal."""
+        if self.backbone_id.startswith(("timm:", "torchvision:")):
+            return self.backbone_id + ", supervised" * self.backbone_id.startswith("torchvision:")
+        parts = [METHODS.get(self.method, self.method) or self.file]
+        if self.label_ratio is not None and self.method != "info_nce":  # which does not use labels
             parts.append(f"{100 * self.label_ratio:.3g} % of the labels")
-        if self.epochs >= 0:
+        if self.epochs is not None:
             parts.append(f"{self.epochs:g} epochs")
         return ", ".join(parts)
 
+    def is_published_in(self, papers: pd.DataFrame) -> pd.Series[bool]:
+        """Return which rows of `published` are of the same method, with as many labels where that is known.
 
-def load(folder: Path) -> list[Record]:
-    """Every record of a folder's *.jsonl, the newest of those that measure the same.
+        The method is known from the checkpoint alone; of files without one only torchvision's own weights are known
+        to be supervised.
+        """
+        library = self.backbone_id.startswith("torchvision:")
+        method = "cross_entropy" if library else PUBLISHED_AS.get(self.method, self.method)
+        same = (papers["method"] == method) & (method != "")
+        return same if self.label_ratio is None else same & (papers["label_ratio"] == self.label_ratio)
 
-    A checkpoint that was trained again in its old place replaces the one before: only the newest file's records count.
+
+@dataclass(frozen=True)
+class Measurements:
+    """What the records say.
+
+    Attributes:
+        rows: one row per metric of a record, with the columns COLUMNS and a `cost_NAME` for each cost; values in %.
+        backbones: backbone_id -> facts, in the order of table rows.
+        configs: (task, config_hash) -> title, distinct within a task.
+    """
+
+    rows: pd.DataFrame
+    backbones: dict[str, BackboneFacts]
+    configs: dict[tuple[str, str], str]
+
+    def where(self, mask: pd.Series[bool]) -> Measurements:
+        """Return the measurements of some rows and the backbones that are left."""
+        rows = self.rows[mask]
+        left = set(rows["backbone_id"])
+        return replace(self, rows=rows, backbones={key: one for key, one in self.backbones.items() if key in left})
+
+    def of_backbones(self, chosen: Iterable[BackboneFacts]) -> Measurements:
+        """Return the measurements of some backbones."""
+        return self.where(self.rows["backbone_id"].isin([one.backbone_id for one in chosen]))
+
+    def of_task(self, task: str) -> Measurements:
+        """Return the measurements of one task."""
+        return self.where(self.rows["task"] == task)
+
+    def columns(self) -> list[tuple[str, str]]:
+        """Return each (task, config_hash) in the order of the registry; configs of a task by number of backbones."""
+        count = Counter(
+            (str(task), str(config))
+            for task, config, _ in set(zip(*(self.rows[name] for name in COLUMNS[:3]), strict=True))
+        )
+        return sorted(count, key=lambda key: (task_order(key[0]), -count[key], key[1]))
+
+    def usual(self) -> Measurements:
+        """Return, of each task, the config that was measured with the most backbones."""
+        chosen = dict(reversed(self.columns()))
+        return self.where(self.rows["config_hash"] == self.rows["task"].map(chosen))
+
+    def headlines(self) -> Measurements:
+        """Return the leading metric of each task, by its usual config."""
+        usual = self.usual()
+        return usual.where(usual.rows["headline"].astype(bool))
+
+    def by_ratio(self) -> dict[float, str]:
+        """Return UniMoCo's backbone_id for each label ratio, of the one recipe that has the most ratios."""
+        recipes: dict[tuple[Any, ...], dict[float, str]] = defaultdict(dict)
+        for one in self.backbones.values():
+            if one.method == "unimoco" and one.label_ratio is not None:
+                recipes[one.recipe].setdefault(one.label_ratio, one.backbone_id)
+        return max(recipes.values(), key=len, default={})
+
+    def titles(self) -> dict[str, str]:
+        """Return the titles of the rows by backbone_id; equal ones are told apart by a hash."""
+        several = len({one.arch for one in self.backbones.values()}) > 1
+        words = {key: one.title + f", {one.arch}" * several for key, one in self.backbones.items()}
+        count = Counter(words.values())
+        return {key: title + f" [{_short(key)}]" * (count[title] > 1) for key, title in words.items()}
+
+
+def load(folders: Iterable[Path]) -> dict[Path, Record]:
+    """Read the records of several folders by their files; of one measurement in two folders the last one counts.
 
     Raises:
-        ValueError: names the file and line of a broken record or an unknown task.
+        ValueError: a folder does not exist, or a record is broken; names it.
     """
-    kept: list[Record] = []
-    for path in sorted(folder.glob("*.jsonl")):
-        newest: dict[tuple[Any, ...], Record] = {}
-        files: dict[tuple[Any, ...], str] = {}
-        for record in read(path, TASKS):
-            _check_shares(path, record)
-            ckpt = record.checkpoint
-            place = ckpt.get("path", ckpt["sha256"]), replace(Pretraining.of(ckpt), settings=""), ckpt.get("seed")
-            files[place] = ckpt["sha256"]
-            newest[place, *record.key] = record
-        kept += [record for (place, sha256, *_), record in newest.items() if files[place] == sha256]
-    return kept
+    found: dict[Path, tuple[Path, Record]] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: no such folder of records")
+        for record in read_all(folder):
+            _check_fractions(folder / record.path, record)
+            found[record.path] = (folder / record.path, record)
+    return dict(found.values())
 
 
-def _settings(records: Collection[Record]) -> dict[Pretraining, Pretraining]:
-    """Rows of the records; one of an older checkpoint, whose settings are unknown, joins the only known ones."""
-    rows = {Pretraining.of(record.checkpoint) for record in records}
-    known: dict[Pretraining, set[str]] = defaultdict(set)
-    for row in rows:
-        known[replace(row, settings="")] |= {row.settings} - {""}
-    only = {row: next(iter(found)) for row, found in known.items() if len(found) == 1}
-    return {row: row if row.settings else replace(row, settings=only.get(row, "")) for row in rows}
+def frame(records: Mapping[Path, Record]) -> Measurements:
+    """Turn records into measurements.
 
-
-def _check_shares(path: Path, record: Record) -> None:
-    for name in TASKS[record.task].metrics:
-        if not 0 <= record.metrics.get(name, 0.0) <= 1:
-            raise ValueError(f"{path}: {record.task}, {name}={record.metrics[name]}: a share lies between 0 and 1")
-
-
-def frame(records: Collection[Record]) -> pd.DataFrame:
-    """One row a metric: table, task, protocol, pretraining, seed, metric, value (in %), seconds, commit ...
-
-    `trained` tells pre-trainings of one row apart: by their seed where it is known, else by their file. Records of one
-    protocol whose options differ all the same, in what its words leave out, are of different protocols: the hash of
-    the rarer options stands behind the words.
+    Args:
+        records: by their files.
     """
-    options = Counter((record.task, record.protocol, record.config_hash) for record in records)
-    usual: dict[tuple[str, str], str] = {}
-    for task, protocol, config_hash in sorted(options, key=lambda key: (-options[key], key)):
-        usual.setdefault((task, protocol), config_hash)
-    settings = _settings(records)
     rows = []
-    for record in records:
-        ckpt, environment = record.checkpoint, record.environment
-        differs = record.config_hash != usual[record.task, record.protocol]
+    for path, record in records.items():
+        environment = record.environment
         about = {
-            "task": record.task, "table": TASKS[record.task].table, "seed": record.seed,
-            "protocol": record.protocol + f" (other options: {record.config_hash})" * differs,
-            "pretraining": settings[Pretraining.of(ckpt)], "sha256": ckpt["sha256"],
-            "trained": ckpt["sha256"] if ckpt.get("seed") is None else f"seed {ckpt['seed']}",
+            "task": record.task, "config_hash": record.config_hash, "backbone_id": record.backbone_id,
+            "pretraining": record.pretraining, "seed": record.seed, "device": environment.get("device"),
             "commit": str(environment.get("git_commit"))[:8] + "+" * bool(environment.get("git_dirty")),
-            "device": environment.get("device"), **{f"cost_{k}": v for k, v in record.cost.items()},
+            "per_image": record.per_image and str(path.with_name(record.per_image)),
+            **{f"cost_{name}": value for name, value in record.cost.items()},
         }  # fmt: skip
-        rows += [about | {"metric": name, "value": 100 * value} for name, value in record.metrics.items()]
-    columns = ["task", "table", "protocol", "seed", "pretraining", "sha256", "trained", "commit", "device"]
-    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=[*columns, "metric", "value"])
-
-
-def usual(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of each task only the protocol that most pre-trainings were measured with."""
-    known = rows.groupby(["task", "protocol"])["pretraining"].nunique()
-    most = {task: known[task].idxmax() for task in known.index.get_level_values("task").unique()}
-    return rows[rows["protocol"] == rows["task"].map(most)]
-
-
-def headlines(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of each task only the first metric, by the usual protocol."""
-    rows = usual(rows)
-    return rows[rows["metric"] == rows["task"].map({name: task.metrics[0] for name, task in TASKS.items()})]
-
-
-def by_ratio(rows: pd.DataFrame) -> dict[float, Pretraining]:
-    """UniMoCo's pre-training for each share of labels: the recipe with the most shares, its most frequent settings."""
-    unimoco = sorted({p for p in rows["pretraining"] if p.method == "unimoco"})
-    recipes = Counter((p.epochs, p.arch) for p in unimoco).most_common(1)
-    settings = Counter(p.settings for p in unimoco if p.settings)
-    return {
-        p.label_ratio: p
-        for p in sorted(unimoco, key=lambda p: settings[p.settings])
-        if (p.epochs, p.arch) == recipes[0][0]
-    }
+        rows += [
+            about | {"metric": name, "value": 100 * value, "headline": name == record.headline}
+            for name, value in record.metrics.items()
+        ]
+    facts = {record.backbone_id: BackboneFacts.of(record) for record in [*records.values()][::-1]}
+    backbones = {one.backbone_id: one for one in sorted(facts.values(), key=lambda one: one.order)}
+    return Measurements(pd.DataFrame(rows, columns=None if rows else COLUMNS), backbones, _configs(records.values()))
 
 
 def published(path: Path) -> pd.DataFrame:
-    """Figures of the papers: task, method, label_ratio, epochs, metric, value (in %), source, mark, note.
+    """Read results of papers: task, method, label_ratio, epochs, metric, value (in %), source, mark, note.
+
+    Label ratio and epochs are -1 where a paper does not give them.
 
     Raises:
-        ValueError: a figure without a source, or no number.
+        ValueError: a result has no source or is no number; names the line.
     """
     table = pd.read_csv(path, keep_default_na=False)
     for line, row in enumerate(table.to_dict("records"), 2):
@@ -183,3 +218,25 @@ def published(path: Path) -> pd.DataFrame:
     return table.assign(
         **{name: pd.to_numeric(table[name].replace("", "-1")).astype(float) for name in ("label_ratio", "epochs")}
     )
+
+
+def _configs(records: Iterable[Record]) -> dict[tuple[str, str], str]:
+    """Return the title of each config, the most frequent one; the hash stands behind equal ones of a task."""
+    words: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    for record in records:
+        words[record.task, record.config_hash][record.title] += 1
+    titles = {key: min(found, key=lambda title: (-found[title], title)) for key, found in words.items()}
+    count = Counter((task, title) for (task, _), title in titles.items())
+    return {key: title + f" (config {key[1]})" * (count[key[0], title] > 1) for key, title in titles.items()}
+
+
+def _check_fractions(path: Path, record: Record) -> None:
+    shown = TASKS[record.task].metrics if record.task in TASKS else (record.headline,)
+    for name in shown:
+        if not 0 <= record.metrics.get(name, 0.0) <= 1:
+            raise ValueError(f"{path}: {name}={record.metrics[name]}: expected a fraction between 0 and 1")
+
+
+def _short(backbone_id: str) -> str:
+    """Return the end of an identity that tells it from others of the same title."""
+    return backbone_id.rpartition("-")[2][:8]

@@ -1,114 +1,158 @@
-"""A table before it is text: cells with mean, spread and n, and its renderings as Markdown, LaTeX, HTML and CSV."""
+"""A table before it is text: entries with mean, spread and n, and their rendering as Markdown, LaTeX and CSV."""
 
 from __future__ import annotations
 
-import html
 import re
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 
+import numpy as np
 import pandas as pd
 
+from results.stats import Comparison, compare, correct
+
 MISSING = "–"
-PAGE = 40  # rows that LaTeX puts on one page
-_NUMBER = re.compile(r"\d+(\.\d+)?")  # that a text starts with, such as a published figure or a share
+PAGE = 40  # rows of a LaTeX table that fit on one page
+KEYS = ("backbone_id", "task", "config_hash", "metric")
+_NUMBER = re.compile(r"\d+(\.\d+)?")  # at the start of a text, such as a published result
 
 
 @dataclass(frozen=True)
-class Cell:
-    """Mean ± sample standard deviation over n pre-trainings; the text of a label or of a published figure instead.
+class Entry:
+    """The measurements of one row and column, or a text instead.
 
     Attributes:
-        mean: in the unit of the column; None where nothing was measured.
-        std: sample standard deviation: over pre-trainings, each the mean of its runs; of one pre-training over its
-            runs; None for a single figure.
-        n: number of pre-trainings.
-        runs: number of measurements of them, where they are more.
-        bold: it leads its column by more than its spread.
+        means: one value per pre-training, each the mean over its benchmark seeds.
+        runs: number of measurements.
+        seed_std: sample standard deviation over the benchmark seeds of a single pre-training.
+        text: printed where nothing was measured, e.g. a published result.
+        key: backbone_id, task, config_hash and metric of a measurement.
+        best: it differs from every other entry of its column and is higher.
         change: difference to the baseline row; None on that row.
-        text: what to print where it is no measurement.
+        differs: whether the difference to the baseline row is one by the test.
     """
 
-    mean: float | None = None
-    std: float | None = None
-    n: int = 0
+    means: tuple[float, ...] = ()
     runs: int = 0
-    bold: bool = False
-    change: float | None = None
+    seed_std: float | None = None
     text: str = ""
+    key: tuple[str, ...] = ()
+    best: bool = False
+    change: float | None = None
+    differs: bool = False
 
     @staticmethod
-    def of(values: pd.Series[float], trained: pd.Series[str]) -> Cell:
-        """From the values of the runs and what tells their pre-trainings apart."""
-        if not len(values):
-            return Cell()
-        means = values.groupby(trained).mean()
-        spread = means if len(means) > 1 else values
-        std = float(spread.std(ddof=1)) if len(spread) > 1 else None
-        return Cell(float(means.mean()), std, len(means), len(values))
+    def of(rows: pd.DataFrame, key: tuple[str, ...] = ()) -> Entry:
+        """Return the entry of some measurements, with columns `value` and `pretraining`."""
+        values = rows["value"]
+        means = tuple(values.groupby(rows["pretraining"]).mean())
+        one_checkpoint = len(means) == 1 and len(values) > 1
+        return Entry(means, len(values), float(values.std(ddof=1)) if one_checkpoint else None, key=key)
 
     @property
-    def figures(self) -> int:
-        """How many figures the spread is of."""
-        return self.n if self.n > 1 else max(self.n, self.runs)
+    def n(self) -> int:
+        """Return the number of pre-trainings."""
+        return len(self.means)
+
+    @property
+    def mean(self) -> float | None:
+        """Return the mean over pre-trainings; None where nothing was measured."""
+        return float(np.mean(self.means)) if self.means else None
+
+    @property
+    def std(self) -> float | None:
+        """Return the sample standard deviation over pre-trainings; None for fewer than two."""
+        return float(np.std(self.means, ddof=1)) if self.n > 1 else None
+
+    @property
+    def sort_value(self) -> float | None:
+        """Return the number to sort by, if there is one."""
+        number = _NUMBER.match(self.text)
+        return self.mean if self.means else float(number[0]) if number else None
+
+    @property
+    def short(self) -> str:
+        """Return mean and standard deviation, without n and the difference to the baseline."""
+        if self.mean is None:
+            return self.text or MISSING
+        return f"{self.mean:.1f}" + ("" if self.std is None else f" ± {self.std:.1f}")
 
     def __str__(self) -> str:
         if self.mean is None:
-            return self.text or MISSING
-        spread = "" if self.std is None else f" ± {self.std:.1f}"
-        times = f"; {self.runs} runs" if self.runs > self.n else ""
-        change = ""
-        if self.change is not None:
-            moved = round(self.change, 1)
-            change = f" {'↑' if moved > 0 else '↓' if moved < 0 else '='}{abs(moved):.1f}"
-        return f"{self.mean:.1f}{spread} ({self.n}{times}){change}"
+            return self.short
+        runs = f"; {self.runs} runs" if self.runs > self.n else ""
+        if self.seed_std is not None:
+            runs = f"; ± {self.seed_std:.1f} over {self.runs} benchmark seeds"
+        return f"{self.short} ({self.n}{runs})" + ("" if self.change is None else f" {self._change()}")
+
+    def _change(self) -> str:
+        change = round(self.change or 0.0, 1)
+        sign = ("↑" if change > 0 else "↓") if self.differs else "−" if change < 0 else "+"
+        return f"{sign}{abs(change):.1f}"
 
 
 @dataclass
 class Grid:
-    """Rows of cells under headers, with footnotes.
+    """Rows of entries under headers, with notes.
 
     Attributes:
         name: of its files.
-        title: for people.
-        header: of all columns, that of the row titles first.
-        rows: the title of each row and its cells.
+        title: shown above it.
+        header: of all columns, starting with that of the row titles.
+        rows: the title of each row and its entries.
         notes: lines below the table.
+        short: print entries without n and differences.
     """
 
     name: str
     title: str
     header: list[str]
-    rows: list[tuple[str, list[Cell]]] = field(default_factory=list)
+    rows: list[tuple[str, list[Entry]]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    short: bool = False
 
-    def compare(self, baseline: str | None, least: dict[int, int] | None = None) -> None:
-        """Marks the leader of each column and the difference of each row to the baseline row.
+    def compare(self, baseline: int | None = None) -> None:
+        """Compare all pairs of rows in each column; mark the best entry and the differences to a baseline row.
+
+        The pairs of a column are one family for Holm's correction. An entry is the best only where it is higher than
+        every other of its column by the test.
 
         Args:
-            baseline: title of that row; None or unknown: no differences.
-            least: by column, the number of figures below which nothing is bold (2 where not given).
+            baseline: index of the row that differences are to; None: show none.
         """
-        for place in range(len(self.header) - 1):
-            column = [cells[place] for _, cells in self.rows]
-            base = next((c.mean for (title, _), c in zip(self.rows, column, strict=True) if title == baseline), None)
-            leader = _leader(column, (least or {}).get(place, 2))
-            for number, ((title, cells), cell) in enumerate(zip(self.rows, column, strict=True)):
-                change = cell.mean - base if base is not None and cell.mean is not None and title != baseline else None
-                cells[place] = replace(cell, bold=number == leader, change=change)
+        for column in range(len(self.header) - 1):
+            entries = [row[column] for _, row in self.rows]
+            verdicts = _verdicts(entries)
+            base = entries[baseline].mean if baseline is not None else None
+            for index, (_, row) in enumerate(self.rows):
+                entry = entries[index]
+                others = [verdicts[index, other] for other in range(len(entries)) if (index, other) in verdicts]
+                compared = entry.mean is not None and base is not None and index != baseline
+                row[column] = replace(
+                    entry,
+                    best=bool(others) and set(others) == {"higher"},
+                    change=entry.mean - base if compared and entry.mean is not None and base is not None else None,
+                    differs=compared and verdicts[index, baseline or 0] in ("higher", "lower"),
+                )
+
+    def text(self, entry: Entry) -> str:
+        """Return an entry as it is printed."""
+        return entry.short if self.short else str(entry)
 
     def _texts(self, bold: str) -> list[list[str]]:
         return [
-            [title, *(bold.format(cell) if cell.bold else str(cell) for cell in cells)] for title, cells in self.rows
+            [title, *(bold.format(self.text(entry)) if entry.best else self.text(entry) for entry in entries)]
+            for title, entries in self.rows
         ]
 
     def markdown(self) -> str:
-        """A Markdown table and its notes."""
+        """Return a Markdown table and its notes."""
         lines = [self.header, [":--"] + ["--:"] * (len(self.header) - 1), *self._texts("**{}**")]
-        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        table = "\n".join(f"| {' | '.join(text.replace('|', '¦') for text in line)} |" for line in lines)
         return "\n\n".join([table, *(" ".join(self.notes),) * bool(self.notes)])
 
     def latex(self) -> str:
-        """A booktabs table as wide as the page at most, or one that goes over pages; the notes stand below it.
+        """Return a booktabs table, at most as wide as the page or broken over pages, and its notes.
 
         Needs the packages booktabs, graphicx and longtable.
         """
@@ -128,34 +172,24 @@ class Grid:
         notes = "".join(f"{{\\footnotesize\\sloppy {escaped(note)}\\par}}\n" for note in self.notes)
         return f"% {self.title}\n\\noindent\n{body}{notes}"
 
-    def html(self) -> str:
-        """A table that a click on a header sorts, and its notes."""
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in self.header)
-        body = []
-        for title, cells in self.rows:
-            row = [f"<td>{html.escape(title)}</td>"]
-            for cell in cells:
-                number = _NUMBER.match(cell.text)
-                value = cell.mean if cell.mean is not None else number and float(number[0])
-                key = "" if value is None else f' data-value="{value!r}"'
-                text = html.escape(str(cell))
-                row.append(f"<td{key}>{f'<b>{text}</b>' if cell.bold else text}</td>")
-            body.append(f"<tr>{''.join(row)}</tr>")
-        notes = "".join(f"<p class=note>{html.escape(note)}</p>" for note in self.notes)
-        table = f"<table class=sortable><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
-        return f'<section id="{self.name}"><h2>{html.escape(self.title)}</h2>{table}{notes}</section>'
-
     def csv(self) -> str:
-        """A line for each measured or published cell: row, column, mean, std, n, runs."""
+        """Return a line for each entry that is not empty: titles, numbers, text, and the keys of a measurement."""
         rows = [
-            [title, column, cell.mean, cell.std, cell.n or None, cell.runs or None, cell.text]
-            for title, cells in self.rows
-            for column, cell in zip(self.header[1:], cells, strict=True)
-            if cell.mean is not None or cell.text
-        ]
-        table = pd.DataFrame(rows, columns=["row", "column", "mean", "std", "n", "runs", "text"])
+            {"row": title, "column": column, "mean": entry.mean, "std": entry.std, "n": entry.n or None,
+             "runs": entry.runs or None, "text": entry.text, **dict(zip(KEYS, entry.key, strict=False))}
+            for title, entries in self.rows
+            for column, entry in zip(self.header[1:], entries, strict=True)
+            if entry.means or entry.text
+        ]  # fmt: skip
+        table = pd.DataFrame(rows, columns=["row", "column", "mean", "std", "n", "runs", "text", *KEYS])
         table = table.astype({"n": "Int64", "runs": "Int64"})
         return str(table.to_csv(index=False, lineterminator="\n", float_format="%.4f"))
+
+
+def letters(index: int) -> str:
+    """Return the mark of a footnote: 0 is "a", 25 "z", 26 "aa"."""
+    more, last = divmod(index, 26)
+    return (letters(more - 1) if more else "") + chr(ord("a") + last)
 
 
 LATEX_SIGNS = str.maketrans(
@@ -167,22 +201,17 @@ LATEX_SIGNS = str.maketrans(
 )  # fmt: skip
 
 
-def letters(number: int) -> str:
-    """The mark of a footnote: 0 is "a", 25 "z", 26 "aa"."""
-    more, last = divmod(number, 26)
-    return (letters(more - 1) if more else "") + chr(ord("a") + last)
-
-
 def escaped(text: str) -> str:
-    """Text for LaTeX; \\x02 and \\x03 hold the place of bold's braces."""
+    """Return text for LaTeX; \\x02 and \\x03 stand for the braces of bold text."""
     return text.translate(LATEX_SIGNS)
 
 
-def _leader(column: list[Cell], least: int) -> int | None:
-    """Place of the cell that leads the others by more than its own spread; None where none does."""
-    measured = sorted(((c.mean, i) for i, c in enumerate(column) if c.mean is not None), reverse=True)
-    if len(measured) < 2:
-        return None
-    (best, place), (second, _) = measured[0], measured[1]
-    std = column[place].std
-    return place if std is not None and column[place].figures >= least and best - second > std else None
+def _verdicts(entries: list[Entry]) -> dict[tuple[int, int], str]:
+    """Return the verdict on every ordered pair of measured entries, corrected over all pairs."""
+    pairs = list(combinations([index for index, entry in enumerate(entries) if entry.means], 2))
+    tested = correct([compare(entries[first].means, entries[second].means) for first, second in pairs])
+    verdicts = {}
+    for (first, second), one in zip(pairs, tested, strict=True):
+        verdicts[first, second] = one.verdict
+        verdicts[second, first] = Comparison(-one.difference, one.n[::-1], one.p).verdict
+    return verdicts

@@ -1,4 +1,4 @@
-"""Plots: what was measured against the share of labels, beside the paper's curve; the course of each pre-training.
+"""Plots: metrics by label ratio beside the paper's curve, and the training curves of each pre-training.
 
 SVG without dates and with fixed identifiers: the same records give the same bytes.
 """
@@ -17,26 +17,30 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from results.frame import by_ratio, headlines
-from results.grid import Cell
-from results.tasks import METRICS, PAPER_TITLES, TASKS
+from results.frame import Measurements
+from results.grid import Entry
+from results.registry import METRICS, PAPER_TITLES, TASKS
 
 STYLE: Any = {"svg.hashsalt": "unimoco", "svg.fonttype": "none", "font.size": 10, "axes.grid": True, "grid.alpha": 0.3}
 
 
-def draw(rows: pd.DataFrame, papers: pd.DataFrame, curves: Path, folder: Path) -> list[Path]:
-    """Draws everything into `folder`; returns the files."""
-    made = []
+def draw(found: Measurements, papers: pd.DataFrame, curves: Path | None, folder: Path) -> dict[Path, str]:
+    """Draw everything into `folder`; return the files and their captions.
+
+    Args:
+        found: of `frame`.
+        papers: of `published`.
+        curves: folder of metrics.jsonl files of pre-trainings; None: draw none.
+        folder: exists.
+    """
+    figures: dict[str, tuple[Figure | None, str]] = {}
     with mpl.rc_context(STYLE):
+        figures["label_ratios"] = every_task(found), "Every task by label ratio"
         for name, task in TASKS.items():
-            figure = label_ratio(rows[rows["task"] == name], papers, task.paper or name)
-            if figure is not None:
-                made.append(_save(figure, folder / f"label_ratio_{name}.svg"))
-        if (figure := every_task(rows)) is not None:
-            made.insert(0, _save(figure, folder / "label_ratios.svg"))
-        if runs := sorted(curves.glob("*.jsonl")):
-            made.append(_save(courses(runs), folder / "curves.svg"))
-    return made
+            figures[f"label_ratio_{name}"] = label_ratio(found, name, papers), f"{task.title} by label ratio"
+        if runs := sorted(curves.glob("*.jsonl")) if curves else []:
+            figures["curves"] = training_curves(runs), "Pre-training: loss, and kNN on held-out images"
+        return {_save(figure, folder / f"{name}.svg"): caption for name, (figure, caption) in figures.items() if figure}
 
 
 def _save(figure: Figure, path: Path) -> Path:
@@ -45,122 +49,120 @@ def _save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def label_ratio(rows: pd.DataFrame, papers: pd.DataFrame, paper: str) -> Figure | None:
-    """Headline metric of one task against the share of labels, with the baselines as lines; None without two points.
+def label_ratio(found: Measurements, name: str, papers: pd.DataFrame) -> Figure | None:
+    """Return the leading metric of a task by label ratio, with baselines as lines, beside the published curve.
 
     Args:
-        rows: of `frame`, one task.
-        papers: all published figures.
-        paper: the task of theirs to draw beside it.
+        found: of `frame`.
+        name: of the task.
+        papers: of `published`.
+
+    Returns:
+        None where no config was measured with two label ratios.
     """
-    if not len(rows):
+    task = TASKS[name]
+    chosen = found.of_task(name)
+    chosen = chosen.where(chosen.rows["metric"] == task.metrics[0])
+    configs = {key: chosen.where(chosen.rows["config_hash"] == key) for key in sorted(set(chosen.rows["config_hash"]))}
+    configs = {key: one for key, one in configs.items() if len(one.by_ratio()) > 1}
+    if not configs:
         return None
-    task = TASKS[rows["task"].iloc[0]]
-    rows = rows[rows["metric"] == task.metrics[0]]
-    if max((_ratios(group) for _, group in rows.groupby("protocol")), default=0) < 2:
-        return None
-    theirs = papers[(papers["task"] == paper) & (papers["method"] == "unimoco")]
+    theirs = papers[(papers["task"] == (task.paper or name)) & (papers["method"] == "unimoco")]
     theirs = theirs[theirs["metric"] == theirs["metric"].iloc[0]] if len(theirs) else theirs
-    figure, axes = plt.subplots(
-        1, 2 if len(theirs) else 1, figsize=(9.5 if len(theirs) else 5, 4.6), squeeze=False, layout="constrained"
-    )
+    panels = 2 if len(theirs) else 1
+    figure, axes = plt.subplots(1, panels, figsize=(4.75 * panels, 4.6), squeeze=False, layout="constrained")
     ours = axes[0, 0]
-    several = [(protocol, group) for protocol, group in rows.groupby("protocol") if _ratios(group) > 1]
-    for number, (protocol, group) in enumerate(several):
-        _ours(ours, group, f"C{number}")
-        title = textwrap.shorten(str(protocol), 60, placeholder=" …")
-        ours.legend(fontsize=7, title=title, title_fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
-    ours.set(title=f"{task.title}: measured here", ylabel=f"{METRICS[task.metrics[0]]}, %")
+    for index, (key, one) in enumerate(configs.items()):
+        _curve(ours, one, f"C{index}", f" ({textwrap.shorten(found.configs[name, key], 60)})" * (len(configs) > 1))
+    ours.set(title=f"{task.title}: ours", ylabel=f"{METRICS[task.metrics[0]]}, %")
+    ours.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
     if len(theirs):
-        axes[0, 1].plot(
-            100 * theirs["label_ratio"], theirs["value"], "s--", color="tab:grey", label="UniMoCo, ResNet-50"
-        )
-        axes[0, 1].set(
-            title=f"{PAPER_TITLES.get(paper, paper)}: as published",
-            ylabel=f"{METRICS.get(theirs['metric'].iloc[0])}, %",
-        )
-        axes[0, 1].legend(fontsize=8)
-    for one in axes.flat:
-        one.set(xlabel="labels kept in pre-training, %")
+        _published(axes[0, 1], theirs)
+    for one_axes in axes.flat:
+        one_axes.set(xlabel="labels used in pre-training, %")
     return figure
 
 
-def every_task(rows: pd.DataFrame) -> Figure | None:
-    """The first metric of each task against the share of labels, a panel each; None where no task has two shares.
+def every_task(found: Measurements) -> Figure | None:
+    """Return the leading metric of each task by label ratio, one panel each; None where no task has two ratios.
 
     Args:
-        rows: of `frame`, all tasks.
+        found: of `frame`.
     """
-    rows = headlines(rows)
-    panels = {name: group for name in TASKS if _ratios(group := rows[rows["task"] == name]) > 1}
+    leading = found.headlines()
+    panels = {name: one for name in TASKS if len((one := leading.of_task(name)).by_ratio()) > 1}
     if not panels:
         return None
     across = min(3, len(panels))
     down = -(-len(panels) // across)
     figure, axes = plt.subplots(down, across, figsize=(3.6 * across, 2.9 * down), squeeze=False, layout="constrained")
-    for one, (name, group) in zip(axes.flat[: len(panels)], panels.items(), strict=True):
-        _ours(one, group, "C0")
+    for panel, (name, one) in zip(axes.flat[: len(panels)], panels.items(), strict=True):
+        _curve(panel, one, "C0")
         metric = TASKS[name].metrics[0]
-        one.set(title=TASKS[name].title, ylabel=f"{METRICS[metric]}, %", xlabel="labels kept, %")
+        panel.set(title=TASKS[name].title, ylabel=f"{METRICS[metric]}, %", xlabel="labels used, %")
     for unused in axes.flat[len(panels) :]:
         unused.axis("off")
     handles = {
-        label: handle for one in axes.flat for handle, label in zip(*one.get_legend_handles_labels(), strict=True)
+        label: handle for panel in axes.flat for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
     }
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", fontsize=9, ncols=4, frameon=False)
     return figure
 
 
-def _ratios(rows: pd.DataFrame) -> int:
-    """How many label ratios of UniMoCo were measured."""
-    return len({p.label_ratio for p in rows["pretraining"] if p.method == "unimoco"})
+def _published(axes: Axes, rows: pd.DataFrame) -> None:
+    """Draw the paper's curve."""
+    axes.plot(100 * rows["label_ratio"], rows["value"], "s--", color="tab:gray", label="UniMoCo, ResNet-50")
+    paper, metric = rows["task"].iloc[0], rows["metric"].iloc[0]
+    axes.set(title=f"{PAPER_TITLES.get(paper, paper)}: published", ylabel=f"{METRICS[metric]}, %")
+    axes.legend(fontsize=8)
 
 
-def _ours(axes: Axes, rows: pd.DataFrame, colour: str) -> None:
-    """A curve with its band of one sample standard deviation, and a line for each baseline.
+def _curve(axes: Axes, found: Measurements, color: str, suffix: str = "") -> None:
+    """Draw one metric by label ratio, with a band of one standard deviation, and a line for each baseline.
 
-    Of UniMoCo the recipe with the most ratios is drawn; a point without a spread, one pre-training, is hollow.
+    UniMoCo's recipe with the most ratios is drawn. A point of a single pre-training has no spread and is hollow.
     """
-    drawn = by_ratio(rows)
     points = []
-    for p in sorted(set(rows["pretraining"])):
-        chosen = rows[rows["pretraining"] == p]
-        cell = Cell.of(chosen["value"], chosen["trained"])
-        if p in drawn.values():
-            points.append((100 * p.label_ratio, cell.mean, cell.std if cell.n > 1 else np.nan))
-        elif p.method in ("random", "cross_entropy"):
-            style = ":" if p.method == "random" else "-."
-            axes.axhline(cell.mean or 0.0, color=colour, linestyle=style, linewidth=1, label=p.title)
+    entries = {key: Entry.of(rows) for key, rows in found.rows.groupby("backbone_id", sort=False)}
+    for key, one in found.backbones.items():
+        if one.method in ("random", "cross_entropy"):
+            style = ":" if one.method == "random" else "-."
+            axes.axhline(entries[key].mean or 0.0, color=color, linestyle=style, linewidth=1, label=one.title + suffix)
+    for ratio, key in sorted(found.by_ratio().items()):
+        entry = entries[key]
+        points.append((100 * ratio, entry.mean, np.nan if entry.std is None else entry.std))
     if points:
-        x, y, spread = np.array(sorted(points), dtype=float).T
-        axes.plot(x, y, "-", color=colour)
+        x, y, spread = np.array(points, dtype=float).T
+        axes.plot(x, y, "-", color=color)
         single = np.isnan(spread)
         if not single.all():
             kept = ~single
-            axes.errorbar(x[kept], y[kept], spread[kept], fmt="o", color=colour, capsize=3, label="UniMoCo")
+            label = f"UniMoCo{suffix}"
+            axes.errorbar(x[kept], y[kept], spread[kept], fmt="o", color=color, capsize=3, label=label)
         if single.any():
-            axes.plot(x[single], y[single], "o", color=colour, markerfacecolor="white", label="UniMoCo, one run")
-        axes.fill_between(x, y - spread, y + spread, color=colour, alpha=0.2)
+            label = f"UniMoCo, one pre-training{suffix}"
+            axes.plot(x[single], y[single], "o", color=color, markerfacecolor="white", label=label)
+        axes.fill_between(x, y - spread, y + spread, color=color, alpha=0.2)
 
 
-def courses(runs: list[Path]) -> Figure:
-    """Loss beside chance level, and kNN on held-out images, by step, for every pre-training.
+def training_curves(runs: list[Path]) -> Figure:
+    """Return loss with its chance level, and kNN on held-out images, by step, for every pre-training.
 
-    Runs of one name but for the seed (NAME_s0, NAME_s1 ...) share a colour.
+    Runs whose names differ only in the seed (NAME_s0, NAME_s1 ...) share a color.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     names = {path: re.sub(r"_s\d+$", "", path.stem) for path in runs}
     kinds = sorted(set(names.values()))
-    colours = dict(zip(kinds, plt.get_cmap("turbo")(np.linspace(0.05, 0.95, len(kinds))), strict=True))
+    colors = dict(zip(kinds, plt.get_cmap("turbo")(np.linspace(0.05, 0.95, len(kinds))), strict=True))
     for path in runs:
-        rows, colour = pd.read_json(path, lines=True), colours[names[path]]
+        rows, color = pd.read_json(path, lines=True), colors[names[path]]
         label = names[path] if path == next(run for run in runs if names[run] == names[path]) else None
         steps = rows.dropna(subset=["loss"])
-        left.plot(steps["step"], steps["loss"], color=colour, linewidth=1.2, label=label)
-        left.plot(steps["step"], steps["chance"], color=colour, linestyle="--", linewidth=0.8)
+        left.plot(steps["step"], steps["loss"], color=color, linewidth=1.2, label=label)
+        left.plot(steps["step"], steps["chance"], color=color, linestyle="--", linewidth=0.8)
         if "knn" in rows:
             knn = rows.dropna(subset=["knn"])
-            right.plot(knn["step"], 100 * knn["knn"], color=colour, marker="o", markersize=3)
+            right.plot(knn["step"], 100 * knn["knn"], color=color, marker="o", markersize=3)
     left.set(xlabel="step", ylabel="loss", title="loss (dashed: chance level)", ylim=(0, None))
     right.set(xlabel="step", ylabel="top-1, %", title="kNN on held-out images")
     figure.legend(loc="outside lower center", fontsize=8, ncols=6, frameon=False)

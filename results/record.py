@@ -11,11 +11,12 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from common.files import write_text
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,), "int": (int,), "int | None": (int, type(None)), "str | None": (str, type(None)),
@@ -109,7 +110,7 @@ def path_of(
     if pretrain_seed is not None:
         labels = label_seed(facts)
         backbone_id += f"_s{pretrain_seed}" + f"_labels{labels}" * bool(labels)
-    return Path(_slug(task), _slug(backbone_id), f"{config_hash}_seed{seed}.json")
+    return Path(slug(task), slug(backbone_id), f"{config_hash}_seed{seed}.json")
 
 
 def label_seed(facts: dict[str, Any]) -> int:
@@ -124,13 +125,9 @@ def hash_config(config: dict[str, Any]) -> str:
 
 def write(folder: Path, record: Record) -> Path:
     """Write a record atomically below `folder`, replacing one of the same measurement; return its path."""
-    path = folder / record.path
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = dataclasses.asdict(record) | {"config_hash": record.config_hash}
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(part, path)
-    return path
+    write_text(folder / record.path, json.dumps(content, indent=1) + "\n")
+    return folder / record.path
 
 
 def read(path: Path) -> Record:
@@ -170,7 +167,7 @@ def read_all(folder: Path) -> list[Record]:
     return records
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
     """Return an identity as a file name, with a hash of it where characters other than colons had to be replaced."""
     text = text.replace(":", "-")
     slug = re.sub(r"[^\w.=+-]+|^\.+", "-", text)

@@ -1,84 +1,131 @@
-"""The paper's claims: verdicts of made-up figures, spelled out, and the table made from records."""
+"""The paper's claims: verdicts on invented results, spelled out, and the table made from records."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from results.claims import best_below_all, claims, labels_help, lead
+from results.claims import Pair, ahead, best_below, claims, labels_help, steps
 from results.frame import frame, published
-from results.grid import Cell
+from results.grid import Entry
 from results.record import Record
+from results.stats import Comparison
 
-from .conftest import record
+from .conftest import found_in, record, write_all
 
 PAPERS = published(Path(__file__).parents[2] / "results" / "published.csv")
+HIGHER, LOWER, TIED = (Comparison(gap, (3, 3), p) for gap, p in ((2.0, 0.01), (-2.0, 0.01), (0.1, 0.7)))
+SMALL = Comparison(9.0, (3, 2), None)
 
 
-def cell(mean: float, std: float | None = 0.2) -> Cell:
-    return Cell(mean, std, 1 if std is None else 3)
+def judged(*comparisons: Comparison) -> list[tuple[Pair, Comparison]]:
+    return [(Pair(f"step {i}", Entry(), Entry()), one) for i, one in enumerate(comparisons)]
 
 
 @pytest.mark.parametrize(
-    ("figures", "told"),
+    ("comparisons", "text"),
     [
-        ((50.0, 51.0, 52.0), "yes: +2.0 (spread 0.2) from 0 % to 100 %, a rise at every step"),
-        ((50.0, 49.5, 52.0), "yes: +2.0 (spread 0.2) from 0 % to 100 %, but −0.5 (spread 0.2) from 0 % to 10 %"),
-        ((50.0, 50.05, 50.1), "no: +0.1 (spread 0.2) from 0 % to 100 %, a rise at every step"),
-        ((50.0, 52.0, 49.0), "no: −1.0 (spread 0.2) from 0 % to 100 %, but −3.0 (spread 0.2) from 10 % to 100 %"),
+        ([HIGHER, TIED, HIGHER], "yes; +2.0 step 0 (p = 0.01); the mean rises at every step"),
+        ([HIGHER, LOWER, HIGHER], "yes; +2.0 step 0 (p = 0.01); the mean falls step 1 (−2.0, lower, p = 0.01)"),
+        ([LOWER, LOWER], "no; −2.0 step 0 (p = 0.01); the mean falls step 1 (−2.0, lower, p = 0.01)"),
+        ([TIED, TIED], "tied; +0.1 step 0 (p = 0.7); the mean rises at every step"),
+        ([SMALL, SMALL], "n too small: 3 against 2 pre-trainings; +9.0 step 0; the mean rises at every step"),
     ],
 )
-def test_whether_labels_help(figures: tuple[float, ...], told: str) -> None:
-    assert labels_help(dict(zip((0.0, 0.1, 1.0), map(cell, figures), strict=True))) == told
+def test_whether_labels_help(comparisons: list[Comparison], text: str) -> None:
+    assert labels_help(judged(*comparisons)) == text
 
 
 @pytest.mark.parametrize(
-    ("ten", "every", "told"),
-    [  # of 10 and 100 % of the labels; 0 %: 40
-        (cell(51.0), cell(50.0), "yes: 10 %, best of the others, is +1.0 (spread 0.2) against 100 %"),
-        (cell(51.0), cell(50.0, 1.5), "undecided: 10 %, best of the others, is +1.0 (spread 1.5) against 100 %"),
-        (cell(50.5), cell(52.0, None), "no: 10 %, best of the others, is −1.5 (spread 0.2) against 100 %"),
-        (cell(51, None), cell(50, None),
-         "undecided: 10 %, best of the others, is +1.0 (no spread known) against 100 %"),
+    ("comparisons", "text"),
+    [  # of each smaller label ratio against all labels
+        ([LOWER, HIGHER, SMALL], "yes; best of the others: +2.0 step 1 (p = 0.01)"),
+        ([LOWER, LOWER], "no; best of the others: −2.0 step 0 (p = 0.01)"),
+        ([LOWER, TIED], "tied; best of the others: +0.1 step 1 (p = 0.7)"),
+        ([LOWER, SMALL], "tied; best of the others: +9.0 step 1"),
+        ([SMALL, SMALL], "n too small: 3 against 2 pre-trainings; best of the others: +9.0 step 0"),
     ],
-)  # fmt: skip
-def test_whether_a_part_of_the_labels_is_best(ten: Cell, every: Cell, told: str) -> None:
-    assert best_below_all({0.0: cell(40.0), 0.1: ten, 1.0: every}) == told
+)
+def test_whether_a_part_of_the_labels_is_best(comparisons: list[Comparison], text: str) -> None:
+    assert best_below(judged(*comparisons)) == text
 
 
-def test_a_lead_counts_beyond_the_spread_only() -> None:
-    ahead, behind, level = (("a", cell(51.0), cell(50.0)), ("b", cell(50.0), cell(51.0)), ("c", cell(50.1), cell(50.0)))
-    assert lead([ahead, behind, level]) == "in part: ahead in 1 of 3, behind in 1, undecided in 1"
-    assert lead([ahead, ahead]).startswith("yes: ahead in 2 of 2")
-    assert lead([level, behind]).startswith("no: ahead in 0 of 2")
-    assert lead([level, level]).startswith("undecided: ahead in 0 of 2")
+@pytest.mark.parametrize(
+    ("comparisons", "text"),
+    [
+        ([HIGHER, HIGHER], "yes; higher in 2 of 2"),
+        ([HIGHER, LOWER, TIED], "in part; higher in 1, lower in 1, tied in 1 of 3"),
+        ([TIED, LOWER], "no; lower in 1, tied in 1 of 2"),
+        ([TIED, SMALL], "tied; tied in 1, n too small in 1 of 2"),
+        ([SMALL, SMALL], "n too small: 3 against 2 pre-trainings"),
+    ],
+)
+def test_whether_one_method_is_ahead_of_another(comparisons: list[Comparison], text: str) -> None:
+    assert ahead(judged(*comparisons)) == text
 
 
-def test_what_was_not_measured_is_not_told() -> None:
-    assert labels_help({1.0: cell(50.0)}) == best_below_all({0.0: cell(1.0)}) == best_below_all({}) == lead([]) == ""
-    assert claims(frame([]), PAPERS).rows == []
+def test_what_was_not_measured_has_no_row() -> None:
+    assert steps({1.0: Entry((50.0,), 1)}) == []
+    assert claims(frame({}), PAPERS).rows == []
 
 
-def test_the_table_sets_published_figures_beside_ours(study: list[Record]) -> None:
+def labels(seeds: int, task: str = "linear", method: str = "unimoco", **metrics: float) -> list[Record]:
+    """Return records with all labels, one per seed, with a little spread."""
+    spread = np.linspace(-1e-4, 1e-4, seeds)
+    return [
+        record(method, seed, {name.replace("_", "/"): value + spread[seed] for name, value in metrics.items()}, task,
+               label_ratio=1.0, epochs=4.0)
+        for seed in range(seeds)
+    ]  # fmt: skip
+
+
+def test_the_table_shows_published_results_beside_ours(study: list[Record]) -> None:
+    third = [
+        record("unimoco", 2, {"top1": top1}, label_ratio=ratio, epochs=4.0) for ratio, top1 in ((0.0, 0.5), (1.0, 0.7))
+    ]
     more = [
-        record("supcon", 0, {"top1": 0.65}, label_ratio=1.0, epochs=4.0),
-        record("unimoco", 0, {"bbox/AP": 0.3, "segm/AP": 0.2}, task="fashion-fpn", label_ratio=1.0, epochs=4.0),
-        record("cross_entropy", 0, {"bbox/AP": 0.2, "segm/AP": 0.1}, task="fashion-fpn", label_ratio=1.0, epochs=4.0),
+        *third,
+        *labels(3, "fashion-fpn", bbox_AP=0.3, segm_AP=0.2),
+        *labels(3, "fashion-fpn", "cross_entropy", bbox_AP=0.2, segm_AP=0.2),
+        *labels(1, method="supcon", top1=0.65),
         record("unimoco", 0, {"top1": 0.1}, label_ratio=0.3, epochs=8.0),  # another recipe
     ]
-    rows = {title: [str(text) for text in cells] for title, cells in claims(frame([*study, *more]), PAPERS).rows}
+    rows = {title: [one.text for one in entries] for title, entries in claims(found_in([*study, *more]), PAPERS).rows}
     assert rows["more labels, better linear classification"] == [
         "71.1, 72.0, 75.1, 76.2, 76.4 with 0, 10, 30, 60, 100 % of the labels",
         "50.0, 60.0, 70.0 with 0, 10, 100 % of the labels",
-        "yes: +20.0 (spread 0.0) from 0 % to 100 %, a rise at every step",
+        "yes; +20.0 from 0 % to 100 % (p = 5e-13); the mean rises at every step",
     ]
     assert rows["UniMoCo detects better than cross-entropy"] == [
         "39.6 against 38.2",
-        "Fashion Scenes, FPN AP box 30.0 against 20.0; Fashion Scenes, FPN AP mask 20.0 against 10.0",
-        "undecided: ahead in 0 of 2, behind in 0, undecided in 2",
+        "Fashion Scenes, FPN AP box 30.0 against 20.0; Fashion Scenes, FPN AP mask 20.0 against 20.0",
+        "in part; higher in 1, tied in 1 of 2",
     ]
-    assert rows["UniCon is better than SupCon"][0::2] == [
-        "–", "yes: ahead in 1 of 1, behind in 0, undecided in 0",
+    assert rows["UniCon is better than SupCon"] == [
+        "–", "linear top-1 70.0 against 65.0", "n too small: 3 against 1 pre-trainings",
     ]  # fmt: skip
     assert "detection is best below 100 %" not in rows
+
+
+def test_a_large_difference_of_two_pretrainings_decides_nothing(study: list[Record]) -> None:
+    ((_, entries),) = claims(found_in(study), PAPERS).rows
+    assert entries[2].text.startswith("n too small: 2 against 2 pre-trainings; +20.0 from 0 % to 100 %")
+
+
+def test_single_checkpoints_are_compared_over_test_images_and_called_that(tmp_path: Path) -> None:
+    rng, accuracies, records = np.random.default_rng(0), [], []
+    for method, accuracy in (("unimoco", 0.8), ("supcon", 0.5)):
+        one = record(method, 0, {"top1": accuracy}, label_ratio=1.0, per_image=f"{method}.npz")
+        write_all(tmp_path, [one])
+        np.savez((tmp_path / one.path).with_name(f"{method}.npz"), top1=rng.random(1000) < accuracy)
+        accuracies.append(np.load((tmp_path / one.path).with_name(f"{method}.npz"))["top1"].mean())
+        records.append(one)
+    found = frame({tmp_path / one.path: one for one in records})
+    ((_, entries),) = claims(found, PAPERS).rows
+    verdict, images = entries[2].text.split("; ")
+    assert verdict == "n too small: 1 against 1 pre-trainings"
+    assert images.startswith("linear top-1, one checkpoint each, over test images: +")
+    low, high = (float(number) for number in images.partition("[")[2].rstrip("]").split(", "))
+    assert 20 < low < 100 * (accuracies[0] - accuracies[1]) < high < 40

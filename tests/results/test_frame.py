@@ -1,98 +1,164 @@
-"""Records as numbers: groups, the newest of equal measurements, unknown tasks, and the papers' figures."""
+"""Records as numbers: what is a row, what is a column, what is one pre-training; published results."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 
-from results.frame import Pretraining, frame, load, published
-from results.record import Record, append
-from results.tasks import TASKS
+from results.frame import BackboneFacts, load, published
+from results.record import Record, write
+from results.registry import TASKS
 
-from .conftest import record
+from .conftest import found_in, record, write_all
 
 CSV = Path(__file__).parents[2] / "results" / "published.csv"
+PAPERS = published(CSV)
 
 
-def test_of_equal_measurements_the_newest_counts(study: list[Record], tmp_path: Path) -> None:
-    for one in [*study, dataclasses.replace(study[0], metrics={"top1": 0.9})]:
-        append(tmp_path / "linear.jsonl", one)
-    records = load(tmp_path)
-    assert len(records) == len(study)
-    assert [r.metrics for r in records if r.key == study[0].key] == [{"top1": 0.9}]
+def means(records: list[Record]) -> dict[str, tuple[float, int]]:
+    """Return mean and number of pre-trainings of the leading metric by row title."""
+    found = found_in(records)
+    titles = found.titles()
+    of_rows = found.rows[found.rows["headline"]].groupby("backbone_id", sort=False)
+    return {titles[str(key)]: (round(rows["value"].mean(), 6), rows["pretraining"].nunique()) for key, rows in of_rows}
 
 
-def test_a_training_that_was_done_again_is_no_further_run(tmp_path: Path) -> None:
-    first = record("unimoco", 0, {"top1": 0.5}, label_ratio=1.0)
-    again = dataclasses.replace(first, checkpoint=first.checkpoint | {"sha256": "new"}, metrics={"top1": 0.6})
-    other = dataclasses.replace(first, checkpoint=first.checkpoint | {"sha256": "other", "label_ratio": 0.1})
-    for one in (first, again, other):
-        append(tmp_path / "linear.jsonl", one)
-    assert load(tmp_path) == [again, other]
+def library(name: str, value: float) -> Record:
+    kind = name.partition(":")[0]
+    return record(kind, None, {"top1": value}, backbone_id=name, format=kind, name=name.partition(":")[2])
 
 
-def test_a_percentage_in_place_of_a_share_is_refused(tmp_path: Path) -> None:
-    append(tmp_path / "linear.jsonl", record("unimoco", 0, {"top1": 81.3}))
-    with pytest.raises(ValueError, match=r"linear\.jsonl: linear, top1=81\.3: a share"):
-        load(tmp_path)
+def test_two_models_of_a_library_are_two_rows() -> None:
+    rows = means([library("timm:resnet50.a1_in1k", 0.6), library("timm:resnet50.a2_in1k", 0.8)])
+    assert rows == {"timm:resnet50.a1_in1k": (60.0, 1), "timm:resnet50.a2_in1k": (80.0, 1)}
 
 
-def test_other_options_are_another_protocol_whatever_its_words(study: list[Record]) -> None:
-    short = dataclasses.replace(study[0], config={"iterations": 20}, metrics={"top1": 0.1})
-    rows = frame([*study, short])
-    assert rows.groupby("protocol")["sha256"].nunique().to_dict() == {
-        study[0].protocol: 8, f"{study[0].protocol} (other options: {short.config_hash})": 1,
+def test_two_released_files_in_one_layout_are_two_rows() -> None:
+    files = {"barlow_twins.pth": 0.6, "vicreg.pth": 0.8}
+    records = [
+        record(None, None, {"top1": value}, path=f"/models/{name}", format="torchvision", backbone_id=f"sha256-{name}")
+        for name, value in files.items()
+    ]
+    assert means(records) == {
+        "barlow_twins.pth (torchvision layout)": (60.0, 1), "vicreg.pth (torchvision layout)": (80.0, 1),
     }  # fmt: skip
 
 
-def test_two_files_of_one_seed_are_one_pretraining_and_other_settings_another_row() -> None:
-    first = record("unimoco", 0, {"top1": 0.5}, label_ratio=1.0)
-    ckpt = first.checkpoint | {"seed": 0, "settings": "aaaa"}
-    named = [dataclasses.replace(first, checkpoint=ckpt | {"path": p, "sha256": p}) for p in ("a", "b")]
-    other = dataclasses.replace(first, checkpoint=ckpt | {"sha256": "c", "settings": "bbbb"})
-    old = dataclasses.replace(first, checkpoint=first.checkpoint | {"seed": 1, "sha256": "d"})
-    assert frame([*named, old])["pretraining"].nunique() == 1  # unknown settings join the only known ones
-    assert frame([*named, other, old])["pretraining"].nunique() == 3
-    rows = frame([*named, other])
-    assert rows.groupby("pretraining")["trained"].unique().map(list).tolist() == [["seed 0"], ["seed 0"]]
-    assert rows.groupby("pretraining").size().tolist() == [2, 1]
+def test_a_file_that_does_not_name_its_method_stands_beside_no_published_result() -> None:
+    def methods(one: Record) -> set[str]:
+        return set(PAPERS[BackboneFacts.of(one).is_published_in(PAPERS)]["method"])
+
+    assert methods(record(None, None, {"top1": 0.6}, format="torchvision")) == set()
+    assert methods(record("torchvision", None, {"top1": 0.6}, format="torchvision")) == set()
+    assert methods(library("timm:resnet50", 0.6)) == set()
+    assert methods(library("torchvision:resnet50", 0.6)) == {"cross_entropy"}
+    assert methods(record("mocov3", None, {"top1": 0.6})) == {"moco_v3"}
+    assert methods(record("unimoco", 0, {"top1": 0.6}, label_ratio=0.1)) == {"unimoco"}
+    assert methods(record("unimoco", 0, {"top1": 0.6}, label_ratio=0.2)) == set()
 
 
-def test_an_unknown_task_is_named_with_its_line(study: list[Record], tmp_path: Path) -> None:
-    append(tmp_path / "a.jsonl", study[0])
-    append(tmp_path / "a.jsonl", dataclasses.replace(study[0], task="liner"))
-    with pytest.raises(ValueError, match=r"a\.jsonl:2: task 'liner' is unknown"):
-        load(tmp_path)
+def test_the_same_settings_on_two_data_sets_of_equal_size_are_two_rows() -> None:
+    facts: dict[str, Any] = {"label_ratio": 1.0, "epochs": 4.0, "images": 55000, "settings": "bf4e4781"}
+    birds = record("unimoco", 0, {"top1": 0.6}, backbone_id="unimoco-aaaaaaaaaaaa", **facts)
+    cars = record("unimoco", 0, {"top1": 0.8}, backbone_id="unimoco-bbbbbbbbbbbb", **facts)
+    assert means([birds, cars]) == {
+        "UniMoCo, 100 % of the labels, 4 epochs [aaaaaaaa]": (60.0, 1),
+        "UniMoCo, 100 % of the labels, 4 epochs [bbbbbbbb]": (80.0, 1),
+    }
 
 
-def test_seeds_of_one_pretraining_are_one_group_and_shares_become_percent(study: list[Record]) -> None:
-    rows = frame(study)
-    assert rows["pretraining"].nunique() == 4
-    top1 = rows[rows["metric"] == "top1"].groupby("pretraining")["value"].mean().sort_index()
-    assert list(top1.round(6)) == [40, 50, 60, 70]
+def test_two_label_seeds_are_two_pretrainings_of_one_row() -> None:
+    records = [
+        record("unimoco", 0, {"top1": value}, label_ratio=0.1, label_seed=seed) for seed, value in enumerate((0.6, 0.8))
+    ]
+    assert records[0].path != records[1].path
+    assert means(records) == {"UniMoCo, 10 % of the labels": (70.0, 2)}
+
+
+def test_two_files_whose_seed_is_unknown_are_not_one_pretraining() -> None:
+    files = [record("swav", None, {"top1": 0.5}, backbone_id="sha256-a", sha256=sha256) for sha256 in "ab"]
+    assert means([files[0]]) == {"swav": (50.0, 1)}
+    assert len({one.pretraining for one in files}) == 2
+
+
+def test_rewording_a_title_changes_no_column() -> None:
+    records = [record("random", seed, {"top1": 0.5}, title=title) for seed, title in ((0, "old words"), (1, "new"))]
+    found = found_in(records)
+    assert len(found.columns()) == 1
+    assert means(records) == {"random initialisation": (50.0, 2)}
+
+
+def test_other_options_are_another_column_even_under_an_equal_title(study: list[Record]) -> None:
+    short = dataclasses.replace(study[0], config={"iterations": 20})
+    found = found_in([*study, short])
+    assert found.columns() == [("linear", study[0].config_hash), ("linear", short.config_hash)]
+    assert found.configs["linear", short.config_hash] == f"linear, some config (config {short.config_hash})"
+    assert set(found.usual().rows["config_hash"]) == {study[0].config_hash}  # measured with more backbones
 
 
 def test_a_row_says_what_is_known() -> None:
-    def titles(**checkpoint: object) -> str:
-        return Pretraining.of({"arch": "resnet50", "format": "torchvision", **checkpoint}).title
+    def title(method: str | None, **facts: object) -> str:
+        return BackboneFacts.of(record(method, None, {"top1": 0.5}, **facts)).title
 
-    assert titles(method="unimoco", label_ratio=0.1, epochs=4.0) == "UniMoCo, 10 % of the labels, 4 epochs"
-    assert titles(method="unimoco", label_ratio=0.005, epochs=0.5) == "UniMoCo, 0.5 % of the labels, 0.5 epochs"
-    assert titles(method="random") == "random initialisation"
-    assert titles() == "torchvision's weights"
-    assert titles(method="info_nce", label_ratio=1.0, epochs=4.0) == "InfoNCE (MoCo v2), 4 epochs"
+    assert title("unimoco", label_ratio=0.1, epochs=4.0) == "UniMoCo, 10 % of the labels, 4 epochs"
+    assert title("unimoco", label_ratio=0.005, epochs=0.5) == "UniMoCo, 0.5 % of the labels, 0.5 epochs"
+    assert title("random") == "random initialisation"
+    assert title("info_nce", label_ratio=1.0, epochs=4.0) == "InfoNCE (MoCo v2), 4 epochs"
+    assert title("swav") == "swav"
+    assert title(None, path="a/b.pth", format="moco") == "b.pth (moco layout)"
+    assert title("torchvision", backbone_id="torchvision:resnet50") == "torchvision:resnet50, supervised"
 
 
-def test_published_figures_have_sources_and_the_papers_own_are_complete() -> None:
-    papers = published(CSV)
-    ours = papers[papers["method"] == "unimoco"]
+def test_networks_are_named_where_there_are_several() -> None:
+    records = [record("unimoco", 0, {"top1": 0.5}, label_ratio=0.0, arch=arch) for arch in ("resnet18", "resnet50")]
+    assert list(means(records)) == ["UniMoCo, 0 % of the labels, resnet18", "UniMoCo, 0 % of the labels, resnet50"]
+
+
+def test_a_curve_over_label_ratios_never_mixes_settings() -> None:
+    ratios = [record("unimoco", 0, {"top1": 0.5}, label_ratio=ratio, settings="a") for ratio in (0.0, 0.1, 1.0)]
+    others = [record("unimoco", 0, {"top1": 0.5}, label_ratio=ratio, settings="b") for ratio in (0.3, 1.0)]
+    by_ratio = found_in([*others, *ratios]).by_ratio()
+    assert by_ratio == {one.backbone["label_ratio"]: one.backbone_id for one in ratios}
+
+
+def test_seeds_of_one_pretraining_are_one_group_and_fractions_become_percent(study: list[Record]) -> None:
+    assert [value for value, _ in means(study).values()] == [40, 50, 60, 70]
+    seeds = [record("random", 0, {"top1": 0.5}, seed=seed) for seed in (0, 1, 2)]
+    assert means(seeds) == {"random initialisation": (50.0, 1)}
+
+
+def test_records_of_several_folders_are_read_and_the_last_one_counts(study: list[Record], tmp_path: Path) -> None:
+    write_all(tmp_path / "a", study)
+    again = dataclasses.replace(study[0], metrics={"top1": 0.9})
+    write(tmp_path / "b", again)
+    records = load([tmp_path / "a", tmp_path / "b"])
+    assert len(records) == len(study)
+    assert records[tmp_path / "b" / again.path] == again
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="typo: no such folder"):
+        load([tmp_path / "typo"])
+
+
+def test_a_percentage_in_place_of_a_fraction_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, record("unimoco", 0, {"top1": 81.3}))
+    with pytest.raises(ValueError, match=r"_seed0\.json: top1=81\.3: expected a fraction"):
+        load([tmp_path])
+
+
+def test_published_results_have_sources_and_those_of_unimoco_are_complete() -> None:
+    ours = PAPERS[PAPERS["method"] == "unimoco"]
     linear = ours[(ours["task"] == "imagenet-linear") & (ours["metric"] == "top1")]
     assert list(linear["value"]) == [71.1, 72.0, 75.1, 76.2, 76.4]  # README of the paper's repository
     detection = ours[(ours["task"] == "coco-c4-1x") & (ours["metric"] == "bbox/AP")]
     assert list(detection["value"]) == [39.0, 39.3, 39.6, 39.8, 39.6]
-    assert not papers.duplicated(["task", "method", "label_ratio", "epochs", "metric", "source", "note"]).any()
+    assert not PAPERS.duplicated(["task", "method", "label_ratio", "epochs", "metric", "source", "note"]).any()
 
 
 @pytest.mark.parametrize(
@@ -103,25 +169,28 @@ def test_published_figures_have_sources_and_the_papers_own_are_complete() -> Non
         ("linear,m,0;1,1,top1,71,s,,", "0;1"),
     ],
 )
-def test_a_broken_figure_is_named(line: str, reason: str, tmp_path: Path) -> None:
+def test_a_broken_published_result_is_named(line: str, reason: str, tmp_path: Path) -> None:
     path = tmp_path / "published.csv"
     path.write_text(CSV.read_text().splitlines()[0] + "\n" + line + "\n")
     with pytest.raises(ValueError, match=rf"published\.csv:2: .*{reason}"):
         published(path)
 
 
-def test_stand_ins_name_tasks_that_papers_report() -> None:
-    known = set(published(CSV)["task"])
-    assert {task.paper for task in TASKS.values() if task.paper} <= known
+def test_small_scale_tasks_name_tasks_that_papers_report() -> None:
+    assert {task.paper for task in TASKS.values() if task.paper} <= set(PAPERS["task"])
 
 
-def test_a_record_without_epochs_still_has_a_row() -> None:
-    assert Pretraining.of(record("swav", 0, {"top1": 0.5}).checkpoint).title == "swav"
-
-
-def test_every_task_that_has_a_configuration_is_known() -> None:
+def test_every_task_that_has_a_config_is_in_the_registry() -> None:
     configs = Path(__file__).parents[2] / "transfer" / "configs"
     files = [*(configs / "detection").glob("*.yaml"), *(configs / "segmentation").glob("*.py")]
     tasks = {path.stem for path in files if not path.stem.startswith("base")}
     assert len(tasks) > 15
     assert tasks <= set(TASKS)
+
+
+def test_the_records_of_the_repository_are_where_they_belong() -> None:
+    folder = Path(__file__).parents[2] / "results" / "records"
+    records = load([folder])
+    assert len(records) == len(list(folder.rglob("*.json"))) >= 106
+    assert all(json.loads(path.read_text())["config_hash"] in path.name for path in records)
+    assert found_in(records.values()).rows["value"].dtype == pd.Series([0.5]).dtype

@@ -1,4 +1,4 @@
-"""Cells and grids: what is printed, what is bold, what a row differs by; LaTeX that compiles."""
+"""Grids: what is printed, what is bold, differences to the baseline row; LaTeX that compiles."""
 
 from __future__ import annotations
 
@@ -9,84 +9,121 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from results.grid import Cell, Grid, escaped, letters
+from results.grid import Entry, Grid, escaped, letters
+from results.stats import compare
 
 
-def grid(*columns: list[Cell]) -> Grid:
-    rows = [(f"row {i}", list(cells)) for i, cells in enumerate(zip(*columns, strict=True))]
+def entry(mean: float, std: float = 0.5, n: int = 3) -> Entry:
+    """Return an entry whose pre-trainings have this mean and sample standard deviation."""
+    values = np.linspace(-1, 1, n) if n > 1 else np.zeros(1)
+    return Entry(tuple(mean + values * (std / np.std(values, ddof=1) if n > 1 else 0)), n)
+
+
+def grid(*columns: list[Entry]) -> Grid:
+    rows = [(f"row {i}", list(entries)) for i, entries in enumerate(zip(*columns, strict=True))]
     return Grid("g", "A grid", ["what", *(f"m{i}" for i in range(len(columns)))], rows)
 
 
-def test_mean_and_sample_standard_deviation() -> None:
-    def cell(values: list[float], trained: str) -> str:
-        return str(Cell.of(pd.Series(values, dtype=float), pd.Series(list(trained), dtype=str)))
-
-    assert cell([80.0, 82.0], "ab") == "81.0 ± 1.4 (2)"
-    assert cell([50.0], "a") == "50.0 (1)"
-    assert cell([], "") == "–"
-    # Runs of one pre-training are no further pre-trainings: their spread is told apart, or averaged away.
-    assert cell([80.0, 82.0], "aa") == "81.0 ± 1.4 (1; 2 runs)"
-    assert cell([80.0, 82.0, 70.0, 72.0], "aabb") == "76.0 ± 7.1 (2; 4 runs)"
+def bold(entries: list[Entry]) -> list[bool]:
+    table = grid(entries)
+    table.compare()
+    return [one.best for _, (one,) in table.rows]
 
 
 @pytest.mark.parametrize(
-    ("cells", "leader"),
+    ("values", "pretrainings", "text"),
     [
-        ([Cell(80, 0.5, 2), Cell(81, 0.5, 2)], 1),
-        ([Cell(80, 0.5, 2), Cell(80.4, 0.5, 2)], None),  # by less than its spread
-        ([Cell(80, 0.5, 2), Cell(90, None, 1)], None),  # one run has no spread
-        ([Cell(80, 0.5, 2), Cell()], None),  # nobody to lead
+        ([80.0, 82.0], "ab", "81.0 ± 1.4 (2)"),
+        ([50.0], "a", "50.0 (1)"),
+        ([], "", "–"),
+        # The spread over benchmark seeds of one checkpoint is never printed as one over pre-trainings.
+        ([80.0, 82.0], "aa", "81.0 (1; ± 1.4 over 2 benchmark seeds)"),
+        ([80.0, 82.0, 70.0, 72.0], "aabb", "76.0 ± 7.1 (2; 4 runs)"),
     ],
 )
-def test_the_best_is_bold_only_where_it_leads_by_more_than_its_spread(cells: list[Cell], leader: int | None) -> None:
-    table = grid(cells)
-    table.compare(None)
-    assert [c.bold for _, (c,) in table.rows] == [i == leader for i in range(len(cells))]
+def test_mean_and_spread(values: list[float], pretrainings: str, text: str) -> None:
+    assert str(Entry.of(pd.DataFrame({"value": values, "pretraining": list(pretrainings)}))) == text
 
 
-def test_where_three_runs_are_asked_for_two_do_not_make_a_leader() -> None:
-    column = [Cell(80, 0.5, 2), Cell(90, 0.5, 2)]
-    table = grid(column, column)
-    table.compare(None, least={0: 3})
-    assert [c.bold for c in table.rows[1][1]] == [False, True]
+def test_benchmark_seeds_are_no_pretrainings() -> None:
+    seeds = Entry.of(pd.DataFrame({"value": [80.0, 80.1, 79.9], "pretraining": "a"}))
+    assert (seeds.n, seeds.runs, seeds.std) == (1, 3, None)
+    assert bold([seeds, entry(90)]) == [False, False]
 
 
-def test_differences_are_to_the_baseline_row() -> None:
-    table = grid([Cell(80, 0.5, 2), Cell(81.25, None, 1), Cell(78.0, None, 1), Cell()])
-    table.compare("row 0")
-    assert [str(c) for _, (c,) in table.rows] == ["80.0 ± 0.5 (2)", "81.2 (1) ↑1.2", "78.0 (1) ↓2.0", "–"]
+@pytest.mark.parametrize(
+    ("entries", "best"),
+    [
+        ([entry(80), entry(85)], 1),
+        ([entry(80), entry(80.6)], None),  # higher by more than the standard deviation, and yet tied
+        ([entry(80, n=2), entry(90)], None),  # two pre-trainings are too few for the test
+        ([entry(80), entry(90, n=2)], None),
+        ([entry(80), entry(85), entry(85.2)], None),  # higher than one row, tied with the other
+        ([entry(80), entry(85), entry(70, n=1)], None),  # not known to be higher than the third
+        ([entry(80), entry(90), Entry(), Entry(text="99")], 1),  # a published result is not compared
+        ([entry(80), Entry()], None),  # there is no other row
+    ],
+)
+def test_bold_is_higher_than_every_other_row_by_the_test(entries: list[Entry], best: int | None) -> None:
+    assert bold(entries) == [index == best for index in range(len(entries))]
 
 
-@given(st.lists(st.tuples(st.floats(0, 100), st.floats(0, 5), st.integers(2, 5)), min_size=2, max_size=6))
-def test_a_leader_is_never_reached_by_another(values: list[tuple[float, float, int]]) -> None:
-    table = grid([Cell(*value) for value in values])
-    table.compare(None)
-    bold = [c for _, (c,) in table.rows if c.bold]
-    assert len(bold) <= 1
-    for best in bold:
-        others = [c for _, (c,) in table.rows if not c.bold]
-        assert all(best.mean - c.mean > best.std for c in others)
+def test_the_pairs_of_a_column_are_corrected_together() -> None:
+    first, second = entry(80), entry(81.5)
+    p = compare(second.means, first.means).p
+    assert p is not None
+    assert 0.05 / 3 < p < 0.05  # different as a single pair, but not as the smallest of three
+    assert bold([first, second]) == [False, True]
+    assert bold([first, entry(80.01), second]) == [False] * 3
 
 
-def test_csv_has_the_numbers_and_not_the_text() -> None:
-    rows = list(csv.DictReader(io.StringIO(grid([Cell(80.123456, 0.5, 2), Cell(), Cell(text="71.1")]).csv())))
+def test_of_seven_equal_rows_one_is_bold_in_few_tables() -> None:
+    rng = np.random.default_rng(0)
+    tables = [[Entry(tuple(row), 5) for row in rng.normal(80, 0.5, (7, 5))] for _ in range(200)]
+    assert sum(any(bold(entries)) for entries in tables) <= 0.06 * 200
+
+
+def test_columns_do_not_influence_each_other() -> None:
+    table = grid([entry(80), entry(85)], [entry(85), entry(80)])
+    table.compare()
+    assert [[one.best for one in row] for _, row in table.rows] == [[False, True], [True, False]]
+
+
+def test_differences_are_to_the_baseline_row_with_arrows_where_the_test_finds_them() -> None:
+    table = grid([entry(80, 0.5), entry(81.25, n=1), entry(70, 0.5), entry(80.01, 0.5), Entry(), entry(79.0, n=1)])
+    table.compare(0)
+    assert [str(one) for _, (one,) in table.rows] == [
+        "80.0 ± 0.5 (3)", "81.2 (1) +1.2", "70.0 ± 0.5 (3) ↓10.0", "80.0 ± 0.5 (3) +0.0", "–", "79.0 (1) −1.0",
+    ]  # fmt: skip
+
+
+def test_csv_has_numbers_and_keys() -> None:
+    measured = Entry((80.12, 80.127), 2, key=("unimoco-1", "knn", "abc", "top1"))
+    rows = list(csv.DictReader(io.StringIO(grid([measured, Entry(), Entry(text="71.1")]).csv())))
     assert [row["row"] for row in rows] == ["row 0", "row 2"]
-    assert (rows[0]["mean"], rows[0]["std"], rows[0]["n"]) == ("80.1235", "0.5000", "2")
-    assert rows[1]["text"] == "71.1"
+    assert (rows[0]["mean"], rows[0]["std"], rows[0]["n"]) == ("80.1235", "0.0049", "2")
+    assert (rows[0]["backbone_id"], rows[0]["task"], rows[0]["config_hash"]) == ("unimoco-1", "knn", "abc")
+    assert (rows[1]["text"], rows[1]["backbone_id"]) == ("71.1", "")
 
 
-def test_markdown_has_one_line_a_row() -> None:
-    table = grid([Cell(80, 0.5, 2), Cell(90, 0.5, 2)])
-    table.compare("row 0")
+def test_markdown_has_one_line_per_row() -> None:
+    table = grid([entry(80), entry(90)])
+    table.compare(0)
     table.notes = ["a note"]
     assert table.markdown() == (
-        "| what | m0 |\n| :-- | --: |\n| row 0 | 80.0 ± 0.5 (2) |\n| row 1 | **90.0 ± 0.5 (2) ↑10.0** |\n\na note"
+        "| what | m0 |\n| :-- | --: |\n| row 0 | 80.0 ± 0.5 (3) |\n| row 1 | **90.0 ± 0.5 (3) ↑10.0** |\n\na note"
     )
+    table.short = True
+    assert "| row 1 | **90.0 ± 0.5** |" in table.markdown()
+
+
+def test_a_bar_in_a_title_adds_no_column() -> None:
+    table = Grid("g", "A grid", ["what", "a|b"], [("c|d", [Entry(text="1")])])
+    assert {line.count("|") for line in table.markdown().splitlines()} == {3}
 
 
 def test_latex_escapes_what_latex_reads() -> None:
@@ -96,12 +133,12 @@ def test_latex_escapes_what_latex_reads() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed (texlive-latex-base)")
 def test_latex_compiles(tmp_path: Path) -> None:
-    hard = grid([Cell(80, 0.5, 2), Cell(90, 0.5, 2), Cell(text=r"† ~ ^ \ # $ _ { } % & ≥ × “a”"), Cell()])
-    hard.compare("row 0")
+    hard = grid([entry(80), entry(90), Entry(text=r"† ~ ^ \ # $ _ { } % & ≥ × “a”"), Entry()])
+    hard.compare(0)
     hard.notes = ["100 % of a_b & “c”"]
-    kept = sorted((Path(__file__).parents[2] / "results" / "tables").glob("*.tex"))
-    assert kept
-    body = "\n\n".join([hard.latex(), *(path.read_text() for path in kept)])
+    tables = sorted((Path(__file__).parents[2] / "results" / "tables").glob("*.tex"))
+    assert tables
+    body = "\n\n".join([hard.latex(), *(path.read_text() for path in tables)])
     packages = "\\usepackage{booktabs,graphicx,longtable}"
     document = f"\\documentclass{{article}}{packages}\\begin{{document}}\n{body}\\end{{document}}\n"
     (tmp_path / "all.tex").write_text(document)
@@ -116,7 +153,7 @@ def test_latex_compiles(tmp_path: Path) -> None:
     assert "Overfull \\vbox" not in done.stdout
 
 
-def test_footnotes_go_on_after_z() -> None:
-    assert [letters(number) for number in (0, 1, 25, 26, 27, 51, 52, 702)] == [
+def test_footnote_letters_continue_after_z() -> None:
+    assert [letters(index) for index in (0, 1, 25, 26, 27, 51, 52, 702)] == [
         "a", "b", "z", "aa", "ab", "az", "ba", "aaa",
     ]  # fmt: skip

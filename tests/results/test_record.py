@@ -101,7 +101,7 @@ def test_files_without_a_known_seed_are_pretrainings_of_their_own() -> None:
 
 
 def rewrite(folder: Path, metric: float) -> None:
-    for _ in range(100):
+    for _ in range(25):
         write(folder, changed(metrics={"top1": metric}, title="x" * 3000))
 
 

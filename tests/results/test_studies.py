@@ -11,8 +11,8 @@ import pytest
 
 from pretrain.config import parse
 from results.plan import PRETRAIN, Cell, load
+from results.registry import TASKS
 from results.study import STUDIES
-from results.tasks import TASKS
 from transfer.classification import options
 
 ROOT = Path(__file__).parents[2]

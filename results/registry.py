@@ -1,4 +1,7 @@
-"""The tasks that records may be of: their titles, the metrics that tables show, and where published figures stand."""
+"""The project's tasks: titles, the metrics that tables show, and the published task that each stands in for.
+
+A record of any other task has a table of its own.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,23 @@ BOX = BOX_AND_MASK[:3]
 IOU = ("mIoU", "mAcc", "aAcc")
 
 METRICS = {
-    "top1": "top-1", "top5": "top-5", "mAP": "mAP", "mIoU": "mIoU", "mAcc": "mAcc", "aAcc": "aAcc",
-    "bbox/AP": "AP box", "bbox/AP50": "AP50 box", "bbox/AP75": "AP75 box",
-    "segm/AP": "AP mask", "segm/AP50": "AP50 mask", "segm/AP75": "AP75 mask", "keypoints/AP": "AP keypoints",
+    "top1": "top-1",
+    "top5": "top-5",
+    "mAP": "mAP",
+    "mIoU": "mIoU",
+    "mAcc": "mAcc",
+    "aAcc": "aAcc",
+    "bbox/AP": "AP box",
+    "bbox/AP50": "AP50 box",
+    "bbox/AP75": "AP75 box",
+    "segm/AP": "AP mask",
+    "segm/AP50": "AP50 mask",
+    "segm/AP75": "AP75 mask",
+    "keypoints/AP": "AP keypoints",
     "knn_top1": "top-1",
     **{f"knn_top1_k{k}": f"top-1, k = {k}" for k in (10, 20, 100, 200)},
     **{f"mAP_k{k}": f"mAP, k = {k}" for k in (1, 2, 4, 8, 16, 32, 64, 96)},
-}  # fmt: skip
+}  # fmt: skip  (name in records -> title)
 
 PAPER_TITLES = {
     "imagenet-linear": "ImageNet, linear", "imagenet-knn": "ImageNet, kNN", "coco-c4-1x": "COCO, C4 1x",
@@ -26,26 +39,19 @@ PAPER_TITLES = {
 
 @dataclass(frozen=True)
 class Task:
-    """A benchmark.
+    """A benchmark of the project.
 
     Attributes:
-        title: for people.
-        table: where it stands, a name in tables.TABLES.
-        metrics: what the tables show of it, as named in records; the first is the headline.
-        paper: the task of published.csv that it is a desk-scale stand-in for, if it is one.
-        least: number of runs below which nothing of it is set in bold.
+        title: its name in tables.
+        table: the table that shows it, a key of contents.TITLES.
+        metrics: what tables show of it, as named in records, the leading metric first.
+        paper: the task of published.csv that it stands in for at small scale, if any.
     """
 
     title: str
     table: str
     metrics: tuple[str, ...]
     paper: str | None = None
-    least: int = 2
-
-    @property
-    def headline(self) -> tuple[str, ...]:
-        """The first metric; of a task with boxes and masks that of both."""
-        return tuple(name for name in self.metrics if name in (self.metrics[0], "segm/AP"))
 
 
 TASKS = {
@@ -53,8 +59,7 @@ TASKS = {
     "knn": Task("kNN", "classification", tuple(f"knn_top1_k{k}" for k in (200, 100, 20, 10)), "imagenet-knn"),
     "fashion-fpn": Task("Fashion Scenes, FPN", "detection", BOX_AND_MASK, "coco-c4-1x"),
     "fashion-c4": Task("Fashion Scenes, C4", "detection", BOX_AND_MASK, "coco-c4-1x"),
-    # MoCo's README asks for five trials on VOC: below three nothing there is a lead.
-    "voc-c4-24k": Task("VOC, C4 24k", "detection", BOX, least=3),
+    "voc-c4-24k": Task("VOC, C4 24k", "detection", BOX),
     "coco-c4-1x": Task("COCO, C4 1x", "detection", BOX_AND_MASK),
     "coco-c4-2x": Task("COCO, C4 2x", "detection", BOX_AND_MASK),
     "coco-fpn-1x": Task("COCO, FPN 1x, heads without norm", "detection", BOX_AND_MASK),
@@ -79,3 +84,13 @@ TASKS = {
     "lowshot": Task("low-shot", "semi", tuple(f"mAP_k{k}" for k in (1, 4, 16, 96))),
     "voc07-lowshot": Task("VOC07 low-shot", "semi", tuple(f"mAP_k{k}" for k in (1, 4, 16, 96))),
 }
+
+
+def task_title(name: str) -> str:
+    """Return the title of a task; of an unknown one its name."""
+    return TASKS[name].title if name in TASKS else name
+
+
+def task_order(name: str) -> tuple[int, str]:
+    """Return the sort key of a task: unknown ones follow those of the registry."""
+    return (list(TASKS).index(name) if name in TASKS else len(TASKS)), name
