@@ -12,6 +12,7 @@ import torchvision
 
 from converters import convert as entry
 from converters.convert import main, staging
+from tests.converters.documentation import PAGE, documented
 
 ROOT = Path(entry.__file__).parents[1]
 
@@ -49,6 +50,24 @@ def test_the_printed_line_loads_the_file(
         main([str(sample("MoCo v1")), "--to", target, "--out", str(tmp_path / f"x{suffix}"), "--verify", "no"])
         line = capsys.readouterr().out.splitlines()[-1].removeprefix("use: ")
         exec(line, {"torch": torch, "torchvision": torchvision, "timm": timm})
+
+
+def test_the_documented_lines_load_the_files(
+    sample: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("checkpoint.pth").write_bytes(sample("MoCo v1", "resnet50").read_bytes())
+    for target in ("torchvision", "timm"):
+        assert main(["checkpoint.pth", "--to", target, "--verify", "no"]) == 0
+    for package in ("converters", "timm"):
+        exec(documented(package), {})
+
+
+def test_every_option_is_documented() -> None:
+    text = PAGE.read_text()
+    for action in entry._parser()._actions:
+        for option in set(action.option_strings) - {"-h", "--help", "--to"}:
+            assert f"| `{option}" in text, option
 
 
 def test_the_default_output_is_beside_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,21 +11,30 @@ import pytest
 
 from converters import read_backbone
 from converters.verify import verify
+from tests.converters.documentation import documented
 
 # Runs in the framework's process: convert, verify, then change one setting at a time and verify again.
 SCRIPT = """
-import json, sys
+import json, os, sys
 from pathlib import Path
 import converters
 from converters import convert, verify
-target, arch, folder, breakages = sys.argv[1], sys.argv[2], Path(sys.argv[3]), json.loads(sys.argv[4])
+target, arch, folder, breakages, snippet = *sys.argv[1:3], Path(sys.argv[3]), json.loads(sys.argv[4]), sys.argv[5]
 suffix = {"detectron2": (".pkl", ".yaml"), "openmmlab": (".pth", ".py")}[target]
 folder.mkdir()
-path = folder / f"x{suffix[0]}"
+path = folder / f"checkpoint.{target}{suffix[0]}"
 done = convert.convert(f"random:{arch}", target, str(path), check="yes")
 found = {"checks": [[c.model, c.tensors, c.convs, c.norms, max(c.deltas.values())] for c in done.checks]}
 other = convert.convert("random:resnext50_32x4d", target, str(folder / f"next{suffix[0]}"), check="yes")
 found["resnext"] = [[c.model, c.tensors] for c in other.checks]
+os.chdir(folder)
+Path("your_config.py").write_text("model = dict(backbone=dict(type='ResNet', depth=18))")
+exec(snippet)
+found["documented"] = (
+    [cfg.MODEL.WEIGHTS, cfg.INPUT.FORMAT, cfg.MODEL.RESNETS.STRIDE_IN_1X1]
+    if target == "detectron2"
+    else [cfg.model.backbone.init_cfg.checkpoint, cfg.model.data_preprocessor.bgr_to_rgb, cfg.model.backbone.depth]
+)
 settings = path.with_suffix(suffix[1])
 whole = settings.read_text()
 for name, (old, new) in breakages.items():
@@ -77,9 +86,10 @@ Found = dict[str, Any]
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Found]:
     """Return what each framework's process found; the two run in parallel."""
     processes, folder = {}, tmp_path_factory.mktemp("frameworks")
+    snippets = {"detectron2": documented("detectron2"), "openmmlab": documented("mmengine")}
     for target, breakages, more in (("detectron2", DETECTRON2, ""), ("openmmlab", OPENMMLAB, SHARED_HEAD)):
         code = f"{SCRIPT}\n{more}\nprint(json.dumps(found))"
-        args = ["-c", code, target, "resnet50", str(folder / target), json.dumps(breakages)]
+        args = ["-c", code, target, "resnet50", str(folder / target), json.dumps(breakages), snippets[target]]
         processes[target] = subprocess.Popen([sys.executable, *args], stdout=-1, stderr=-1, text=True)
     outputs = {target: process.communicate() for target, process in processes.items()}
     shutil.rmtree(folder)
@@ -117,6 +127,15 @@ def test_mmseg_holds_all_318_tensors(openmmlab: Found) -> None:
 def test_resnext_keeps_its_groups(detectron2: Found, openmmlab: Found) -> None:
     assert [tensors for _, tensors in detectron2["resnext"]] == [265, 265]
     assert openmmlab["resnext"] == [["mmseg ResNeXt resnext50_32x4d", 318]]
+
+
+def test_the_documented_detectron2_lines_set_up_a_config(detectron2: Found) -> None:
+    assert detectron2["documented"] == ["checkpoint.detectron2.pkl", "RGB", False]
+
+
+def test_the_documented_openmmlab_lines_set_up_a_config(openmmlab: Found) -> None:
+    checkpoint, bgr_to_rgb, depth = openmmlab["documented"]
+    assert (Path(checkpoint).name, bgr_to_rgb, depth) == ("checkpoint.openmmlab.pth", True, 50)
 
 
 FEATURES = "holds the same tensors and gives other features: layer1 by"
