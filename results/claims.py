@@ -97,12 +97,12 @@ def rivals(found: Measurements, method: str, tasks: Iterable[str]) -> list[Pair]
         ours = chosen.by_ratio().get(1.0)
         if ours is None:
             continue
-        recipe = chosen.backbones[ours].recipe[1:]  # settings hold the method
+        recipe = chosen.backbones[ours].recipe[:-1]  # all but recipe_id, which covers the method
         theirs = [
             key for key, one in chosen.backbones.items()
-            if (one.method, one.label_ratio, one.recipe[1:]) == (method, 1.0, recipe)
+            if (one.method, one.label_ratio, one.recipe[:-1]) == (method, 1.0, recipe)
         ]  # fmt: skip
-        theirs.sort(key=lambda key: -chosen.where(chosen.rows["backbone_id"] == key).rows["pretraining"].nunique())
+        theirs.sort(key=lambda key: -chosen.rows.loc[chosen.rows["backbone_id"] == key, "pretraining"].nunique())
         for metric in (name for name in TASKS[task].metrics if name in (TASKS[task].metrics[0], "segm/AP")):
             for rival in theirs[:1]:
                 first, second = (_entry(chosen, key, metric) for key in (ours, rival))
@@ -144,7 +144,7 @@ def ahead(judged: Judged) -> str:
 def by_ratio(found: Measurements, task: str) -> dict[float, Entry]:
     """Return the leading metric of a task by UniMoCo's label ratio."""
     chosen = found.of_task(task)
-    return {ratio: _entry(chosen, key, TASKS[task].metrics[0]) for ratio, key in sorted(chosen.by_ratio().items())}
+    return {ratio: _entry(chosen, key, TASKS[task].metrics[0]) for ratio, key in chosen.by_ratio().items()}
 
 
 def _answer(comparisons: Sequence[Comparison]) -> str:

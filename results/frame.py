@@ -18,6 +18,7 @@ METHODS = {
     "supcon_in": "SupCon, mean inside the logarithm", "cross_entropy": "cross-entropy",
 }  # fmt: skip
 PUBLISHED_AS = {"mocov3": "moco_v3", "barlowtwins": "barlow_twins"}  # method in checkpoints -> in published.csv
+RECIPE = ("epochs", "arch", "data", "image_size", "stem", "recipe_id")  # facts that one curve over label ratios shares
 COLUMNS = (
     "task", "config_hash", "backbone_id", "pretraining", "seed", "metric", "value", "headline", "commit", "device",
     "per_image",
@@ -34,7 +35,7 @@ class BackboneFacts:
         label_ratio: fraction of the labels used; None where unknown.
         epochs: of pre-training; None where unknown.
         arch: "resnet18" ...
-        settings: hash of everything that decides the weights but labels and seeds; empty where unknown.
+        recipe: the facts RECIPE; equal for pre-trainings that differ in labels and seeds alone.
         file: name and layout of the file.
     """
 
@@ -43,7 +44,7 @@ class BackboneFacts:
     label_ratio: float | None
     epochs: float | None
     arch: str
-    settings: str
+    recipe: tuple[Any, ...]
     file: str
 
     @staticmethod
@@ -53,7 +54,8 @@ class BackboneFacts:
         ratio, epochs = facts.get("label_ratio"), facts.get("epochs")
         return BackboneFacts(
             record.backbone_id, str(facts.get("method") or ""), None if ratio is None else round(float(ratio), 4),
-            None if epochs is None else float(epochs), facts["arch"], str(facts.get("settings") or ""),
+            None if epochs is None else float(epochs), facts["arch"],
+            tuple(facts.get(name) for name in RECIPE),
             f"{Path(facts['path']).name} ({facts['format']} layout)",
         )  # fmt: skip
 
@@ -63,11 +65,6 @@ class BackboneFacts:
         known = list(METHODS).index(self.method) if self.method in METHODS else len(METHODS)
         numbers = (-1 if value is None else value for value in (self.label_ratio, self.epochs))
         return known, self.method, *numbers, self.arch, self.backbone_id
-
-    @property
-    def recipe(self) -> tuple[str, float | None, str]:
-        """Return what pre-trainings share that differ only in labels and seeds."""
-        return self.settings, self.epochs, self.arch
 
     @property
     def title(self) -> str:
@@ -140,12 +137,16 @@ class Measurements:
         return usual.where(usual.rows["headline"].astype(bool))
 
     def by_ratio(self) -> dict[float, str]:
-        """Return UniMoCo's backbone_id for each label ratio, of the one recipe that has the most ratios."""
+        """Return UniMoCo's backbone_id for each label ratio, of the one recipe that has the most ratios.
+
+        Of two backbones with equal facts the one with more pre-trainings counts.
+        """
         recipes: dict[tuple[Any, ...], dict[float, str]] = defaultdict(dict)
-        for one in self.backbones.values():
+        count = self.rows.groupby("backbone_id")["pretraining"].nunique().to_dict()
+        for one in sorted(self.backbones.values(), key=lambda one: count[one.backbone_id]):
             if one.method == "unimoco" and one.label_ratio is not None:
-                recipes[one.recipe].setdefault(one.label_ratio, one.backbone_id)
-        return max(recipes.values(), key=len, default={})
+                recipes[one.recipe][one.label_ratio] = one.backbone_id
+        return dict(sorted(max(recipes.values(), key=len, default={}).items()))
 
     def titles(self) -> dict[str, str]:
         """Return the titles of the rows by backbone_id; equal ones are told apart by a hash."""

@@ -128,7 +128,7 @@ def _curve(axes: Axes, found: Measurements, color: str, suffix: str = "") -> Non
         if one.method in ("random", "cross_entropy"):
             style = ":" if one.method == "random" else "-."
             axes.axhline(entries[key].mean or 0.0, color=color, linestyle=style, linewidth=1, label=one.title + suffix)
-    for ratio, key in sorted(found.by_ratio().items()):
+    for ratio, key in found.by_ratio().items():
         entry = entries[key]
         points.append((100 * ratio, entry.mean, np.nan if entry.std is None else entry.std))
     if points:

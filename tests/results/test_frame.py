@@ -119,11 +119,14 @@ def test_networks_are_named_where_there_are_several() -> None:
     assert list(means(records)) == ["UniMoCo, 0 % of the labels, resnet18", "UniMoCo, 0 % of the labels, resnet50"]
 
 
-def test_a_curve_over_label_ratios_never_mixes_settings() -> None:
-    ratios = [record("unimoco", 0, {"top1": 0.5}, label_ratio=ratio, settings="a") for ratio in (0.0, 0.1, 1.0)]
-    others = [record("unimoco", 0, {"top1": 0.5}, label_ratio=ratio, settings="b") for ratio in (0.3, 1.0)]
-    by_ratio = found_in([*others, *ratios]).by_ratio()
-    assert by_ratio == {one.backbone["label_ratio"]: one.backbone_id for one in ratios}
+@pytest.mark.parametrize("fact", ["data", "recipe_id", "epochs"])
+def test_a_curve_over_label_ratios_never_mixes_recipes(fact: str) -> None:
+    def curve(value: float, *ratios: float) -> list[Record]:
+        return [record("unimoco", 0, {"top1": 0.5}, label_ratio=ratio, **{fact: value}) for ratio in ratios]
+
+    longest = curve(1, 0.0, 0.1, 1.0)
+    by_ratio = found_in([*curve(2, 0.3, 1.0), *longest]).by_ratio()
+    assert by_ratio == {one.backbone["label_ratio"]: one.backbone_id for one in longest}
 
 
 def test_seeds_of_one_pretraining_are_one_group_and_fractions_become_percent(study: list[Record]) -> None:
