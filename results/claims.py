@@ -5,9 +5,9 @@ All comparisons of the table are one family for Holm's correction.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -30,22 +30,19 @@ NOTES = [
 
 @dataclass(frozen=True)
 class Pair:
-    """Two backbones in one measurement; the claim says that the first is higher.
+    """Two backbones in one measurement, of which the claim says that the first is higher.
 
     Attributes:
-        name: what is measured, or which backbones are compared.
+        name: the metric, or the two backbones.
         first: measurements of the first.
         second: measurements of the second.
-        images: bootstrap over test images; only where both are a single checkpoint.
+        images: bootstrap over test images, only where both are a single checkpoint.
     """
 
     name: str
     first: Entry
     second: Entry
     images: Interval | None = None
-
-
-Judged = Sequence[tuple[Pair, Comparison]]
 
 
 def claims(found: Measurements, papers: pd.DataFrame) -> Grid:
@@ -61,84 +58,54 @@ def claims(found: Measurements, papers: pd.DataFrame) -> Grid:
     theirs = {task: _series(_published(papers, task)) for task in (LINEAR, DETECTION)}
     box = (_published(papers, DETECTION, method)[1.0] for method in ("unimoco", "cross_entropy"))
     against = "{:.1f} against {:.1f}".format(*box)
-    table: list[tuple[str, str, str, list[Pair], Callable[[Judged], str]]] = [
-        ("more labels, better linear classification", theirs[LINEAR], _series(linear), steps(linear), labels_help),
-        ("detection is best below 100 %", theirs[DETECTION], _series(detection), against_all(detection), best_below),
-        ("UniMoCo detects better than cross-entropy", against, _means(supervised), supervised, ahead),
-        ("UniCon is better than SupCon", MISSING, _means(supcon), supcon, ahead),
+    most_to_fewest = [_ratios(linear, max(linear), min(linear))] if len(linear) > 1 else []
+    parts_to_all = [_ratios(detection, ratio, 1.0) for ratio in detection if ratio < 1 and 1.0 in detection]
+    table = [
+        ("more labels, better linear classification", theirs[LINEAR], _means(linear), most_to_fewest, all),
+        ("detection is best below 100 %", theirs[DETECTION], _means(detection), parts_to_all, any),
+        ("UniMoCo detects better than cross-entropy", against, _both(supervised), supervised, all),
+        ("UniCon is better than SupCon", MISSING, _both(supcon), supcon, all),
     ]
-    judged = iter(correct([compare(one.first.means, one.second.means) for *_, pairs, _ in table for one in pairs]))
-    grid = Grid("claims", "Claims of the paper", ["claim of the paper", "published", "ours", "does it hold in ours?"])
-    for title, published, ours, pairs, verdict in table:
-        if comparisons := [(pair, next(judged)) for pair in pairs]:
-            grid.rows.append((title, [Entry(text=text) for text in (published, ours, verdict(comparisons))]))
+    judged = iter(correct([compare(one.first.means, one.second.means) for row in table for one in row[3]]))
+    grid = Grid("claims", "Claims of the paper", ["claim of the paper", "published", "ours", "does it hold here?"])
+    for title, published, ours, pairs, quantifier in table:
+        if pairs:
+            answer = verdict(pairs, [next(judged) for _ in pairs], quantifier is any)
+            grid.rows.append((title, [Entry(text=text) for text in (published, ours, answer)]))
     grid.notes = NOTES if grid.rows else []
     return grid
 
 
-def steps(measured: Mapping[float, Entry]) -> list[Pair]:
-    """Return the most labels against the fewest, then each label ratio against the one before."""
-    ratios = sorted(measured)
-    if len(ratios) < 2:
-        return []
-    return [_ratios(measured, ratios[-1], ratios[0]), *(_ratios(measured, b, a) for a, b in pairwise(ratios))]
+def verdict(pairs: Sequence[Pair], comparisons: Sequence[Comparison], one_is_enough: bool = False) -> str:
+    """Return in words whether the first of each pair is higher.
 
-
-def against_all(measured: Mapping[float, Entry]) -> list[Pair]:
-    """Return each smaller label ratio against all labels; nothing where all labels were not measured."""
-    return [_ratios(measured, ratio, 1.0) for ratio in sorted(measured) if ratio < 1] if 1.0 in measured else []
-
-
-def rivals(found: Measurements, method: str, tasks: Iterable[str]) -> list[Pair]:
-    """Return UniMoCo against another method, both with all labels, in each metric that both were measured in."""
-    pairs = []
-    for task in tasks:
-        chosen = found.of_task(task)
-        ours = chosen.by_ratio().get(1.0)
-        if ours is None:
-            continue
-        recipe = chosen.backbones[ours].recipe[:-1]  # all but recipe_id, which covers the method
-        theirs = [
-            key for key, one in chosen.backbones.items()
-            if (one.method, one.label_ratio, one.recipe[:-1]) == (method, 1.0, recipe)
-        ]  # fmt: skip
-        theirs.sort(key=lambda key: -chosen.rows.loc[chosen.rows["backbone_id"] == key, "pretraining"].nunique())
-        for metric in (name for name in TASKS[task].metrics if name in (TASKS[task].metrics[0], "segm/AP")):
-            for rival in theirs[:1]:
-                first, second = (_entry(chosen, key, metric) for key in (ours, rival))
-                if first.means and second.means:
-                    name = f"{TASKS[task].title} {METRICS.get(metric, metric)}"
-                    pairs.append(Pair(name, first, second, _over_images(chosen, ours, rival, metric)))
-    return pairs
-
-
-def labels_help(judged: Judged) -> str:
-    """Return whether a metric rises from the fewest to the most labels, and at which steps it falls."""
-    (pair, whole), *others = judged
-    drops = [f"{step.name} ({_gap(one)}, {_reason(one)})" for step, one in others if one.difference < 0]
-    fall = f"; the mean falls {', '.join(drops)}" if drops else "; the mean rises at every step"
-    return f"{_answer([whole])}; {_gap(whole)} {pair.name}{_tested(whole)}{fall}"
-
-
-def best_below(judged: Judged) -> str:
-    """Return whether some label ratio below 1 is higher than all labels; "no" where every one is lower."""
-    verdicts = [one.verdict for _, one in judged]
-    pair, best = max(judged, key=lambda item: (item[1].verdict == "higher", item[1].difference))
-    undecided = "lower" in verdicts and set(verdicts) != {"lower"} and best.verdict != "higher"
-    answer = "tied" if undecided else _answer([best] if best.verdict == "higher" else [one for _, one in judged])
-    return f"{answer}; best of the others: {_gap(best)} {pair.name}{_tested(best)}"
-
-
-def ahead(judged: Judged) -> str:
-    """Return in how many measurements the first is higher than the second."""
-    comparisons = [one for _, one in judged]
-    verdicts = [one.verdict for one in comparisons]
-    counts = [f"{verdict} in {verdicts.count(verdict)}" for verdict in ("higher", "lower", "tied", "n too small")
-              if verdict in verdicts]  # fmt: skip
-    images = [f"{pair.name}, one checkpoint each, over test images: {_interval(pair.images)}"
-              for pair, _ in judged if pair.images]  # fmt: skip
-    count = [f"{', '.join(counts)} of {len(judged)}"] * (set(verdicts) != {"n too small"})
-    return "; ".join([_answer(comparisons), *count, *images])
+    Args:
+        pairs: what is compared.
+        comparisons: their results.
+        one_is_enough: the claim holds where the first of any pair is higher, and fails where all are lower.
+    """
+    count = Counter(one.verdict for one in comparisons)
+    total = len(comparisons)
+    if count["n too small"] == total:
+        sizes = sorted({one.n for one in comparisons})
+        answer = f"n too small: {' or '.join(f'{n} against {m}' for n, m in sizes)} pre-trainings"
+    elif count["higher"]:
+        answer = "yes" if one_is_enough or count["higher"] == total else "in part"
+    else:
+        answer = "no" if count["lower"] and (not one_is_enough or count["lower"] == total) else "tied"
+    details = []
+    if total == 1:
+        p = "" if comparisons[0].p is None else f" (p = {comparisons[0].p:.2g})"
+        details = [f"{_signed(comparisons[0].difference)}, {pairs[0].name}{p}"]
+    elif count["n too small"] < total:
+        details = [f"{', '.join(f'{word} in {n}' for word, n in count.items())} of {total}"]
+    details += [
+        f"{one.name}, one checkpoint each, over test images: {_signed(100 * one.images.difference)} "
+        f"[{_signed(100 * one.images.low)}, {_signed(100 * one.images.high)}]"
+        for one in pairs
+        if one.images
+    ]
+    return "; ".join([answer, *details])
 
 
 def by_ratio(found: Measurements, task: str) -> dict[float, Entry]:
@@ -147,59 +114,48 @@ def by_ratio(found: Measurements, task: str) -> dict[float, Entry]:
     return {ratio: _entry(chosen, key, TASKS[task].metrics[0]) for ratio, key in chosen.by_ratio().items()}
 
 
-def _answer(comparisons: Sequence[Comparison]) -> str:
-    """Return "yes" where the first is higher in all, "no" where it is lower in some and higher in none ..."""
-    verdicts = {one.verdict for one in comparisons}
-    if verdicts == {"higher"}:
-        return "yes"
-    if "higher" in verdicts:
-        return "in part"
-    if "lower" in verdicts:
-        return "no"
-    if verdicts == {"n too small"}:
-        sizes = sorted({one.n for one in comparisons})
-        return f"n too small: {' or '.join(f'{first} against {second}' for first, second in sizes)} pre-trainings"
-    return "tied"
+def rivals(found: Measurements, method: str, tasks: Iterable[str]) -> list[Pair]:
+    """Return UniMoCo against another method, both with all labels, in each leading metric measured with both."""
+    pairs = []
+    for task in tasks:
+        chosen = found.of_task(task)
+        ours = chosen.by_ratio().get(1.0)
+        recipe = chosen.backbones[ours].recipe[:-1] if ours else ()  # all but recipe_id, which covers the method
+        theirs = [
+            key for key, one in chosen.backbones.items()
+            if (one.method, one.label_ratio, one.recipe[:-1]) == (method, 1.0, recipe)
+        ]  # fmt: skip
+        if ours is None or not theirs:
+            continue
+        rival = max(theirs, key=lambda key: chosen.rows.loc[chosen.rows["backbone_id"] == key, "pretraining"].nunique())
+        for metric in (name for name in TASKS[task].metrics if name in (TASKS[task].metrics[0], "segm/AP")):
+            first, second = (_entry(chosen, key, metric) for key in (ours, rival))
+            if first.means and second.means:
+                name = f"{TASKS[task].title} {METRICS.get(metric, metric)}"
+                pairs.append(Pair(name, first, second, _over_images(chosen, (ours, rival), metric)))
+    return pairs
 
 
-def _reason(one: Comparison) -> str:
-    return one.verdict if one.p is None else f"{one.verdict}, p = {one.p:.2g}"
-
-
-def _tested(one: Comparison) -> str:
-    return "" if one.p is None else f" (p = {one.p:.2g})"
-
-
-def _gap(one: Comparison) -> str:
-    return f"{one.difference:+.1f}".replace("-", "−")
-
-
-def _interval(one: Interval) -> str:
-    low, difference, high = (f"{100 * value:+.1f}".replace("-", "−") for value in (one.low, one.difference, one.high))
-    return f"{difference} [{low}, {high}]"
-
-
-def _ratios(measured: Mapping[float, Entry], first: float, second: float) -> Pair:
-    return Pair(f"from {100 * second:.3g} % to {100 * first:.3g} %", measured[first], measured[second])
+def _over_images(found: Measurements, backbone_ids: tuple[str, str], metric: str) -> Interval | None:
+    """Return the bootstrap over test images where each side is one record that kept the metric per image."""
+    rows = found.rows[found.rows["metric"] == metric]
+    arrays = []
+    for key in backbone_ids:
+        paths = rows.loc[rows["backbone_id"] == key, "per_image"].to_list()
+        if len(paths) != 1 or paths[0] is None:
+            return None
+        with np.load(paths[0]) as content:
+            arrays.append(content.get(metric))
+    first, second = arrays
+    return None if first is None or second is None else paired_bootstrap(first, second)
 
 
 def _entry(found: Measurements, backbone_id: str, metric: str) -> Entry:
     return Entry.of(found.rows[(found.rows["backbone_id"] == backbone_id) & (found.rows["metric"] == metric)])
 
 
-def _over_images(found: Measurements, first: str, second: str, metric: str) -> Interval | None:
-    """Return the bootstrap over test images where each side is one record that kept the metric per image."""
-    rows = found.rows[found.rows["metric"] == metric]
-    files = [rows.loc[rows["backbone_id"] == key, "per_image"].to_list() for key in (first, second)]
-    if any(len(paths) != 1 or paths[0] is None for paths in files):
-        return None
-    arrays = []
-    for (path,) in files:
-        with np.load(path) as content:
-            if metric not in content:
-                return None
-            arrays.append(content[metric])
-    return paired_bootstrap(*arrays)
+def _ratios(entries: Mapping[float, Entry], first: float, second: float) -> Pair:
+    return Pair(f"{100 * first:.3g} % against {100 * second:.3g} % of the labels", entries[first], entries[second])
 
 
 def _published(papers: pd.DataFrame, task: str, method: str = "unimoco") -> dict[float, float]:
@@ -208,12 +164,19 @@ def _published(papers: pd.DataFrame, task: str, method: str = "unimoco") -> dict
     return dict(zip(same["label_ratio"], same["value"], strict=True))
 
 
-def _series(values: Mapping[float, Entry] | Mapping[float, float]) -> str:
+def _series(values: Mapping[float, float]) -> str:
     """Return e.g. "71.1, 72.0, 76.4 with 0, 10, 100 % of the labels"."""
-    means = (value if isinstance(value, float) else value.mean or 0.0 for value in values.values())
     ratios = ", ".join(f"{100 * ratio:.3g}" for ratio in values)
-    return f"{', '.join(f'{mean:.1f}' for mean in means)} with {ratios} % of the labels"
+    return f"{', '.join(f'{value:.1f}' for value in values.values())} with {ratios} % of the labels"
 
 
-def _means(pairs: Iterable[Pair]) -> str:
+def _means(entries: Mapping[float, Entry]) -> str:
+    return _series({ratio: entry.mean or 0.0 for ratio, entry in entries.items()})
+
+
+def _both(pairs: Iterable[Pair]) -> str:
     return "; ".join(f"{pair.name} {pair.first.mean:.1f} against {pair.second.mean:.1f}" for pair in pairs)
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.1f}".replace("-", "−")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from results.claims import Pair, ahead, best_below, claims, labels_help, steps
+from results.claims import Pair, claims, verdict
 from results.frame import frame, published
 from results.grid import Entry
 from results.record import Record
@@ -20,55 +20,43 @@ HIGHER, LOWER, TIED = (Comparison(gap, (3, 3), p) for gap, p in ((2.0, 0.01), (-
 SMALL = Comparison(9.0, (3, 2), None)
 
 
-def judged(*comparisons: Comparison) -> list[tuple[Pair, Comparison]]:
-    return [(Pair(f"step {i}", Entry(), Entry()), one) for i, one in enumerate(comparisons)]
+def judge(*comparisons: Comparison, one_is_enough: bool = False) -> str:
+    return verdict([Pair("a step", Entry(), Entry()) for _ in comparisons], comparisons, one_is_enough)
 
 
 @pytest.mark.parametrize(
-    ("comparisons", "text"),
+    ("comparison", "text"),
     [
-        ([HIGHER, TIED, HIGHER], "yes; +2.0 step 0 (p = 0.01); the mean rises at every step"),
-        ([HIGHER, LOWER, HIGHER], "yes; +2.0 step 0 (p = 0.01); the mean falls step 1 (−2.0, lower, p = 0.01)"),
-        ([LOWER, LOWER], "no; −2.0 step 0 (p = 0.01); the mean falls step 1 (−2.0, lower, p = 0.01)"),
-        ([TIED, TIED], "tied; +0.1 step 0 (p = 0.7); the mean rises at every step"),
-        ([SMALL, SMALL], "n too small: 3 against 2 pre-trainings; +9.0 step 0; the mean rises at every step"),
+        (HIGHER, "yes; +2.0, a step (p = 0.01)"),
+        (LOWER, "no; −2.0, a step (p = 0.01)"),
+        (TIED, "tied; +0.1, a step (p = 0.7)"),
+        (SMALL, "n too small: 3 against 2 pre-trainings; +9.0, a step"),
     ],
 )
-def test_whether_labels_help(comparisons: list[Comparison], text: str) -> None:
-    assert labels_help(judged(*comparisons)) == text
+def test_the_verdict_on_one_comparison(comparison: Comparison, text: str) -> None:
+    assert judge(comparison) == judge(comparison, one_is_enough=True) == text
 
 
 @pytest.mark.parametrize(
-    ("comparisons", "text"),
-    [  # of each smaller label ratio against all labels
-        ([LOWER, HIGHER, SMALL], "yes; best of the others: +2.0 step 1 (p = 0.01)"),
-        ([LOWER, LOWER], "no; best of the others: −2.0 step 0 (p = 0.01)"),
-        ([LOWER, TIED], "tied; best of the others: +0.1 step 1 (p = 0.7)"),
-        ([LOWER, SMALL], "tied; best of the others: +9.0 step 1"),
-        ([SMALL, SMALL], "n too small: 3 against 2 pre-trainings; best of the others: +9.0 step 0"),
+    ("comparisons", "all_are", "one_is"),
+    [  # whether the first is higher in all pairs, and whether it is in one
+        ([HIGHER, HIGHER], "yes; higher in 2 of 2", "yes; higher in 2 of 2"),
+        ([HIGHER, LOWER, TIED], "in part; higher in 1, lower in 1, tied in 1 of 3",
+         "yes; higher in 1, lower in 1, tied in 1 of 3"),
+        ([LOWER, TIED], "no; lower in 1, tied in 1 of 2", "tied; lower in 1, tied in 1 of 2"),
+        ([LOWER, LOWER], "no; lower in 2 of 2", "no; lower in 2 of 2"),
+        ([TIED, SMALL], "tied; tied in 1, n too small in 1 of 2", "tied; tied in 1, n too small in 1 of 2"),
+        ([SMALL, SMALL], "n too small: 3 against 2 pre-trainings", "n too small: 3 against 2 pre-trainings"),
     ],
-)
-def test_whether_a_part_of_the_labels_is_best(comparisons: list[Comparison], text: str) -> None:
-    assert best_below(judged(*comparisons)) == text
-
-
-@pytest.mark.parametrize(
-    ("comparisons", "text"),
-    [
-        ([HIGHER, HIGHER], "yes; higher in 2 of 2"),
-        ([HIGHER, LOWER, TIED], "in part; higher in 1, lower in 1, tied in 1 of 3"),
-        ([TIED, LOWER], "no; lower in 1, tied in 1 of 2"),
-        ([TIED, SMALL], "tied; tied in 1, n too small in 1 of 2"),
-        ([SMALL, SMALL], "n too small: 3 against 2 pre-trainings"),
-    ],
-)
-def test_whether_one_method_is_ahead_of_another(comparisons: list[Comparison], text: str) -> None:
-    assert ahead(judged(*comparisons)) == text
+)  # fmt: skip
+def test_the_verdict_on_several_comparisons(comparisons: list[Comparison], all_are: str, one_is: str) -> None:
+    assert judge(*comparisons) == all_are
+    assert judge(*comparisons, one_is_enough=True) == one_is
 
 
 def test_what_was_not_measured_has_no_row() -> None:
-    assert steps({1.0: Entry((50.0,), 1)}) == []
     assert claims(frame({}), PAPERS).rows == []
+    assert claims(found_in([record("unimoco", 0, {"top1": 0.5}, label_ratio=1.0)]), PAPERS).rows == []
 
 
 def labels(seeds: int, task: str = "linear", method: str = "unimoco", **metrics: float) -> list[Record]:
@@ -96,7 +84,7 @@ def test_the_table_shows_published_results_beside_ours(study: list[Record]) -> N
     assert rows["more labels, better linear classification"] == [
         "71.1, 72.0, 75.1, 76.2, 76.4 with 0, 10, 30, 60, 100 % of the labels",
         "50.0, 60.0, 70.0 with 0, 10, 100 % of the labels",
-        "yes; +20.0 from 0 % to 100 % (p = 5e-13); the mean rises at every step",
+        "yes; +20.0, 100 % against 0 % of the labels (p = 5e-13)",
     ]
     assert rows["UniMoCo detects better than cross-entropy"] == [
         "39.6 against 38.2",
@@ -104,14 +92,14 @@ def test_the_table_shows_published_results_beside_ours(study: list[Record]) -> N
         "in part; higher in 1, tied in 1 of 2",
     ]
     assert rows["UniCon is better than SupCon"] == [
-        "–", "linear top-1 70.0 against 65.0", "n too small: 3 against 1 pre-trainings",
+        "–", "linear top-1 70.0 against 65.0", "n too small: 3 against 1 pre-trainings; +5.0, linear top-1",
     ]  # fmt: skip
     assert "detection is best below 100 %" not in rows
 
 
 def test_a_large_difference_of_two_pretrainings_decides_nothing(study: list[Record]) -> None:
     ((_, entries),) = claims(found_in(study), PAPERS).rows
-    assert entries[2].text.startswith("n too small: 2 against 2 pre-trainings; +20.0 from 0 % to 100 %")
+    assert entries[2].text == "n too small: 2 against 2 pre-trainings; +20.0, 100 % against 0 % of the labels"
 
 
 def test_single_checkpoints_are_compared_over_test_images_and_called_that(tmp_path: Path) -> None:
@@ -124,8 +112,8 @@ def test_single_checkpoints_are_compared_over_test_images_and_called_that(tmp_pa
         records.append(one)
     found = frame({tmp_path / one.path: one for one in records})
     ((_, entries),) = claims(found, PAPERS).rows
-    verdict, images = entries[2].text.split("; ")
-    assert verdict == "n too small: 1 against 1 pre-trainings"
+    answer, _, images = entries[2].text.split("; ")
+    assert answer == "n too small: 1 against 1 pre-trainings"
     assert images.startswith("linear top-1, one checkpoint each, over test images: +")
     low, high = (float(number) for number in images.partition("[")[2].rstrip("]").split(", "))
     assert 20 < low < 100 * (accuracies[0] - accuracies[1]) < high < 40
