@@ -28,7 +28,8 @@ SUMMARY = {"linear": "linear, top-1", "knn": "kNN, top-1", "fashion-fpn": "detec
            "fashion-fcn": "segmentation, mIoU"}  # fmt: skip
 TEST = (
     f"Two rows differ by Welch's t-test over pre-trainings ({100 * LEVEL:g} %, Holm-corrected over all pairs of rows "
-    f"of a column), which needs at least {MIN_PRETRAININGS} pre-trainings of both."
+    f"of a column), which needs at least {MIN_PRETRAININGS} pre-trainings of both. Bold: higher than every other row "
+    "of the column by that test."
 )
 Column = tuple[str, str, str]  # task, config hash, metric
 
@@ -67,7 +68,7 @@ def summary(found: Measurements) -> Grid:
     if n:
         times = f"n = {n[0]}" if len(n) == 1 else f"n = {n[0]} to {n[-1]}"
         best = any(entry.best for _, entries in grid.rows for entry in entries)
-        grid.notes = [f"In %: mean ± sample standard deviation over {times} pre-trainings.", *[TEST, _bold()] * best]
+        grid.notes = [f"In %: mean ± sample standard deviation over {times} pre-trainings.", *[TEST] * best]
     return grid
 
 
@@ -130,11 +131,8 @@ def cost(found: Measurements) -> Grid:
         for names, group in of_config.groupby(["arch", "device"]):
             mark = marks.setdefault(key, letters(len(marks)))
             medians = group[["seconds", "memory", "speed"]].median()
-            texts = [
-                *map(str, names),
-                str(len(group)),
-                *("" if pd.isna(value) else f"{value:.0f}" for value in medians),
-            ]
+            numbers = ("" if pd.isna(value) else f"{value:.0f}" for value in medians)
+            texts = (*map(str, names), str(len(group)), *numbers)
             grid.rows.append((f"{task_title(key[0])} ({mark})", [Entry(text=text) for text in texts]))
     grid.notes = [
         "Medians over the runs, each a whole command with reading and evaluating. Memory: of the GPU, else of the "
@@ -211,12 +209,7 @@ def _legend(grid: Grid, baseline: int | None, archs: set[str]) -> list[str]:
     legend = "In %: mean ± sample standard deviation over pre-trainings (their number; that of runs, where larger)"
     if baseline is not None:
         legend += f", difference to “{grid.rows[baseline][0]}”: ↑ or ↓ where the two rows differ, else + or −"
-    notes = [f"{legend}.", TEST if baseline is None else f"{TEST} {_bold()}"]
-    return [*notes, *(f"Backbone: {arch}." for arch in archs if len(archs) == 1)]
-
-
-def _bold() -> str:
-    return "Bold: higher than every other row of the column by that test."
+    return [f"{legend}.", TEST, *(f"Backbone: {arch}." for arch in archs if len(archs) == 1)]
 
 
 def _add_published(grid: Grid, found: Measurements, papers: pd.DataFrame, tasks: dict[str, None]) -> list[str]:
@@ -229,9 +222,8 @@ def _add_published(grid: Grid, found: Measurements, papers: pd.DataFrame, tasks:
             # Prefer the source that also reports UniMoCo.
             preferred = set(of_metric.loc[of_metric["method"] == "unimoco", "source"])
             of_metric = of_metric.assign(other=~of_metric["source"].isin(preferred)).sort_values("other", kind="stable")
-            rows = [
-                of_metric[one.is_published_in(of_metric)].head(1).to_dict("records") for one in found.backbones.values()
-            ]
+            facts = found.backbones.values()
+            rows = [of_metric[one.is_published_in(of_metric)].head(1).to_dict("records") for one in facts]
             if not any(rows):
                 continue
             grid.header.append(f"† {PAPER_TITLES.get(paper, paper)}: {METRICS.get(metric, metric)}")

@@ -152,7 +152,8 @@ def training_curves(runs: list[Path]) -> Figure:
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     names = {path: re.sub(r"_s\d+$", "", path.stem) for path in runs}
-    kinds = sorted(set(names.values()))
+    runs = sorted(runs, key=lambda path: (names[path], path))
+    kinds = list(dict.fromkeys(names[path] for path in runs))
     colors = dict(zip(kinds, plt.get_cmap("turbo")(np.linspace(0.05, 0.95, len(kinds))), strict=True))
     for path in runs:
         rows, color = pd.read_json(path, lines=True), colors[names[path]]
