@@ -156,17 +156,13 @@ def _parser() -> CommandParser:
         "timm:NAME?pretrained=false&seed=0 is not), random:ARCH?seed=0",
     )
     parser.add_argument("--to", choices=list(TARGETS), required=True, help="the framework to write for")
-    parser.add_argument(
-        "--out", type=str, help="the file to write; CKPT.TARGET.SUFFIX beside the checkpoint if not given"
-    )
+    parser.add_argument("--out", type=str, help="the file to write; default: CKPT.TARGET.SUFFIX beside the checkpoint")
     parser.add_argument(
         "--branch", type=str,
         help="which encoder: query or key, online or momentum, student or teacher; "
         "by default the one that its authors transfer",
     )  # fmt: skip
-    parser.add_argument(
-        "--from", choices=list(BY_NAME), help="the format of the checkpoint; recognised by its keys if not given"
-    )
+    parser.add_argument("--from", choices=list(BY_NAME), help="the format of the checkpoint; default: recognise it")
     parser.add_argument(
         "--drop", type=str, action="append", default=[],
         help="regular expression of keys to leave out besides those that the format's rules name; may be repeated",
@@ -181,7 +177,7 @@ def _parser() -> CommandParser:
         "auto: where the framework is installed",
     )  # fmt: skip
     parser.add_argument(
-        "--trust", action="store_true", help="let the checkpoint run any Python code; only for files you made"
+        "--trust", action="store_true", help="let the file run any Python code; only for files you made"
     )
     parser.add_argument("--force", action="store_true", help="overwrite files that exist and differ")
     return parser

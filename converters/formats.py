@@ -61,29 +61,19 @@ MOCO_BRANCHES = {"query": Branch(r"^encoder_q\."), "key": Branch(r"^encoder_k\."
 MOCO_HEADS = {"projection heads": r"^encoder_[qk]\.fc\."}
 
 DETECTRON2_NAMES: Rules = (
-    (r"^stem\.conv1\.norm\.", "bn1."),
-    (r"^stem\.conv1\.", "conv1."),
-    (r"^res2\.", "layer1."),
-    (r"^res3\.", "layer2."),
-    (r"^res4\.", "layer3."),
-    (r"^res5\.", "layer4."),
-    (r"\.conv(\d)\.norm\.", r".bn\1."),
-    (r"\.shortcut\.norm\.", ".downsample.1."),
-    (r"\.shortcut\.weight$", ".downsample.0.weight"),
-)
+    (r"^stem\.conv1\.norm\.", "bn1."), (r"^stem\.conv1\.", "conv1."), (r"\.conv(\d)\.norm\.", r".bn\1."),
+    (r"^res2\.", "layer1."), (r"^res3\.", "layer2."), (r"^res4\.", "layer3."), (r"^res5\.", "layer4."),
+    (r"\.shortcut\.norm\.", ".downsample.1."), (r"\.shortcut\.weight$", ".downsample.0.weight"),
+)  # fmt: skip
 DETECTRON2_ZOO = "detectron2's zoo trains most networks on BGR images with STRIDE_IN_1X1"
 OPENMMLAB_NAMES: Rules = ((r"^stem\.([0-6])\.", r"conv1.\1."), (r"^stem\.7\.", "bn1."))
 # Caffe-style ResNets of OpenMMLab: BGR images, stride in the first 1×1 convolution.
 CAFFE = r"""style['"]?\s*[=:]\s*['"]caffe|(bgr_)?to_rgb['"]?\s*[=:]\s*False"""
 # nn.Sequential(*list(resnet.children())[:-1]): conv1, bn1, relu, maxpool, layer1 … layer4, avgpool
 SEQUENTIAL_NAMES: Rules = (
-    (r"^0\.", "conv1."),
-    (r"^1\.", "bn1."),
-    (r"^4\.", "layer1."),
-    (r"^5\.", "layer2."),
-    (r"^6\.", "layer3."),
-    (r"^7\.", "layer4."),
-)
+    (r"^0\.", "conv1."), (r"^1\.", "bn1."),
+    (r"^4\.", "layer1."), (r"^5\.", "layer2."), (r"^6\.", "layer3."), (r"^7\.", "layer4."),
+)  # fmt: skip
 
 OWN = "unimoco-suite"
 # The first entry whose marks and backbone are found is taken: specific formats before general ones.

@@ -106,10 +106,6 @@ def _torchvision(name: str, pretrained: bool, path: str) -> nn.Module:
     return network
 
 
-def _random(name: str, pretrained: bool, path: str) -> nn.Module:
-    return archs.build(name)
-
-
 def _download(make: Callable[[], nn.Module], path: str) -> nn.Module:
     hub = logging.getLogger("huggingface_hub")  # warns of each of its retries
     level = hub.level
@@ -129,5 +125,5 @@ def _download(make: Callable[[], nn.Module], path: str) -> nn.Module:
 _BUILDERS: dict[str, Callable[[str, bool, str], nn.Module]] = {
     "timm": _timm,
     "torchvision": _torchvision,
-    "random": _random,
+    "random": lambda name, pretrained, path: archs.build(name),
 }

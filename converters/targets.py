@@ -20,16 +20,10 @@ _WIDE = {"wide_resnet50_2", "wide_resnet101_2"}
 _RESNEXTS = {"resnext50_32x4d", "resnext101_32x4d", "resnext101_32x8d", "resnext101_64x4d"}
 
 _TO_DETECTRON2: Rules = (
-    (r"^conv1\.", "stem.conv1."),
-    (r"^bn1\.", "stem.conv1.norm."),
-    (r"\.bn(\d)\.", r".conv\1.norm."),
-    (r"\.downsample\.0\.", ".shortcut."),
-    (r"\.downsample\.1\.", ".shortcut.norm."),
-    (r"^layer1\.", "res2."),
-    (r"^layer2\.", "res3."),
-    (r"^layer3\.", "res4."),
-    (r"^layer4\.", "res5."),
-)
+    (r"^conv1\.", "stem.conv1."), (r"^bn1\.", "stem.conv1.norm."), (r"\.bn(\d)\.", r".conv\1.norm."),
+    (r"^layer1\.", "res2."), (r"^layer2\.", "res3."), (r"^layer3\.", "res4."), (r"^layer4\.", "res5."),
+    (r"\.downsample\.0\.", ".shortcut."), (r"\.downsample\.1\.", ".shortcut.norm."),
+)  # fmt: skip
 _TO_OPENMMLAB_DEEP: Rules = ((r"^conv1\.", "stem."), (r"^bn1\.", "stem.7."))
 
 

@@ -103,8 +103,8 @@ def _by_rules(pack: Callable[[State, State, int], Any]) -> Callable[[str], Made]
 def _suite(q: State, k: State, width: int) -> Any:
     state = prefixed("encoder_q.", q | _mlp("fc", width)) | prefixed("encoder_k.", k | _mlp("fc", width))
     state |= {"queue": torch.randn(8, 16), "label_queue": torch.zeros(16), "index_queue": torch.zeros(16)}
-    meta = {"method": "unimoco", "arch": {512: "resnet18", 2048: "resnet50"}[width], "stem": "imagenet"}
     state["queue_ptr"] = torch.zeros(1)
+    meta = {"method": "unimoco", "arch": {512: "resnet18", 2048: "resnet50"}[width], "stem": "imagenet"}
     more = {"optimizer": {"state": {}}, "rng": torch.zeros(4, dtype=torch.uint8), "config": {"seed": 0}}
     meta |= {"label_ratio": 0.1, "epochs": 20.0, "step": 1234}
     return {"format": "unimoco-suite", "version": 1, "state_dict": state, "meta": meta, **more}
