@@ -1,6 +1,6 @@
 """Frozen features of a backbone: network input, pooled features, and their extraction over images and ranks.
 
-Shapes: n images of a batch, S side of a view in pixels, B images in all, D feature width.
+Shapes: n images of a batch, S side of a view in pixels, N images in all, D feature width.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from common.transforms import MEAN, STD
 
 
 def network_input(images: Tensor, device: torch.device) -> Tensor:
-    """(n, S, S, 3) uint8 -> (n, 3, S, S) float32 on the device, ImageNet-normalised, in channels_last order."""
+    """Normalise views with ImageNet's mean and std: (n, S, S, 3) uint8 -> (n, 3, S, S) float32, channels_last."""
     x = images.to(device, non_blocking=True).permute(0, 3, 1, 2).float()
     mean = torch.tensor(MEAN, device=device).view(1, 3, 1, 1) * 255
     std = torch.tensor(STD, device=device).view(1, 3, 1, 1) * 255
@@ -31,7 +31,7 @@ def network_input(images: Tensor, device: torch.device) -> Tensor:
 
 
 def pooled_features(encoder: nn.Module, x: Tensor) -> Tensor:
-    """(n, 3, S, S) -> (n, D): what a timm ResNet has before its head; any other network's output."""
+    """Return (n, D) for (n, 3, S, S): the pooled features of a timm ResNet, the output of any other network."""
     if isinstance(encoder, ResNet):
         pooled: Tensor = encoder.forward_head(encoder.forward_features(x), pre_logits=True)
         return pooled
@@ -40,10 +40,10 @@ def pooled_features(encoder: nn.Module, x: Tensor) -> Tensor:
 
 
 class Cores:
-    """Inside `with`, a CPU's cores work on separate parts: a thread each, whose operations use one core.
+    """Map work over a pool of single-threaded workers, one per CPU core, inside `with`.
 
-    Operations on small tensors gain little from being shared by cores, which wait for each other after each of them,
-    and wait long where the machine has other work. Elsewhere, and with one core, parts are done one after the other.
+    Operations on small tensors gain little from being split over cores, and wait long on a busy machine; a part of the
+    data per core is faster. On a GPU, and with one core, parts are processed one after the other.
 
     Args:
         device: where the work is done.
@@ -64,16 +64,16 @@ class Cores:
             torch.set_num_threads(self.count)
 
     def map(self, work: Callable[[Any], Any], parts: Iterable[Any]) -> list[Any]:
-        """work(part) of each part, in order; `work` switches gradients off itself, as threads start with them on."""
+        """Return work(part) for each part, in order. `work` must switch gradients off: new threads have them on."""
         return list(self.pool.map(work, parts) if self.count > 1 else map(work, parts))
 
 
 class FeatureExtractor:
-    """Runs an encoder in evaluation without gradients, inside `with`; on a CPU each core takes a part of the batch.
+    """Run an encoder in evaluation mode without gradients, inside `with`; on a CPU each core takes a part of a batch.
 
     Args:
-        encoder: see `pooled_features`; in evaluation inside `with` and, module by module, as it was afterwards.
-        device: where it is.
+        encoder: see `pooled_features`; afterwards every module is back in the mode that it was in.
+        device: where the encoder is.
         dtype: autocast type; None = fp32.
     """
 
@@ -92,7 +92,7 @@ class FeatureExtractor:
             module.training = mode
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(n, S, S, 3) uint8 -> pooled features (n, D) float32 on the device."""
+        """Return the pooled features (n, D), float32 on the device, of views (n, S, S, 3) uint8."""
         return torch.cat(self.cores.map(self._run, images.chunk(self.cores.count)))
 
     @torch.no_grad()
@@ -110,15 +110,15 @@ def raw_features(
     workers: int | None = None,
     dtype: torch.dtype | None = None,
 ) -> Iterator[Tensor]:
-    """Pooled backbone features of this process's images, batch by batch and in order: (n, D) float32 on the device.
+    """Yield the pooled features of images, batch by batch and in order: (n, D) float32 on the device.
 
     Args:
         encoder: see `FeatureExtractor`.
-        images: all of them are computed here.
-        size: side of the evaluation view, in pixels.
+        images: all of them are processed here, whatever the number of ranks.
+        size: side S of the evaluation view, in pixels.
         device: where to compute.
-        batch: images per forward pass.
-        workers: loader processes; default: none for images in memory on a CPU, whose cores the network wants.
+        batch: images per forward pass, n.
+        workers: loader processes; default: none for images in memory on a CPU, whose cores the network needs.
         dtype: autocast type; None = fp32.
     """
     if workers is None:
@@ -138,12 +138,15 @@ def extract_features(
     batch: int = 256,
     workers: int | None = None,
 ) -> Tensor:
-    """Pooled backbone features of all images, computed by all ranks together, in fp32.
+    """Return the L2-normalised features of all images, (N, D) float32 on the device; each rank computes a part.
 
-    Arguments as in `raw_features`.
-
-    Returns:
-        (B, D) float32, L2-normalised, on the device.
+    Args:
+        encoder: see `FeatureExtractor`.
+        images: N of them.
+        size: side S of the evaluation view, in pixels.
+        device: where to compute.
+        batch: images per forward pass.
+        workers: see `raw_features`.
     """
     world = world_size()
     mine = np.arange(rank(), len(images), world)

@@ -64,7 +64,7 @@ class Knn:
         )
         labels = torch.from_numpy(self.bank.labels).to(device)
         c = self.config
-        ranked = knn_predict(bank, labels, queries, len(self.bank.classes), (c.k,), c.temperature)[c.k]
+        ranked = knn_predict(queries, bank, labels, len(self.bank.classes), c.k, c.temperature)
         return accuracy(ranked, torch.from_numpy(self.queries.labels).to(device))
 
 

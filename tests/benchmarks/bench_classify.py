@@ -30,15 +30,14 @@ from torch.nn import functional as F
 
 from common.features import FeatureExtractor, network_input, pooled_features, raw_features
 from common.images import ImageSet, load_images
-from common.knn import knn_scores, nearest
 from common.labels import choose_balanced
 from common.run_folder import environment
 from transfer.benchmark import read_checkpoint
 from transfer.classification import logistic
 from transfer.classification.data import hold_out
-from transfer.classification.loop import Work
-from transfer.classification.online import HeadOptim, train_heads
-from transfer.classification.schedule import CropConfig
+from transfer.classification.linear_probe import HeadOptim, train_heads
+from transfer.classification.neighbours import nearest, top_classes
+from transfer.classification.training import CropConfig, Setting
 
 CPU = torch.device("cpu")
 WIDTH, QUERIES, CLASSES, K = 2048, 256, 1000, 200
@@ -96,7 +95,7 @@ def _search(path: str, images: int, plain: bool, pipe: multiprocessing.connectio
     if plain:
         (queries @ F.normalize(bank.float(), dim=1).T).topk(K, dim=1)
     else:
-        knn_scores(nearest(bank, labels, queries, K, normalise=True), CLASSES, K, 0.07, first=5)
+        top_classes(nearest(queries, bank, labels, K), CLASSES, K, 0.07)
     seconds = time.perf_counter() - began
     done.set()
     watcher.join()
@@ -159,12 +158,12 @@ def linear_seconds(rounds: int, count: int = 3000) -> dict[str, float]:
 
     def cached() -> None:
         features = torch.cat(list(raw_features(network, images, SIZE, CPU)))
-        logistic.fit(features, labels, 10, held, CPU, say=lambda _: None)
+        logistic.fit(features, labels, 10, held, CPU, log=lambda _: None)
 
     def epoch() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            work = Work(Path(folder), 0, CPU, None, SIZE)
-            train_heads(network, backbone.feature_dim, images, HeadOptim(epochs=1), CropConfig(), work)
+            setting = Setting(Path(folder), 0, CPU, None, SIZE)
+            train_heads(network, backbone.feature_dim, images, HeadOptim(epochs=1), CropConfig(), setting)
 
     return take_turns({"cached": cached, "epoch": epoch}, rounds)
 

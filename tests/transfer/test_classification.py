@@ -1,4 +1,4 @@
-"""What classification commands share: recipes, schedules, and what --data names."""
+"""What classification commands share: recipes, schedules, records on file, and what --data names."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from common.cli import config_names
 from tests.transfer.garments import write_garments
-from transfer.classification import options
+from transfer.classification import command
 from transfer.classification.data import ClassData, hold_out, load_class_data, sources
-from transfer.classification.online import HeadOptim
-from transfer.classification.schedule import CropConfig, Schedule
+from transfer.classification.linear_probe import HeadOptim
+from transfer.classification.training import CropConfig, Schedule
 from transfer.linear import parse
 
 
@@ -71,7 +72,7 @@ def test_a_folder_with_train_and_val_names_both(tmp_path: Path) -> None:
 
 
 class TestTestImagesThatAreTrainingImages:
-    """They would be known by heart, and nobody would see it."""
+    """Metrics on them would be too good, and nobody would notice."""
 
     @pytest.fixture
     def garments(self, tmp_path: Path) -> Path:
@@ -84,7 +85,7 @@ class TestTestImagesThatAreTrainingImages:
 
     def load(self, garments: Path, test: str, leave_one_out: bool, **labels: Any) -> ClassData:
         given = [f"--data={garments}/train", f"--test={test}", *(f"--labels.{k}={v}" for k, v in labels.items())]
-        return load_class_data(options.parse(options.classification_parser("knn", None), given), leave_one_out)
+        return load_class_data(command.classification_parser("knn", None).parse(given), leave_one_out)
 
     @pytest.mark.parametrize("test", ["train", "train/", "link", "same.tsv"])
     @pytest.mark.parametrize("ratio", [1.0, 0.5])
@@ -120,7 +121,7 @@ PAPERS: dict[str, dict[str, Any]] = {
     },
     "imagenet_finetune_1percent": OPENSELFSUP,
     "imagenet_finetune_10percent": OPENSELFSUP,
-    "imagenet_finetune_swav_10percent": SEMI  # SW: 0.01 for the trunk, 0.2 for the head
+    "imagenet_finetune_swav_10percent": SEMI  # SW: 0.01 for the backbone, 0.2 for the head
     | {"optim.base_lr": [0.01], "optim.head_factor": [20.0], "optim.weight_decay": 0.0},
     "imagenet_finetune_swav_1percent": SEMI  # SW: 0.02 and 5
     | {"optim.base_lr": [0.02], "optim.head_factor": [250.0], "optim.weight_decay": 0.0},
@@ -132,9 +133,9 @@ PAPERS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", PAPERS)
 def test_recipes_of_papers_hold_the_papers_values(name: str) -> None:
-    command = next(word for word in ("linear", "finetune", "knn", "voc07") if word in name)
-    module = importlib.import_module(f"transfer.{command.replace('voc07', 'svm')}")
-    given = options.parse(module.parser(), [f"--recipe={name}"])
+    name_of = next(word for word in ("linear", "finetune", "knn", "voc07") if word in name)
+    module = importlib.import_module(f"transfer.{name_of.replace('voc07', 'svm')}")
+    given = module.parser().parse([f"--recipe={name}"])
     assert {key: given[key] for key in PAPERS[name]} == PAPERS[name]
     assert given.size == 224
 
@@ -156,23 +157,23 @@ def test_modes_have_their_own_defaults_and_options_win() -> None:
     assert len(HeadOptim(**parse(["--mode=sweep"]).optim.as_dict()).heads) == 14
 
 
-@pytest.mark.parametrize("name", options.recipe_names())
+@pytest.mark.parametrize("name", config_names(command.RECIPES))
 def test_every_recipe_opens_with_its_command_and_cost_and_parses(name: str) -> None:
-    path = options.RECIPES / f"{name}.yaml"
+    path = command.RECIPES / f"{name}.yaml"
     head = "\n".join(line for line in path.read_text().splitlines() if line.startswith("#"))
     assert f"--recipe {name}" in head
     assert "# Cost: " in head
     assert "# Published" in head or "# Expected: " in head
-    command = next(
+    script = next(
         word
         for word in ("linear", "knn", "finetune", "svm")
         if f"transfer/{word}.py" in head or f"transfer.{word} " in head
     )
-    module = importlib.import_module(f"transfer.{command}")
-    given = options.parse(module.parser(), [f"--recipe={name}"])
+    module = importlib.import_module(f"transfer.{script}")
+    given = module.parser().parse([f"--recipe={name}"])
     if name.startswith("fashion_"):
         assert given.data == "fashion"
     else:  # everybody keeps them elsewhere: they are asked for
         assert given.data is None
         with pytest.raises(ValueError, match=f"--data is missing: recipe {name} wants (ImageNet|voc07:)"):
-            options.require_data(given)
+            command.require_data(given)

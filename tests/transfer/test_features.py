@@ -1,4 +1,4 @@
-"""Features of the frozen trunk: what they are, where they are kept, and when they are computed again."""
+"""Features of the frozen backbone: what they are, where they are kept, and when they are computed again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from common.images import CorruptImageError, load_images
 from converters import Backbone
 from tests.transfer.garments import ROOT, write_garments
 from transfer.benchmark import read_checkpoint
-from transfer.classification.features import Extraction, fingerprint
+from transfer.classification.features import FeatureCache, fingerprint
 
 CPU = torch.device("cpu")
 
@@ -34,7 +34,7 @@ def backbone() -> Backbone:
 
 
 def extract(backbone: Backbone, folder: Path, cache: Path | None, **how: object) -> Tensor:
-    extraction = replace(Extraction(32, CPU, cache=cache, workers=0), **how)  # type: ignore[arg-type]
+    extraction = replace(FeatureCache(32, CPU, folder=cache, workers=0), **how)  # type: ignore[arg-type]
     return extraction(backbone, backbone.build(), load_images([str(folder)]), "garments")
 
 
@@ -63,9 +63,9 @@ def test_kept_and_read_again_they_are_the_same_bits(
     assert torch.equal(memory, first)
     assert torch.equal(first, again)
     assert path.stat().st_mtime_ns == changed
-    said = capsys.readouterr().out
-    assert "12 x 512, 0 MiB" in said
-    assert "(reused)" in said.splitlines()[-1]
+    shown = capsys.readouterr().out
+    assert "12 x 512, 0 MiB" in shown
+    assert "(reused)" in shown.splitlines()[-1]
     assert json.loads(path.with_suffix(".json").read_text())["store"] == str(store)
 
 
@@ -75,7 +75,7 @@ def test_what_they_depend_on_is_in_their_name(backbone: Backbone, garments: Path
     extract(backbone, garments / "test", cache)
     extract(backbone, train, cache, size=40)
     extract(backbone, train, cache, store=torch.float16)
-    extract(backbone, train, cache, precision="bf16")
+    extract(backbone, train, cache, dtype=torch.bfloat16)
     extract(read_checkpoint("random:resnet18", 1), train, cache)
     assert len(kept(cache)) == 6
     picture = next((train / "1").iterdir())
@@ -107,9 +107,9 @@ def test_an_image_that_cannot_be_read_leaves_nothing_behind(backbone: Backbone, 
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".json"]
 
 
-def test_features_that_are_no_numbers_are_told(backbone: Backbone, garments: Path) -> None:
+def test_features_that_are_not_finite_are_an_error(backbone: Backbone, garments: Path) -> None:
     network = backbone.build()
     with torch.no_grad():
         network.get_parameter("conv1.weight")[0] = torch.nan
     with pytest.raises(ValueError, match=r"features of garments are not finite in torch\.float32"):
-        Extraction(32, CPU, workers=0)(backbone, network, load_images([str(garments / "train")]), "garments")
+        FeatureCache(32, CPU, workers=0)(backbone, network, load_images([str(garments / "train")]), "garments")

@@ -1,4 +1,4 @@
-"""The kNN command: any checkpoint in, a record out, once."""
+"""The kNN command: from any checkpoint to a record; the search in blocks and over ranks."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-import transfer.knn
+import common.distributed
+import transfer.benchmark
 from common.features import extract_features
 from common.images import load_images
-from common.knn import accuracy, knn_predict
-from results.record import read
+from common.knn import accuracy, rank_classes
 from tests.common.gloo import run_two
-from tests.transfer.garments import ROOT, arguments, write_garments
+from tests.transfer.garments import ROOT, arguments, per_image, recorded, write_garments
 from transfer.benchmark import read_checkpoint
-from transfer.knn import main, parser, plan
+from transfer.classification.neighbours import nearest
+from transfer.knn import main
 
 CPU = torch.device("cpu")
 
@@ -37,23 +38,27 @@ def options(garments: Path, to: Path, **more: object) -> list[str]:
 def test_a_random_network_is_measured_and_recorded_once(garments: Path, tmp_path: Path) -> None:
     for _ in range(2):
         assert main(options(garments, tmp_path)) == 0
-    (record,) = read(tmp_path / "records.jsonl")
+    (record,) = recorded(tmp_path)
     assert record.metrics.keys() == {"knn_top1_k1", "knn_top1_k5"}
     assert record.metrics["knn_top1_k5"] > 0.9
-    assert record.checkpoint["arch"] == "resnet18"
+    assert record.headline == "knn_top1_k5"
+    assert record.backbone["arch"] == "resnet18"
     assert main([*options(garments, tmp_path), "--force"]) == 0
+    (again,) = recorded(tmp_path)
+    assert again.metrics == record.metrics
+    assert again.cost["seconds"] != record.cost["seconds"]  # measured again
     assert main([*options(garments, tmp_path), "--seeds", "1"]) == 0
-    one, again, other = read(tmp_path / "records.jsonl")
-    assert one.key == again.key != other.key
-    assert one.metrics == again.metrics
+    assert {r.pretrain_seed for r in recorded(tmp_path)} == {0, 1}
 
 
-def test_what_is_on_record_from_before_stays_on_record() -> None:
-    """The options of older records resolve to the same configuration."""
-    kept = [record for record in read(ROOT / "results" / "records" / "knn.jsonl") if record.task == "knn"]
-    assert kept
-    defaults = parser().parse_args(["--ckpt=random:resnet18", "--size=32"])
-    assert plan(defaults, 0, CPU).config == kept[0].config
+def test_hits_of_the_headline_metric_stand_beside_the_record(garments: Path, tmp_path: Path) -> None:
+    assert main(options(garments, tmp_path, k="[1, 39]", temperature="[0.01, 1]")) == 0
+    (record,) = recorded(tmp_path)
+    assert record.headline == "knn_T0.01_top1_k39"
+    hits = per_image(tmp_path, record)
+    assert hits.keys() == {record.headline}
+    assert hits[record.headline].shape == (20,)
+    assert hits[record.headline].mean() == record.metrics[record.headline]
 
 
 def top1(garments: Path, leave_one_out: bool, k: int, temperature: float) -> float:
@@ -62,13 +67,14 @@ def top1(garments: Path, leave_one_out: bool, k: int, temperature: float) -> flo
     queries = bank if leave_one_out else queries
     features = [extract_features(network, images, 32, CPU, workers=0) for images in (bank, queries)]
     labels = [torch.from_numpy(images.labels) for images in (bank, queries)]
-    ranked = knn_predict(features[0], labels[0], features[1], 2, (k,), temperature, leave_one_out=leave_one_out)
-    return accuracy(ranked[k], labels[1])
+    rows = torch.arange(len(queries)) if leave_one_out else None
+    found = nearest(features[1], features[0], labels[0], k, rows)
+    return accuracy(rank_classes(found.similarity, found.labels, 2, temperature), labels[1])
 
 
-def test_every_k_and_t_equal_the_plain_classifier(garments: Path, tmp_path: Path) -> None:
+def test_every_k_and_temperature_equals_the_plain_classifier(garments: Path, tmp_path: Path) -> None:
     assert main(options(garments, tmp_path, k="[1, 39]", temperature="[0.01, 1]")) == 0
-    (record,) = read(tmp_path / "records.jsonl")
+    (record,) = recorded(tmp_path)
     expected = {
         f"knn_T{t:g}_top1_k{k}": top1(garments, False, k, t) for t in (0.01, 1.0) for k in (1, 39)
     }  # fmt: skip
@@ -80,20 +86,20 @@ def test_train_and_test_alike_means_leave_one_out(
 ) -> None:
     train = garments / "train"
     assert main(options(garments, tmp_path, data=train, test=f"{train}/", k="[1, 39]")) == 0
-    said = capsys.readouterr().out
-    assert "of it for the neighbours of each image" in said
-    assert "of test features" not in said  # they are the bank, not a copy of it
-    (record,) = read(tmp_path / "records.jsonl")
-    assert "leave one out" in record.protocol
+    shown = capsys.readouterr().out
+    assert "bank: 40 images, 0 MiB in torch.float32" in shown
+    assert "test features" not in shown  # they are the bank, not a copy of it
+    (record,) = recorded(tmp_path)
+    assert "leave one out" in record.title
     assert record.metrics["knn_top1_k39"] == pytest.approx(top1(garments, True, 39, 0.07))
     assert record.metrics["knn_top1_k1"] < 1
 
 
 @pytest.mark.parametrize("store", ["fp16", "bf16"])
-def test_a_bank_in_half_precision_is_said_and_near(store: str, garments: Path, tmp_path: Path) -> None:
+def test_a_bank_in_half_precision_is_in_the_title_and_close(store: str, garments: Path, tmp_path: Path) -> None:
     assert main(options(garments, tmp_path, store=store)) == 0
-    (record,) = read(tmp_path / "records.jsonl")
-    assert f"{store} bank" in record.protocol
+    (record,) = recorded(tmp_path)
+    assert f"{store} bank" in record.title
     assert record.metrics["knn_top1_k5"] == pytest.approx(top1(garments, False, 5, 0.07), abs=0.051)  # one image
     (kept,) = {path.stat().st_size for path in (tmp_path / "cache").glob("*.features") if path.stat().st_size > 30000}
     assert kept == 40 * 512 * 2
@@ -107,17 +113,17 @@ def test_the_picture_is_drawn(garments: Path, tmp_path: Path) -> None:
 
 @pytest.mark.ddp
 @pytest.mark.parametrize("leave_one_out", [False, True])
-def test_two_processes_share_the_bank_and_find_the_same(leave_one_out: bool, tmp_path: Path) -> None:
+def test_two_processes_with_half_of_the_bank_each_find_the_same(leave_one_out: bool, tmp_path: Path) -> None:
     garments = write_garments(tmp_path / "odd", train=20, test=5)
     next((garments / "train" / "1").iterdir()).unlink()  # 39 bank images: unequal parts
     (next((garments / "test" / "1").iterdir())).unlink()
     k = "[1, 5, 38]"
     test = {"data": garments / "train", "test": garments / "train"} if leave_one_out else {}
     assert main(options(garments, tmp_path / "one", k=k, **test)) == 0
-    (alone,) = read(tmp_path / "one" / "records.jsonl")
+    (alone,) = recorded(tmp_path / "one")
     results = run_two(shared, str(garments), str(tmp_path / "two"), k, leave_one_out)
     assert [result["status"] for result in results] == [0, 0]
-    (together,) = read(tmp_path / "two" / "records.jsonl")  # one process writes
+    (together,) = recorded(tmp_path / "two")  # one process writes
     assert together.metrics == pytest.approx(alone.metrics)
     parts = sorted(path.stat().st_size // 2048 for path in (tmp_path / "two" / "cache").glob("*.features"))
     assert parts == ([19, 20] if leave_one_out else [4, 5, 19, 20])
@@ -125,7 +131,8 @@ def test_two_processes_share_the_bank_and_find_the_same(leave_one_out: bool, tmp
 
 def shared(garments: str, to: str, k: str, leave_one_out: bool) -> dict[str, Any]:
     """The command as one of two processes; the process group is there already and must outlive it."""
-    transfer.knn.start, transfer.knn.stop = (lambda device: torch.device(device)), (lambda: None)  # type: ignore[assignment]
+    common.distributed.start = lambda device: torch.device(device)  # type: ignore[assignment]
+    transfer.benchmark.stop = lambda: None  # type: ignore[assignment]
     test = {"data": f"{garments}/train", "test": f"{garments}/train"} if leave_one_out else {}
     return {"status": main(options(Path(garments), Path(to), k=k, **test))}
 
@@ -147,6 +154,8 @@ def shared(garments: str, to: str, k: str, leave_one_out: bool) -> dict[str, Any
         (["--test=fashion:test"], "have different classes"),
         (["--test=HERE/same.tsv"], "to leave one out give both the same name"),
         (["--recipe=imagenet_kn"], "did you mean imagenet_knn?"),
+        (["--temprature=1"], "--temprature: unknown option; did you mean --temperature?"),
+        (["--recipe=HERE/typo.yaml"], "typo.yaml: temprature: unknown option; did you mean --temperature?"),
         (["--labels.ratio=0"], "none of the 40 training images"),
     ],
 )
@@ -155,6 +164,7 @@ def test_a_mistake_is_one_line(
 ) -> None:
     files = [f"{path}\t{path.parent.name}\n" for path in sorted(garments.glob("train/*/*"))]
     (tmp_path / "same.tsv").write_text("".join(files))
+    (tmp_path / "typo.yaml").write_text("temprature: 1\n")
     shutil.copytree(garments / "train", tmp_path / "holes" / "train")
     (tmp_path / "holes" / "train" / "shoe").mkdir()
     (tmp_path / "holes" / "train" / ".thumbnails").mkdir()
@@ -163,7 +173,7 @@ def test_a_mistake_is_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert len(error.strip().splitlines()) == 1
-    assert not (tmp_path / "records.jsonl").exists()
+    assert not recorded(tmp_path)
 
 
 def test_an_unreadable_image_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,4 +192,4 @@ def test_it_runs_as_a_script(garments: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "knn_top1_k5" in done.stdout
-    assert "whatever its size" in done.stdout
+    assert "searching it takes" in done.stdout

@@ -20,16 +20,15 @@ from torch.nn import functional as F
 from common.features import FeatureExtractor
 from common.images import load_images
 from common.loaders import GlobalBatches
-from results.record import read
 from tests.common.gloo import run_two
-from tests.transfer.garments import ROOT, arguments, write_garments
+from tests.transfer.garments import ROOT, arguments, per_image, recorded, write_garments
 from transfer import linear
 from transfer.benchmark import read_checkpoint
+from transfer.classification import linear_probe
 from transfer.classification.data import OneView
-from transfer.classification.heads import new_head, save_head, scores
-from transfer.classification.loop import Work
-from transfer.classification.online import HeadOptim, _optimizer, _step, train_heads
-from transfer.classification.schedule import CropConfig
+from transfer.classification.heads import metrics_of, new_head, save_head
+from transfer.classification.linear_probe import HeadOptim, heads_optimizer, step_heads, train_heads
+from transfer.classification.training import CropConfig, Setting
 from transfer.linear import main
 
 CPU = torch.device("cpu")
@@ -43,15 +42,15 @@ def garments(tmp_path_factory: pytest.TempPathFactory) -> Path:
 OPTIM = HeadOptim(base_lr=[0.5, 2.0], weight_decay=[0.0, 0.01], batch=16, epochs=2)
 
 
-def work(folder: Path) -> Work:
-    return Work(folder, seed=3, device=CPU, dtype=None, size=32, workers=0)
+def setting(folder: Path) -> Setting:
+    return Setting(folder, seed=3, device=CPU, dtype=None, size=32, workers=0)
 
 
 def train(garments: str, to: str, optim: HeadOptim = OPTIM) -> list[Tensor]:
-    """Weights of the heads trained on the garments' features."""
+    """Return the weights of heads trained on the garments' features."""
     network = read_checkpoint("random:resnet18", 0).build()
     images = load_images([f"{garments}/train"])
-    heads = train_heads(network, 512, images, optim, CropConfig((0.5, 1.0)), work(Path(to)))
+    heads = train_heads(network, 512, images, optim, CropConfig((0.5, 1.0)), setting(Path(to)))
     return [head.weight.detach() for head in heads]
 
 
@@ -75,8 +74,8 @@ class TestHeads:
             if step // 2 >= 2:  # epochs 0 and 1 end before half of 3
                 optimizer.param_groups[0]["lr"] = 0.1 * 2.0 * 16 / 256
             batch = views.__getitems__(keys)
-            with FeatureExtractor(network, CPU) as trunk:
-                features = trunk(batch.q)
+            with FeatureExtractor(network, CPU) as run:
+                features = run(batch.q)
             optimizer.zero_grad()
             F.cross_entropy(head(features), batch.labels).backward()
             optimizer.step()
@@ -86,13 +85,13 @@ class TestHeads:
         """arXiv 1708.03888, as SimSiam runs it: a tensor's step is scaled by 0.001 |w| / (|g| + decay |w|)."""
         optim = HeadOptim(optimizer="lars", base_lr=[20.0], weight_decay=[0.01], batch=256)
         heads = nn.ModuleList([new_head(6, 3, seed=0)])
-        optimizer = _optimizer(heads, optim)
+        optimizer = heads_optimizer(heads, optim)
         weights = [p.detach().clone().double() for p in heads.parameters()]
         momenta = [torch.zeros_like(w) for w in weights]
         g = torch.Generator().manual_seed(1)
         for _ in range(4):
             features, labels = torch.randn(16, 6, generator=g), torch.randint(3, (16,), generator=g)
-            _step(heads, optimizer, features, labels)
+            step_heads(heads, optimizer, features, labels)
             leaves = [w.clone().requires_grad_() for w in weights]
             loss = F.cross_entropy(features.double() @ leaves[0].T + leaves[1], labels)
             for w, momentum, gradient in zip(weights, momenta, torch.autograd.grad(loss, leaves), strict=True):
@@ -113,7 +112,7 @@ class TestHeads:
     def test_scores_are_counts(self) -> None:
         ranked = torch.tensor([[0, 1, 2, 3, 4], [1, 0, 2, 3, 4], [5, 1, 2, 3, 4], [2, 1, 0, 3, 5]])
         labels = torch.tensor([0, 0, 5, 5])
-        found = scores(ranked, labels, list("abcdef"))
+        found = metrics_of(ranked, labels, list("abcdef"))
         assert found["top1"] == 0.5
         assert found["top5"] == 1.0
         assert (found["top1 a"], found["top1 f"]) == (0.5, 0.5)
@@ -131,13 +130,14 @@ def test_each_mode_learns_measures_and_leaves_its_files(mode: list[str], garment
     name, *rates = mode
     short = [] if name == "cached" else ["--optim.epochs=4", "--optim.batch=12", "--crop.scale=[0.5,1.0]", *rates]
     assert main([*arguments(garments, tmp_path, mode=name, pictures="true"), *short]) == 0
-    (record,) = read(tmp_path / "records.jsonl")
+    (record,) = recorded(tmp_path)
     assert record.task == "linear"
     assert record.config["mode"] == name
-    assert record.protocol.startswith(f"linear, {name}: ")
+    assert record.title.startswith(f"linear, {name}: ")
     # Four held-out images are few for the sweep to choose on. The rate of LARS is for thousands of images, it learns
     # nothing here; its step is compared with a plain loop above.
     assert record.metrics["top1"] >= {"lars": 0.0, "sweep": 0.7}.get(name, 0.9)
+    assert per_image(tmp_path, record)["top1"].mean() == record.metrics["top1"]
     assert record.metrics["mean_per_class"] == pytest.approx((record.metrics["top1 1"] + record.metrics["top1 8"]) / 2)
     (folder,) = (tmp_path / "out").glob(f"random-*/linear/{name}-*/seed0")
     assert {path.name for path in folder.iterdir()} == {"head.pth", "per_class.csv", "confusion.png", "features.png"}
@@ -153,18 +153,19 @@ def test_seeds_are_runs_and_what_is_on_record_is_not_measured_again(
     given = arguments(garments, tmp_path, ckpt="random")
     assert main([*given, "--seeds", "0", "1"]) == 0
     assert "std (n = 2)" in capsys.readouterr().out
-    one, two = read(tmp_path / "records.jsonl")
-    assert one.checkpoint["sha256"] != two.checkpoint["sha256"]  # another initialisation
+    one, two = recorded(tmp_path)
+    assert one.path != two.path
+    assert one.backbone["sha256"] != two.backbone["sha256"]  # another initialisation
     assert main([*given, "--seeds", "0", "1"]) == 0
     assert "on record" in capsys.readouterr().out
-    assert len(read(tmp_path / "records.jsonl")) == 2
+    assert len(recorded(tmp_path)) == 2
 
 
-def test_a_trunk_that_changed_is_found(
+def test_a_backbone_that_changed_is_one_line(
     garments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One BN statistic by the smallest step: training would do so if the trunk were not in evaluation mode."""
-    real = linear.train_heads
+    """One BN statistic by the smallest step: training would do so if the backbone were not in evaluation mode."""
+    real = linear_probe.train_heads
 
     def careless(network: nn.Module, *rest: Any) -> list[nn.Linear]:
         heads = real(network, *rest)
@@ -172,11 +173,13 @@ def test_a_trunk_that_changed_is_found(
         statistic[0] = torch.nextafter(statistic[0], torch.tensor(torch.inf))
         return heads
 
-    monkeypatch.setattr(linear, "train_heads", careless)
+    monkeypatch.setattr(linear_probe, "train_heads", careless)
     given = [*arguments(garments, tmp_path, mode="moco"), "--optim.epochs=1", "--optim.batch=16"]
     assert main(given) == 2
-    assert "layer3.0.bn1.running_mean" in capsys.readouterr().err
-    assert not (tmp_path / "records.jsonl").exists()
+    error = capsys.readouterr().err.replace("\r", "\n").strip().splitlines()[-1]
+    assert error.startswith("linear: error: ")  # a VerificationError
+    assert "layer3.0.bn1.running_mean" in error
+    assert not recorded(tmp_path)
 
 
 @pytest.mark.slow
@@ -199,7 +202,7 @@ def test_killed_and_resumed_it_ends_in_the_same_bits(garments: Path, tmp_path: P
     whole, cut = (torch.load(head, weights_only=True) for head in heads)
     torch.testing.assert_close(whole["weight"], cut["weight"], rtol=1e-5, atol=1e-6)  # threads may share work otherwise
     assert not list((tmp_path / "cut").rglob("state.pth"))
-    whole_run, cut_run = (read(tmp_path / name / "records.jsonl")[0] for name in ("whole", "cut"))
+    whole_run, cut_run = (recorded(tmp_path / name)[0] for name in ("whole", "cut"))
     assert "seconds_before_resuming" not in whole_run.cost
     assert cut_run.cost["seconds_before_resuming"] > 0
     assert cut_run.metrics == whole_run.metrics
@@ -210,40 +213,40 @@ def test_a_head_may_start_from_another_run(garments: Path, tmp_path: Path) -> No
     (head,) = (tmp_path / "out").rglob("head.pth")
     still = ["--mode=moco", "--optim.epochs=1", "--optim.batch=20", "--optim.base_lr=[1e-9]", f"--head={head}"]
     assert main([*arguments(garments, tmp_path), *still]) == 0
-    cached, started = read(tmp_path / "records.jsonl")
+    cached, started = sorted(recorded(tmp_path), key=lambda record: record.config["mode"])
     assert started.metrics == cached.metrics
-    assert f", head from {head};" in started.protocol
-    # It is known by its content, wherever it lies.
+    assert f", head from {head};" in started.title
+    # Its content identifies it, wherever the file is.
     head.rename(tmp_path / "moved.pth")
     assert main([*arguments(garments, tmp_path), *still[:-1], f"--head={tmp_path}/moved.pth"]) == 0
-    assert len(read(tmp_path / "records.jsonl")) == 2
+    assert len(recorded(tmp_path)) == 2
     content = torch.load(tmp_path / "moved.pth", weights_only=True)
     torch.save(content | {"bias": content["bias"] + 1}, tmp_path / "moved.pth")
     assert main([*arguments(garments, tmp_path), *still[:-1], f"--head={tmp_path}/moved.pth"]) == 0
-    assert len(read(tmp_path / "records.jsonl")) == 3
+    assert len(recorded(tmp_path)) == 3
 
 
-def test_a_list_of_labels_is_known_by_its_content(garments: Path, tmp_path: Path) -> None:
+def test_a_list_of_labels_is_identified_by_its_content(garments: Path, tmp_path: Path) -> None:
     names = [f"{path.parent.name}/{path.name}\n" for path in sorted(garments.glob("train/*/*"))]
     for folder, chosen in (("a", names[::2]), ("b", names[::2]), ("c", names[1::2])):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "some.txt").write_text("".join(chosen))
         given = [f"--labels.list={tmp_path}/{folder}/some.txt", "--penalties=[0.01]"]
         assert main([*arguments(garments, tmp_path), *given]) == 0
-    one, other = read(tmp_path / "records.jsonl")  # a and b are the same
+    one, other = recorded(tmp_path)  # a and b hold the same
     assert one.config["labels"].keys() == {"ratio", "seed", "list", "list_sha256", "images"}
     assert one.config["labels"]["list_sha256"] != other.config["labels"]["list_sha256"]
-    assert ", labels of some.txt (20 images);" in one.protocol
+    assert ", labels of some.txt (20 images);" in one.title
 
 
 def test_one_penalty_holds_nothing_out(garments: Path, tmp_path: Path) -> None:
     assert main([*arguments(garments, tmp_path), "--labels.ratio=0.1", "--penalties=[0.001]"]) == 0
-    (record,) = read(tmp_path / "records.jsonl")
-    assert "penalty 0.001, 0.1 of the labels;" in record.protocol
+    (record,) = recorded(tmp_path)
+    assert "penalty 0.001, 0.1 of the labels;" in record.title
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "shown"),
     [
         (["--mode=sweep"], "SGD, base lr 0.1/0.3/1/3/10/30/60, weight decay 0/1e-06, 30 epochs, cosine, batch 256, "),
         (["--mode=sweep"], "best of 14 heads on a held-out tenth of train, fitted on 90 % of train;"),
@@ -252,12 +255,12 @@ def test_one_penalty_holds_nothing_out(garments: Path, tmp_path: Path) -> None:
         (["--mode=moco", "--labels.ratio=0.3", "--labels.seed=2"], "last epoch, 0.3 of the labels (seed 2);"),
     ],
 )
-def test_the_protocol_says_what_is_not_as_usual(given: list[str], said: str) -> None:
+def test_the_title_names_options_other_than_the_defaults(given: list[str], shown: str) -> None:
     ours, usual = (
-        linear.plan(linear.parse(["--ckpt=random", "--size=32", *options]), 0, CPU).protocol
+        linear.plan(linear.parse(["--ckpt=random", "--size=32", *options]), 0, CPU).title
         for options in (given, ["--mode=moco"])
     )
-    assert said in ours
+    assert shown in ours
     assert usual == (
         "linear, moco: SGD, base lr 30, 100 epochs, ×0.1 at 60/80, batch 256, random crops of 0.08 to 1 of the area, "
         "flip 0.5, last epoch; train fashion:train, test fashion:test; pooled features, centre view of 32 px in "
@@ -265,7 +268,7 @@ def test_the_protocol_says_what_is_not_as_usual(given: list[str], said: str) -> 
     )
 
 
-def test_a_diverging_head_is_told(garments: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_diverging_head_is_one_line(garments: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["--mode=moco", "--optim.epochs=2", "--optim.batch=20", "--optim.base_lr=[1e38]"]
     assert main([*arguments(garments, tmp_path), *given]) == 2
     assert "the loss is not finite in epoch 1" in capsys.readouterr().err
@@ -301,7 +304,9 @@ def other_head(path: Path, arch: str, classes: list[str], seed: int = 0) -> Path
         (["--mode=moco", "--optim.batch=20", "--crop.scale=[0.5,2]"], "views.scale=(0.5, 2.0)"),
         (["--mode=adam"], "invalid choice"),
         (["--mode=moco", "--optim.base_lr=3"], "one as '[a]'"),
-        (["--optim.lr=3"], "--optim.lr"),
+        (["--optim.lr=3"], "--optim.lr: unknown option; did you mean --optim."),
+        (["--penaltys=[1]"], "--penaltys: unknown option; did you mean --penalties?"),
+        (["--recipe=HERE/typo.yaml"], "typo.yaml: optim.bach: unknown option; did you mean --optim.batch?"),
     ],
 )
 def test_a_mistake_is_one_line(
@@ -314,6 +319,7 @@ def test_a_mistake_is_one_line(
     picture.rename(here / "strange" / "strange" / "1.png")
     (here / "flat.tsv").write_text("strange/strange/1.png\t\n")
     (here / "map.txt").write_text("1\n")
+    (here / "typo.yaml").write_text("optim:\n  bach: 20\n")
     (here / "more.txt").write_text("1\n8\nshoe\n")
     (here / "one.txt").write_text("".join(f"1/{path.name}\n" for path in (garments / "train" / "1").iterdir()))
     other_head(here / "r34.pth", "resnet34", ["1", "8"])
@@ -326,4 +332,4 @@ def test_a_mistake_is_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert len(error.strip().splitlines()) == 1
-    assert not (tmp_path / "records.jsonl").exists()
+    assert not recorded(tmp_path)

@@ -118,20 +118,20 @@ class TestLogisticRegression:
             objective(torch.from_numpy(theirs.coef_), torch.from_numpy(theirs.intercept_)), rel=1e-3
         )
 
-    def test_what_did_not_converge_and_what_may_lie_beyond_the_list_is_said(
+    def test_what_did_not_converge_and_what_may_lie_beyond_the_list_is_printed(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         y = (torch.arange(400) % 5 == 0).long()  # of few and far ones, which a large penalty gives up
         x = y[:, None] + 0.1 * torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
-        said: list[str] = []
-        logistic.fit(x, y, 2, torch.arange(40), CPU, [0.01, 100.0], said.append)
-        assert "penalty 0.01 is the smallest of --penalties: a smaller one may be better, e.g. 0.001" in said
-        logistic.fit(x, y, 2, torch.arange(40), CPU, [0.001, 0.01], said.append)
-        assert "penalty 0.01 is the largest of --penalties: a larger one may be better, e.g. 0.1" in said
-        assert "converged" not in "".join(said)
+        shown: list[str] = []
+        logistic.fit(x, y, 2, torch.arange(40), CPU, [0.01, 100.0], shown.append)
+        assert "penalty 0.01 is the smallest of --penalties: a smaller one may be better, e.g. 0.001" in shown
+        logistic.fit(x, y, 2, torch.arange(40), CPU, [0.001, 0.01], shown.append)
+        assert "penalty 0.01 is the largest of --penalties: a larger one may be better, e.g. 0.1" in shown
+        assert "converged" not in "".join(shown)
         monkeypatch.setattr(logistic.Problem.solve, "__defaults__", (1e-3, 1))  # one step
-        logistic.fit(x, y, 2, torch.arange(40), CPU, [1e-4], said.append)
-        assert said[-1].startswith("penalty 0.0001: not converged after ")
+        logistic.fit(x, y, 2, torch.arange(40), CPU, [1e-4], shown.append)
+        assert shown[-1].startswith("penalty 0.0001: not converged after ")
 
     def test_half_precision_features_are_read_as_they_are(self) -> None:
         x, y = clusters(200)

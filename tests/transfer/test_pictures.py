@@ -1,4 +1,4 @@
-"""Pictures: what they show, and that figures do not depend on them."""
+"""Plots: what they show, and that records do not depend on them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from results.record import read
-from tests.transfer.garments import arguments, write_garments
+from tests.transfer.garments import arguments, recorded, write_garments
 from transfer import finetune, knn, linear
 from transfer.classification import pictures
 
@@ -21,10 +20,10 @@ def garments(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("classes", [3, 40])
-def test_the_confusion_matrix_holds_shares_of_each_class(
+def test_the_confusion_matrix_holds_percentages_of_each_class(
     classes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Class c has 2 + c images; c % 2 + 1 of them are taken for the next class, and all of the last two."""
+    """Class c has 2 + c images; c % 2 + 1 of them are predicted as the next class, and all of the last two."""
     shown: list[tuple[np.ndarray, list[str]]] = []
     real = pictures.ConfusionMatrixDisplay
 
@@ -36,9 +35,9 @@ def test_the_confusion_matrix_holds_shares_of_each_class(
     labels = np.repeat(np.arange(classes), np.arange(classes) + 2)
     predicted = labels.copy()
     for c in range(classes):
-        places = np.flatnonzero(labels == c)
-        wrong = len(places) if c >= classes - 2 else c % 2 + 1
-        predicted[places[:wrong]] = (c + 1) % classes
+        rows = np.flatnonzero(labels == c)
+        wrong = len(rows) if c >= classes - 2 else c % 2 + 1
+        predicted[rows[:wrong]] = (c + 1) % classes
     names = [f"class {c}" for c in range(classes)]
     pictures.confusion(tmp_path / "c.png", labels, predicted, names, "title")
     ((matrix, shown_names),) = shown
@@ -61,15 +60,15 @@ def test_the_confusion_matrix_holds_shares_of_each_class(
         (torch.ones(1, 16), "there are 1, 5 are needed"),
     ],
 )
-def test_there_is_no_map_of_features_that_t_sne_cannot_lay_out(
+def test_there_is_no_t_sne_of_features_that_it_cannot_embed(
     features: torch.Tensor, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pictures.feature_map(tmp_path / "f.png", features, np.arange(len(features)) % 2, ["a", "b"], "title")
-    assert capsys.readouterr().out == f"no map of the test features: {reason}\n"
+    assert capsys.readouterr().out == f"no t-SNE of the test features: {reason}\n"
     assert not (tmp_path / "f.png").exists()
 
 
-def test_a_map_of_five_features(tmp_path: Path) -> None:
+def test_a_t_sne_of_five_features(tmp_path: Path) -> None:
     pictures.feature_map(tmp_path / "f.png", torch.eye(5), np.arange(5) % 2, ["a", "b"], "title")
     assert (tmp_path / "f.png").stat().st_size > 5000
 
@@ -86,10 +85,10 @@ def test_the_record_stands_when_a_picture_fails(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     def failing(*_: Any) -> None:
-        assert len(read(tmp_path / "records.jsonl")) == 1
+        assert len(recorded(tmp_path)) == 1
         raise RuntimeError("no ink\nleft")
 
     monkeypatch.setattr(pictures, picture, failing)
     assert command.main([*arguments(garments, tmp_path, pictures="true"), *more]) == 0
     assert "seed 0: no pictures (RuntimeError: no ink left)" in capsys.readouterr().err
-    assert len(read(tmp_path / "records.jsonl")) == 1
+    assert len(recorded(tmp_path)) == 1

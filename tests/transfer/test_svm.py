@@ -14,9 +14,9 @@ from sklearn.datasets import load_sample_image
 
 from common.cli import run_cli
 from common.images import load_images
-from results.record import read
-from tests.transfer.garments import ROOT, arguments, write_garments
-from transfer.classification.multilabel import (
+from tests.transfer.garments import ROOT, arguments, recorded, write_garments
+from transfer.classification.svms import class_ap, cross_validate, full_ap
+from transfer.classification.voc import (
     ABSENT,
     DIFFICULT,
     PRESENT,
@@ -26,7 +26,7 @@ from transfer.classification.multilabel import (
     read_voc,
     voc_classes,
 )
-from transfer.svm import ap_of_class, costs_of, cross_validated, every, main, parser
+from transfer.svm import costs_of, main, parser
 
 
 @pytest.fixture(scope="module")
@@ -86,32 +86,32 @@ def test_average_precision_of_the_best_and_the_worst_order() -> None:
 
 
 def test_difficult_images_train_as_negatives_and_do_not_count_in_the_test() -> None:
-    """As in OpenSelfSup's code, whose figures stand beside ours: all that is not present is a negative there."""
+    """As in OpenSelfSup's code, whose results are published: all that is not present is a negative there."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(80, 5)), np.array([PRESENT, ABSENT] * 40)
     x[y == PRESENT] += 1
     hard, hard_test = rng.normal(size=(9, 5)) + 1, rng.normal(size=(7, 5))
-    nobody = load_images(["fashion:test"], root=str(ROOT / "data"))
+    images = load_images(["fashion:test"], root=str(ROOT / "data"))
 
     def measured(symbol: int, x_test: np.ndarray, y_test: np.ndarray) -> float:
         targets = np.append(y, [symbol] * len(hard))[:, None]
-        data = MultiLabel(nobody, nobody, targets, y_test[:, None], ["owl"])
-        return every(np.vstack([x, hard]), x_test, data, [0.1, 1.0], 0)["mAP"]
+        data = MultiLabel(images, images, targets, y_test[:, None], ["owl"])
+        return full_ap(np.vstack([x, hard]), x_test, data, [0.1, 1.0], 0)["mAP"]
 
     difficult = measured(DIFFICULT, np.vstack([x, hard_test]), np.append(y, [DIFFICULT] * 7))
     assert difficult == measured(ABSENT, x, y)
-    assert difficult != ap_of_class(x, y, x, y, 1.0, 0)  # they do train
+    assert difficult != class_ap(x, y, x, y, 1.0, 0)  # they do train
 
 
 def test_difficult_images_are_left_out_of_low_shot_samples() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(80, 5)), np.array([PRESENT, ABSENT] * 40)
     x[y == PRESENT] += 1
-    with_difficult = ap_of_class(
+    with_difficult = class_ap(
         np.vstack([x, 100 * x[:9]]), np.append(y, [DIFFICULT] * 9), np.vstack([x, -x[:7]]),
         np.append(y, [DIFFICULT] * 7), 1.0, 0,
     )  # fmt: skip
-    assert with_difficult == ap_of_class(x, y, x, y, 1.0, 0)
+    assert with_difficult == class_ap(x, y, x, y, 1.0, 0)
 
 
 def test_costs_are_those_of_the_task() -> None:
@@ -123,7 +123,7 @@ def test_costs_are_those_of_the_task() -> None:
 def test_a_class_too_small_for_folds_is_named() -> None:
     y = np.array([PRESENT] * 2 + [ABSENT] * 10)
     with pytest.raises(ValueError, match="class owl has fewer than 3 positives"):
-        cross_validated(np.zeros((12, 2)), y, 1.0, 0, "owl")
+        cross_validate(np.zeros((12, 2)), y, 1.0, 0, "owl")
 
 
 @pytest.mark.parametrize("k", [1, 3])
@@ -152,17 +152,17 @@ def test_vocs_lists_are_read(voc: Path) -> None:
 def test_voc_is_measured_and_recorded(voc: Path, tmp_path: Path) -> None:
     given = [*arguments(voc, tmp_path, data=f"voc07:{voc}", size=64), "--task=voc07-svm", "--costs=[0.1,10]"]
     assert main(given) == 0
-    (record,) = read(tmp_path / "records.jsonl")
+    (record,) = recorded(tmp_path)
     assert record.task == "voc07-svm"
     parts = [record.metrics[f"AP {name}"] for name in ("flower", "temple", "yellow")]
     assert record.metrics["mAP"] == pytest.approx(np.mean(parts))
     assert record.metrics["AP yellow"] > 0.9  # random features see colours
-    assert f"train voc07:{voc} trainval, test voc07:{voc} test" in record.protocol
+    assert f"train voc07:{voc} trainval, test voc07:{voc} test" in record.title
 
 
 def test_low_shot_on_class_folders(garments: Path, tmp_path: Path) -> None:
     assert main([*arguments(garments, tmp_path), "--task=lowshot", "--k=[1,16]", "--samples=3"]) == 0
-    (record,) = read(tmp_path / "records.jsonl")
+    (record,) = recorded(tmp_path)
     assert record.metrics.keys() == {"mAP_k1", "mAP_k16"}
     assert record.metrics["mAP_k16"] > 0.9
 
@@ -185,6 +185,8 @@ def test_low_shot_on_class_folders(garments: Path, tmp_path: Path) -> None:
         (["--test=ONE", "--costs=[1]"], "no test image shows class '8': it has no AP"),
         (["--device=foo"], "device=foo: must be auto, cpu, cuda or cuda:N"),
         (["--cache=ONE/1/a.png/cache"], "a.png/cache: Not a directory"),
+        (["--sample=3"], "--sample: unknown option; did you mean --samples?"),
+        (["--recipe=ONE/typo.yaml"], "typo.yaml: sample: unknown option; did you mean --samples?"),
         (["--recipe=voc07_svm"], "--data is missing: recipe voc07_svm wants voc07:FOLDER"),
     ],
 )
@@ -193,6 +195,7 @@ def test_a_mistake_is_one_line(
 ) -> None:
     (tmp_path / "one" / "1").mkdir(parents=True)
     shutil.copy(next((garments / "test" / "1").iterdir()), tmp_path / "one" / "1" / "a.png")
+    (tmp_path / "one" / "typo.yaml").write_text("sample: 3\n")
     places = {"=voc07:VOC": f"=voc07:{voc}", "GARMENTS": str(garments), "ONE": str(tmp_path / "one")}
     for short, place in places.items():
         wrong = [word.replace(short, place) for word in wrong]
@@ -201,17 +204,17 @@ def test_a_mistake_is_one_line(
     ]
     assert main([*given, *wrong]) == 2
     assert message in capsys.readouterr().err.replace("\r", "\n").strip().splitlines()[-1]
-    assert not (tmp_path / "records.jsonl").exists()
+    assert not recorded(tmp_path)
 
 
-def test_an_interrupted_command_is_told_to_resume_only_where_it_can(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupted_command_names_resume_only_where_it_can(capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted() -> None:
         raise KeyboardInterrupt
 
     assert run_cli("linear", interrupted) == 130
     assert run_cli("svm", interrupted, resumable=False) == 130
     assert capsys.readouterr().err == (
-        "linear: interrupted; the same command with --resume goes on\nsvm: interrupted\n"
+        "linear: interrupted; the same command with --resume continues it\nsvm: interrupted\n"
     )
 
 

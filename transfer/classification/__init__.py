@@ -1,1 +1,1 @@
-"""What the classification benchmarks share: data, trunk features, heads, schedules, pictures."""
+"""Classification benchmarks: data, features, heads, protocols, pictures."""

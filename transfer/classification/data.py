@@ -1,4 +1,4 @@
-"""Images to train on and to test on, one class map for both."""
+"""Training and test images with one class map."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from common.images import UNLABELLED, ImageSet, load_images
 from common.labels import LabelConfig, choose_balanced, keep_labels
 from common.loaders import Batch, TwoViews
 
-HELD_OUT = 0.1  # share of train that options are chosen on
+HELD_OUT = 0.1  # fraction of train on which hyper-parameters are chosen
+VOC = "voc07:"  # --data voc07:FOLDER; see voc.py
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,10 @@ class ClassData:
     """Labelled images of one class map.
 
     Args:
-        train: images that heads learn from, and that vote in kNN.
-        test: images that are reported on.
-        train_name: their sources, as a record names them.
-        test_name: the test source.
+        train: images that heads are trained on; the bank of kNN.
+        test: images that metrics are computed on.
+        train_name: sources of the training images, as a record names them.
+        test_name: source of the test images.
     """
 
     train: ImageSet
@@ -44,8 +45,13 @@ class ClassData:
         return self.test is self.train
 
 
+def is_voc(data: str | list[str] | None) -> bool:
+    """Return whether --data is voc07:FOLDER."""
+    return isinstance(data, str) and data.startswith(VOC)
+
+
 def sources(data: str | list[str], test: str | None) -> tuple[list[str], str]:
-    """Training sources and test source that --data and --test name.
+    """Return the training sources and the test source that --data and --test name.
 
     Raises:
         ValueError: --test is missing and --data does not imply it.
@@ -67,21 +73,23 @@ def sources(data: str | list[str], test: str | None) -> tuple[list[str], str]:
 
 
 def source_names(options: Namespace) -> tuple[str, str]:
-    """What records call the training and the test images."""
+    """Return the names of the training and the test images in records."""
+    if is_voc(options.data):
+        return f"{options.data} trainval", f"{options.data} test"
     train, test = sources(options.data, options.test)
     return " + ".join(train), test
 
 
 def load_class_data(options: Namespace, leave_one_out: bool = False) -> ClassData:
-    """Reads the lists of images that the options name; training images without a label are left out.
+    """Read the lists of images that the options name; training images without a label are left out.
 
     Args:
         options: of the command.
         leave_one_out: whether the test images may be the training images.
 
     Raises:
-        ValueError: sources that cannot be read, no labels, a class without training images, a test image without a
-            label or of a class that is not in the class map; test images that are training images.
+        ValueError: a source cannot be read or has no labels; a class has no training image; a test image has no label
+            or one that is not in the class map; test images are training images.
     """
     train_sources, test_source = sources(options.data, options.test)
     train_name, test_name = source_names(options)
@@ -109,33 +117,31 @@ def load_class_data(options: Namespace, leave_one_out: bool = False) -> ClassDat
 
 
 def _class_folders(source: str) -> list[Path]:
-    """The folders that a training source's classes may lie in, without hidden ones."""
+    """Return the class folders of a training source, without hidden ones."""
     path = Path(source.removeprefix("folders:"))
     return sorted(f for f in path.iterdir() if f.is_dir() and not f.name.startswith(".")) if path.is_dir() else []
 
 
 def _same_images(everything: ImageSet, train: ImageSet, test: ImageSet, test_name: str) -> bool:
-    """Whether all the test images are the training images, with their labels or before some were dropped.
+    """Return whether the test images are exactly the training images, all of them or those that keep a label.
 
     Raises:
-        ValueError: some of them are.
+        ValueError: only some of them are.
     """
     if test is everything:
         return True
-    tested, learnt = _identities(test), _identities(train)
-    if tested == learnt or (len(everything) > len(train) and tested == _identities(everything)):
+    tested, trained = _identities(test), _identities(train)
+    if tested == trained or (len(everything) > len(train) and tested == _identities(everything)):
         return True
-    shared = len(tested & learnt)
+    shared = len(tested & trained)
     if shared:
-        raise ValueError(
-            f"--test {test_name}: {shared} of its {len(test)} images are training images; give images of which none is"
-        )
+        raise ValueError(f"--test {test_name}: {shared} of its {len(test)} images are training images; give others")
     return False
 
 
 def _identities(images: ImageSet) -> set[str]:
-    """What tells images apart: files without links, or names where they are in memory."""
-    folders: dict[Path, str] = {}  # a million images lie in a thousand folders
+    """Return what identifies each image: its resolved file, or its name where it is in memory."""
+    folders: dict[Path, str] = {}  # resolved once each: a million images lie in a thousand folders
     found = set()
     for name, path in zip(images.names, images.paths or [None] * len(images), strict=True):
         if path is None:
@@ -150,7 +156,7 @@ def _identities(images: ImageSet) -> set[str]:
 
 
 def _test_images(source: str, options: Namespace, classes: list[str]) -> ImageSet:
-    """The test images, with the labels of the training images' class map."""
+    """Read the test images, with labels of the training images' class map."""
     images = load_images([source], options.root, options.classes)
     unlabelled = int((images.labels == UNLABELLED).sum())
     if unlabelled:
@@ -161,38 +167,38 @@ def _test_images(source: str, options: Namespace, classes: list[str]) -> ImageSe
             f"{source}: class {', '.join(map(repr, unknown[:5]))} is none of the {len(classes)} classes of the "
             "training images: the two have different classes"
         )
-    places = np.array([classes.index(name) for name in images.classes], dtype=np.int64)
-    return replace(images, labels=places[images.labels], classes=classes)
+    index = np.array([classes.index(name) for name in images.classes], dtype=np.int64)
+    return replace(images, labels=index[images.labels], classes=classes)
 
 
-def hold_out(labels: np.ndarray, seed: int, share: float = HELD_OUT) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the training images to fit on and of those, class-balanced, to choose options on.
+def hold_out(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of the training images to fit on, and of a class-balanced tenth to choose options on.
 
     Raises:
         ValueError: too few images: one part would be empty, or a class would have no image to fit on.
     """
-    held = choose_balanced(labels, share, seed)
+    held = choose_balanced(labels, HELD_OUT, seed)
     fit = np.setdiff1d(np.arange(len(labels)), held)
     if not len(held) or len(np.unique(labels[fit])) < len(np.unique(labels)):
         raise ValueError(
-            f"{len(labels)} training images are too few to hold out {share:.0%} of them for choosing options; "
+            f"{len(labels)} training images are too few to hold out {HELD_OUT:.0%} of them for choosing options; "
             "give one value in place of each list"
         )
     return fit, held
 
 
 class OneView(TwoViews):
-    """One random view of each image, a function of (seed, epoch, image); of a batch, `k` is `q`."""
+    """One random view per image, a function of (seed, epoch, image); both views of a batch are this one."""
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> Batch:
-        """A whole batch."""
+        """Return the batch of (epoch, image index) pairs."""
         size = self.make_view.config.size
         views = np.empty((len(keys), size, size, 3), np.uint8)
         index = np.empty(len(keys), np.int64)
         corrupt: dict[int, str] = {}
-        for row, (epoch, number) in enumerate(keys):
-            rng = np.random.default_rng((self.seed, epoch, number))
-            image, index[row] = self._read(number, rng, corrupt)
+        for row, (epoch, i) in enumerate(keys):
+            rng = np.random.default_rng((self.seed, epoch, i))
+            image, index[row] = self._read(i, rng, corrupt)
             views[row] = self.make_view(image, rng)
         q = torch.from_numpy(views)
         return Batch(q, q, torch.from_numpy(self.labels[index]), torch.from_numpy(index), corrupt)

@@ -1,7 +1,7 @@
-"""Features of the frozen trunk, computed once and kept in files.
+"""Features of the frozen backbone, computed once and kept in files.
 
-A file holds the pooled features of one list of images, (B, D) raw numbers in order. Its name is a hash of what they
-depend on: checkpoint, images, view, precision; a .json of the same name says it in words.
+A file holds the pooled features of one list of images, (B, D) raw numbers in order. Its name is a hash of all that they
+depend on (checkpoint, images, view, precision), which a .json file beside it spells out.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,41 +20,35 @@ from tqdm import tqdm
 
 from common.distributed import rank
 from common.features import raw_features
-from common.files import write_atomically
+from common.files import write_atomically, write_text
 from common.images import CorruptImageError, ImageSet
-from common.precision import autocast_dtype
 from converters import Backbone
 
 BATCH = 256
 
 
 @dataclass(frozen=True)
-class Extraction:
-    """How features are computed and kept.
+class FeatureCache:
+    """Compute features, or read them from their file.
 
     Args:
-        size: side of the evaluation view, pixels.
+        size: side of the evaluation view in pixels.
         device: where to compute.
-        precision: of the trunk's arithmetic: "fp32", "bf16", "fp16", or "auto", bf16 where the device is fast at it.
+        dtype: autocast type of the backbone; None = fp32.
         store: type in which they are kept.
-        cache: folder of the files; None keeps them in memory only.
+        folder: of the files; None keeps them in memory only.
         workers: loader processes.
     """
 
     size: int
     device: torch.device
-    precision: str = "fp32"
+    dtype: torch.dtype | None = None
     store: torch.dtype = torch.float32
-    cache: Path | None = None
+    folder: Path | None = None
     workers: int | None = None
 
-    @property
-    def dtype(self) -> torch.dtype | None:
-        """Autocast type; None = fp32."""
-        return autocast_dtype(self.precision, self.device)
-
     def describe(self, backbone: Backbone, images: ImageSet) -> dict[str, str | int]:
-        """Everything that the features depend on."""
+        """Return all that the features depend on."""
         return {
             "checkpoint": backbone.source.sha256,
             "arch": backbone.arch,
@@ -65,70 +60,66 @@ class Extraction:
             "store": str(self.store),
         }
 
-    def __call__(self, backbone: Backbone, network: nn.Module, images: ImageSet, what: str) -> Tensor:
-        """Pooled, un-normalised features of all images: (B, D) in the stored type, in memory or mapped from a file.
+    def __call__(self, backbone: Backbone, network: nn.Module, images: ImageSet, name: str) -> Tensor:
+        """Return pooled, un-normalised features (B, D) in the stored type, in memory or mapped from their file.
 
-        Every process computes what it is asked for; see transfer/knn.py for parts.
+        Every process computes the features of the images that it asks for.
 
         Args:
-            backbone: whose they are.
+            backbone: whose features.
             network: the backbone, built, on the device.
             images: B of them.
-            what: their name, for the screen.
+            name: of the images, for the screen.
+
+        Raises:
+            ValueError: features are not finite.
         """
         shape = (len(images), backbone.feature_dim)
-        if self.cache is None:
+        if self.folder is None:
             features = torch.empty(shape, dtype=self.store)
-            self._fill(features, network, images, what)
+            self._fill(features, network, images, name)
             return features
         content = self.describe(backbone, images)
-        name = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
-        path = self.cache / f"{name}.features"
-        size = shape[0] * shape[1] * self.store.itemsize
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+        path, size = self.folder / f"{digest}.features", shape[0] * shape[1] * self.store.itemsize
         began, reused = time.time(), path.exists() and path.stat().st_size == size
         if not reused:
-            self.cache.mkdir(parents=True, exist_ok=True)
-            text = json.dumps({"what": what, "path": backbone.source.path, **content}, indent=2) + "\n"
-            write_atomically(path.with_suffix(".json"), lambda part: part.write_text(text))
-            write_atomically(
-                path, lambda part: self._fill(_mapped(part, shape, self.store, size), network, images, what)
-            )
+            about = {"what": name, "path": backbone.source.path, **content}
+            write_text(path.with_suffix(".json"), json.dumps(about, indent=2) + "\n")
+            write_atomically(path, partial(self._write, shape, network, images, name))
         if rank() == 0:
             how = "reused" if reused else f"{time.time() - began:.0f} s"
-            tqdm.write(f"features of {what}: {shape[0]} x {shape[1]}, {size / 2**20:.0f} MiB, {path} ({how})")
-        return _mapped(path, shape, self.store)
+            tqdm.write(f"features of {name}: {shape[0]} x {shape[1]}, {size / 2**20:.0f} MiB, {path} ({how})")
+        return torch.from_file(str(path), size=shape[0] * shape[1], dtype=self.store).view(shape)
 
-    def _fill(self, features: Tensor, network: nn.Module, images: ImageSet, what: str) -> None:
-        """Writes the features of all images into (B, D)."""
+    def _write(self, shape: tuple[int, int], network: nn.Module, images: ImageSet, name: str, path: Path) -> None:
+        path.touch()
+        os.truncate(path, shape[0] * shape[1] * self.store.itemsize)
+        features = torch.from_file(str(path), shared=True, size=shape[0] * shape[1], dtype=self.store)
+        self._fill(features.view(shape), network, images, name)
+
+    def _fill(self, features: Tensor, network: nn.Module, images: ImageSet, name: str) -> None:
+        """Compute the features of all images into (B, D)."""
         start = 0
         parts = raw_features(network, images, self.size, self.device, BATCH, self.workers, self.dtype)
-        with tqdm(total=len(images), desc=f"features of {what}", unit="img", disable=rank() != 0, leave=False) as bar:
+        with tqdm(total=len(images), desc=f"features of {name}", unit="img", disable=rank() != 0, leave=False) as bar:
             for part in parts:
                 rows = features[start : start + len(part)].copy_(part)
                 if not bool(torch.isfinite(rows).all()):
                     raise ValueError(
-                        f"features of {what} are not finite in {rows.dtype}: the checkpoint is damaged, or needs "
+                        f"features of {name} are not finite in {rows.dtype}: the checkpoint is damaged, or needs "
                         "--precision fp32 --store fp32"
                     )
                 start += len(part)
                 bar.update(len(part))
 
 
-def _mapped(path: Path, shape: tuple[int, int], dtype: torch.dtype, create: int = 0) -> Tensor:
-    """The file as a tensor; with `create` it is made first, that many bytes long."""
-    if create:
-        with open(path, "wb") as file:
-            os.truncate(file.fileno(), create)
-    flat = torch.from_file(str(path), shared=create > 0, size=shape[0] * shape[1], dtype=dtype)
-    return flat.view(shape)
-
-
 def fingerprint(images: ImageSet) -> str:
-    """Hash of the images: of file names, sizes and times of change, or of the pixels where they are in memory."""
+    """Return a hash of the images: of names, sizes and times of change of files, or of the pixels in memory."""
     digest = hashlib.sha256()
-    for number, path in enumerate(images.paths or [None] * len(images)):
+    for i, path in enumerate(images.paths or [None] * len(images)):
         if path is None:
-            pixels = images.read(number)
+            pixels = images.read(i)
             digest.update(f"{pixels.shape}\n".encode() + pixels.tobytes())
             continue
         try:

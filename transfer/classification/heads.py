@@ -1,4 +1,4 @@
-"""Linear heads: their files, and what is said of their predictions.
+"""Linear heads: initialisation, files, predictions, metrics.
 
 Shapes: N images, D feature width, C classes.
 """
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,11 +22,11 @@ from transfer.benchmark import Metrics
 
 FORMAT = "unimoco-suite head"
 Choice = TypeVar("Choice")
-NAMED = 20  # up to so many classes each has a metric of its own
+NAMED = 20  # with at most so many classes, each has a metric of its own
 
 
 def new_head(features: int, classes: int, seed: int) -> nn.Linear:
-    """D -> C, weights from N(0, 0.01), bias 0, as MoCo's linear protocol starts it (arXiv 1911.05722, section 4.1)."""
+    """Return a head D -> C, weights from N(0, 0.01), bias 0, as MoCo initialises it (arXiv 1911.05722, section 4.1)."""
     head = nn.utils.skip_init(nn.Linear, features, classes)
     nn.init.normal_(head.weight, std=0.01, generator=torch.Generator().manual_seed(seed))
     nn.init.zeros_(head.bias)
@@ -33,7 +34,7 @@ def new_head(features: int, classes: int, seed: int) -> nn.Linear:
 
 
 def save_head(path: Path, head: nn.Linear, classes: list[str], backbone: Backbone) -> None:
-    """Writes a head with what it belongs to; tensors and builtins."""
+    """Write a head with its classes and its checkpoint's hash; tensors and builtins only."""
     content = {
         "format": FORMAT,
         "weight": head.weight.detach().cpu().clone(),
@@ -47,7 +48,7 @@ def save_head(path: Path, head: nn.Linear, classes: list[str], backbone: Backbon
 
 
 def head_hash(path: Path | None) -> str | None:
-    """The hash of a head's file, by which a record knows it wherever it lies; None where there is no head.
+    """Return the sha256 of a head's file, which identifies it in records; None without a head.
 
     Raises:
         ValueError: no such file.
@@ -55,15 +56,15 @@ def head_hash(path: Path | None) -> str | None:
     if path is None:
         return None
     if not path.is_file():
-        raise ValueError(f"--head {path}: no such file; transfer/linear.py leaves a head.pth in its run folder")
+        raise ValueError(f"--head {path}: no such file; transfer/linear.py writes a head.pth into its run folder")
     return sha256(path)
 
 
 def load_head(path: Path, classes: list[str], backbone: Backbone) -> nn.Linear:
-    """Reads a head for a backbone and a class map.
+    """Read a head for a backbone and a class map.
 
     Raises:
-        ValueError: no head, or a head of another architecture, of another checkpoint or of other classes.
+        ValueError: the file is no head, or one of another architecture, checkpoint or class map.
     """
     try:
         content = torch.load(path, weights_only=True, map_location="cpu")
@@ -91,7 +92,7 @@ def load_head(path: Path, classes: list[str], backbone: Backbone) -> nn.Linear:
 
 @torch.no_grad()
 def predict(head: nn.Linear, features: Tensor, first: int = 5, chunk: int = 4096) -> Tensor:
-    """(N, first) int64 on the CPU: the most likely classes for features (N, D), the likeliest first."""
+    """Return the most likely classes for features (N, D), the likeliest first: (N, first) int64 on the CPU."""
     parts = [
         head(features[start : start + chunk].to(head.weight)).topk(min(first, head.out_features), dim=1).indices.cpu()
         for start in range(0, len(features), chunk)
@@ -99,38 +100,41 @@ def predict(head: nn.Linear, features: Tensor, first: int = 5, chunk: int = 4096
     return torch.cat(parts)
 
 
-def scores(ranked: Tensor, labels: Tensor, classes: list[str], prefix: str = "") -> Metrics:
-    """Top-1, top-5 where there are more classes than that, the mean over classes, and each of up to 20 classes.
+def metrics_of(ranked: Tensor, labels: Tensor, classes: list[str]) -> Metrics:
+    """Return top-1, top-5 of more than five classes, the mean over classes, and top-1 of each of at most 20 classes.
 
     Args:
         ranked: (N, 1 or more) int64: classes, the likeliest first.
         labels: (N,) int64.
         classes: class names.
-        prefix: of the metrics' names.
     """
-    metrics = {f"{prefix}top1": accuracy(ranked, labels)}
+    metrics = {"top1": accuracy(ranked, labels)}
     if len(classes) > 5 and ranked.shape[1] >= 5:
-        metrics[f"{prefix}top5"] = accuracy(ranked, labels, 5)
+        metrics["top5"] = accuracy(ranked, labels, 5)
     each = per_class(ranked, labels, classes)
-    metrics[f"{prefix}mean_per_class"] = sum(each.values()) / len(each)
+    metrics["mean_per_class"] = sum(each.values()) / len(each)
     if len(classes) <= NAMED:
-        metrics |= {f"{prefix}top1 {name}": value for name, value in each.items()}
+        metrics |= {f"top1 {name}": value for name, value in each.items()}
     return metrics
 
 
-def best_of(tried: Mapping[Choice, float]) -> Choice:
-    """What has the highest held-out accuracy, the first of equals; rank 0's choice on every rank.
+def top1_hits(ranked: Tensor, labels: Tensor) -> dict[str, np.ndarray]:
+    """Return the `per_image` of a record: whether the first ranked class of each image is its label, (N,) bool."""
+    return {"top1": (ranked[:, 0] == labels).numpy()}
 
-    Accuracies may differ between ranks in the last image, and ranks that went on with different choices would never
-    meet again.
+
+def best_of(tried: Mapping[Choice, float]) -> Choice:
+    """Return the choice with the highest held-out accuracy, the first of equals; rank 0's choice on every rank.
+
+    Accuracies may differ between ranks by an image, and ranks with different choices would wait for each other forever.
     """
     best = max(tried, key=lambda choice: tried[choice])
     return cast(Choice, gather_objects(best)[0])
 
 
 def per_class(ranked: Tensor, labels: Tensor, classes: list[str]) -> Metrics:
-    """Top-1 of each class that has test images."""
-    right = (ranked[:, 0] == labels).double()
-    number = torch.bincount(labels, minlength=len(classes))
-    hits = torch.bincount(labels, weights=right, minlength=len(classes))
-    return {name: float(hits[c] / number[c]) for c, name in enumerate(classes) if number[c]}
+    """Return top-1 of each class that has test images."""
+    correct = (ranked[:, 0] == labels).double()
+    count = torch.bincount(labels, minlength=len(classes))
+    hits = torch.bincount(labels, weights=correct, minlength=len(classes))
+    return {name: float(hits[c] / count[c]) for c, name in enumerate(classes) if count[c]}

@@ -1,4 +1,4 @@
-"""What people would rather look at: confusion matrix, map of the features, nearest neighbours."""
+"""Plots: confusion matrix, t-SNE, nearest neighbours."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from common.files import write_atomically
 from common.images import ImageSet
 from common.labels import choose_balanced
 
-SHOWN = 30  # classes in a confusion matrix; of more, those that are confused most
-POINTS, LEAST = 1500, 5  # features in a map
-SPREAD = 1e-6  # of L2-normalised features, below which t-SNE has nothing to lay out, and crashes
+SHOWN = 30  # classes in a confusion matrix; of more, those that are misclassified most often
+MAX_POINTS, MIN_POINTS = 1500, 5  # features in a t-SNE plot
+MIN_STD = 1e-6  # of L2-normalised features; below it t-SNE crashes
 QUERIES, NEIGHBOURS = 8, 8
 
 
@@ -30,7 +30,9 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def confusion(path: Path, labels: np.ndarray, predicted: np.ndarray, classes: list[str], title: str) -> None:
-    """Rows are true classes, columns predictions, in % of the row; of many classes the most confused ones.
+    """Plot a confusion matrix: rows are true classes, columns predictions, in % of the row.
+
+    Of more than 30 classes those that are misclassified most often are shown.
 
     Args:
         path: PNG to write.
@@ -45,14 +47,14 @@ def confusion(path: Path, labels: np.ndarray, predicted: np.ndarray, classes: li
         chosen = np.sort(chosen[np.argsort(wrong)[-SHOWN:]])
         title += f": the {SHOWN} classes most often missed"
     counts = confusion_matrix(labels, predicted, labels=np.arange(len(classes)))
-    shares = 100 * counts[chosen] / counts[chosen].sum(1, keepdims=True)
+    percent = 100 * counts[chosen] / counts[chosen].sum(1, keepdims=True)
     side = 2.2 + 0.5 * len(chosen)
     figure = Figure(figsize=(side + 0.6, side), layout="constrained")
     axes = figure.subplots()
-    display = ConfusionMatrixDisplay(shares[:, chosen], display_labels=[classes[c] for c in chosen])
+    display = ConfusionMatrixDisplay(percent[:, chosen], display_labels=[classes[c] for c in chosen])
     display.plot(ax=axes, cmap="Blues", values_format=".0f", xticks_rotation=45, colorbar=False)
     for text in display.text_.ravel():
-        text.set_visible(float(text.get_text()) >= 1)  # zeros only hide the rest
+        text.set_visible(float(text.get_text()) >= 1)  # zeros would only distract
     for tick in axes.get_xticklabels():
         tick.set_horizontalalignment("right")
     axes.set(title=f"{title}: predictions in % of each class", xlabel="predicted", ylabel="true")
@@ -60,9 +62,9 @@ def confusion(path: Path, labels: np.ndarray, predicted: np.ndarray, classes: li
 
 
 def feature_map(path: Path, features: Tensor, labels: np.ndarray, classes: list[str], title: str) -> None:
-    """t-SNE of up to 1,500 L2-normalised features, class-balanced, coloured by class; PCA to 50 dimensions first.
+    """Plot a t-SNE of up to 1,500 L2-normalised features, class-balanced, after a PCA to 50 dimensions.
 
-    There is none of fewer than five features, or of features that are all alike: a line says so.
+    With fewer than five features, or features that are all alike, print a line instead.
 
     Args:
         path: PNG to write.
@@ -71,20 +73,20 @@ def feature_map(path: Path, features: Tensor, labels: np.ndarray, classes: list[
         classes: class names.
         title: above the picture.
     """
-    rows = choose_balanced(labels, min(1.0, POINTS / len(labels)), seed=0)
+    rows = choose_balanced(labels, min(1.0, MAX_POINTS / len(labels)), seed=0)
     points = F.normalize(features[torch.from_numpy(rows)].float(), dim=1).numpy()
-    if len(rows) < LEAST or points.std(0).max() < SPREAD:
-        reason = "they are all alike" if len(rows) >= LEAST else f"there are {len(rows)}, {LEAST} are needed"
-        print(f"no map of the test features: {reason}")
+    if len(rows) < MIN_POINTS or points.std(0).max() < MIN_STD:
+        reason = "they are all alike" if len(rows) >= MIN_POINTS else f"there are {len(rows)}, {MIN_POINTS} are needed"
+        print(f"no t-SNE of the test features: {reason}")
         return
     points = PCA(min(50, *points.shape), random_state=0).fit_transform(points)
     perplexity = min(30, (len(rows) - 1) / 3)
-    places = TSNE(perplexity=perplexity, init="pca", max_iter=500, random_state=0).fit_transform(points)
+    embedded = TSNE(perplexity=perplexity, init="pca", max_iter=500, random_state=0).fit_transform(points)
     figure = Figure(figsize=(8, 6), layout="constrained")
     axes = figure.subplots()
     colours = mpl.colormaps["tab10" if len(classes) <= 10 else "gist_ncar"].resampled(max(10, len(classes)))
     for c, name in enumerate(classes):
-        x, y = places[labels[rows] == c].T
+        x, y = embedded[labels[rows] == c].T
         axes.scatter(x, y, s=9, color=colours(c), label=name, linewidths=0)
     if len(classes) <= SHOWN:
         axes.legend(markerscale=2.5, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
@@ -93,7 +95,7 @@ def feature_map(path: Path, features: Tensor, labels: np.ndarray, classes: list[
 
 
 def neighbours(path: Path, train: ImageSet, test: ImageSet, train_features: Tensor, test_features: Tensor) -> None:
-    """A few test images, each with the training images nearest to it by cosine; a wrong class is framed in red.
+    """Show a few test images, each with its nearest training images by cosine; another class is framed in red.
 
     Args:
         path: PNG to write.
@@ -117,19 +119,17 @@ def neighbours(path: Path, train: ImageSet, test: ImageSet, train_features: Tens
     for line, row in enumerate(rows):
         _image(grid[line][0], test, row, test.classes[test.labels[row]], "black")
         for column in range(top.shape[1]):
-            number = int(nearest[line, column])
-            right = train.labels[number] == test.labels[row]
-            _image(
-                grid[line][column + 1], train, number, f"{top[line, column]:.2f}", "tab:green" if right else "tab:red"
-            )
+            index = int(nearest[line, column])
+            colour = "tab:green" if train.labels[index] == test.labels[row] else "tab:red"
+            _image(grid[line][column + 1], train, index, f"{top[line, column]:.2f}", colour)
     figure.suptitle(
         "test image, and the training images nearest to it with their cosine (red: another class)", fontsize=9
     )
     _save(figure, path)
 
 
-def _image(axes: mpl.axes.Axes, images: ImageSet, number: int, text: str, colour: str) -> None:
-    axes.imshow(images.read(number))
+def _image(axes: mpl.axes.Axes, images: ImageSet, index: int, text: str, colour: str) -> None:
+    axes.imshow(images.read(index))
     axes.set(xticks=[], yticks=[])
     axes.set_title(text, fontsize=7, color=colour, pad=2)
     for side in axes.spines.values():

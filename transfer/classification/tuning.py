@@ -1,35 +1,50 @@
-"""A trunk and its head trained together, with rates of their own."""
+"""Fine-tuning: backbone and head are trained together, with a learning rate each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 
 import torch
+from jsonargparse import Namespace
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from common.distributed import world_size
+from common.distributed import rank, world_size
 from common.features import network_input, raw_features
 from common.images import ImageSet
+from common.knn import accuracy
+from common.precision import autocast_dtype
 from converters import Backbone
-from transfer.classification.heads import new_head
-from transfer.classification.loop import Loop, Work
-from transfer.classification.schedule import CropConfig, Schedule
+from transfer.benchmark import Measurement, Run
+from transfer.classification import pictures
+from transfer.classification.command import run_folder
+from transfer.classification.data import ClassData, hold_out, load_class_data
+from transfer.classification.heads import best_of, load_head, metrics_of, new_head, top1_hits
+from transfer.classification.training import (
+    CropConfig,
+    DivergedError,
+    ResumableLoop,
+    Schedule,
+    Setting,
+    remove_states,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TuneOptim(Schedule):
-    """How trunk and head are fine-tuned. Defaults: OpenSelfSup's semi-supervised benchmark, all nine pairs.
+    """How backbone and head are fine-tuned. Defaults: OpenSelfSup's semi-supervised benchmark, all nine pairs of rates.
 
     (WXinlong/DenseCL@b64bbb6, benchmarks/configs/semi_classification; its best of nine is chosen on the validation
     set, ours on a held-out tenth of the labelled images.)
 
     Args:
-        base_lr: learning rates of the trunk per 256 images, to choose from.
-        head_factor: multiples of it that the head gets, to choose from.
-        weight_decay: on every parameter.
+        base_lr: learning rates of the backbone per 256 images, to choose from.
+        head_factor: multiples of it for the head, to choose from.
+        weight_decay: of every parameter.
     """
 
     epochs: int = 20
@@ -47,74 +62,124 @@ class TuneOptim(Schedule):
 
     @property
     def pairs(self) -> list[tuple[float, float]]:
-        """(trunk's base rate, head's multiple of it)."""
-        return [(lr, times) for lr in self.base_lr for times in self.head_factor]
+        """(base rate of the backbone, multiple of it for the head)."""
+        return [(lr, factor) for lr in self.base_lr for factor in self.head_factor]
 
     def only(self, pair: tuple[float, float]) -> TuneOptim:
-        """The same with one pair of rates."""
+        """Return the same with one pair of rates."""
         return replace(self, base_lr=[pair[0]], head_factor=[pair[1]])
 
-    def rates_in_words(self) -> str:
-        """For the fine print."""
-        lr, times = ("/".join(f"{value:g}" for value in values) for values in (self.base_lr, self.head_factor))
+    def describe_rates(self) -> str:
+        """Return the rates as a part of a record's title."""
+        lr, factors = ("/".join(f"{value:g}" for value in values) for values in (self.base_lr, self.head_factor))
         chosen = ", chosen on a held-out tenth of the labelled images" if len(self.pairs) > 1 else ""
-        return f"base lr {lr}, head × {times}{chosen}"
+        return f"base lr {lr}, head × {factors}{chosen}"
 
 
-class Tuned(nn.Module):
-    """A trunk with a linear head: images (n, 3, S, S) -> logits (n, C)."""
+class Classifier(nn.Module):
+    """A backbone with a linear head: images (n, 3, S, S) -> logits (n, C)."""
 
-    def __init__(self, trunk: nn.Module, head: nn.Linear) -> None:
+    def __init__(self, backbone: nn.Module, head: nn.Linear) -> None:
         super().__init__()
-        self.trunk, self.head = trunk, head
+        self.backbone, self.head = backbone, head
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, 3, S, S) -> (n, C)."""
-        logits: Tensor = self.head(self.trunk(x))
+        """Return logits (n, C) for images (n, 3, S, S)."""
+        logits: Tensor = self.head(self.backbone(x))
         return logits
 
 
+def evaluate(run: Run, options: Namespace, device: torch.device) -> Measurement:
+    """Choose the rates, train on all labelled images, measure on the test images."""
+    data = load_class_data(options)
+    optim, crop = TuneOptim(**options.optim.as_dict()), CropConfig(**options.crop.as_dict())
+    folder, dtype = run_folder(run, "finetune"), autocast_dtype(options.precision, device)
+    setting = Setting(folder, run.seed, device, dtype, run.config["size"], options.workers, options.resume)
+    head = load_head(options.head, data.classes, run.backbone) if options.head else None
+    chosen: dict[str, float] = {}
+    if len(optim.pairs) > 1:
+        tried = try_pairs(run.backbone, data, optim, crop, setting, head)
+        best = best_of(tried)
+        chosen = {"base_lr": best[0], "head_factor": best[1], "held_out_top1": tried[best]}
+        optim = optim.only(best)
+    model = tune(run.backbone, data.train, optim, crop, setting, head)
+    ranked, labels = predict_all(model, data.test, setting), torch.from_numpy(data.test.labels)
+    cost = {"images": float(len(data.train)), **chosen, **remove_states(folder)}
+    metrics, draw = metrics_of(ranked, labels, data.classes), partial(_draw, folder, data, ranked)
+    return Measurement(metrics, cost, top1_hits(ranked, labels), draw)
+
+
+def try_pairs(
+    backbone: Backbone, data: ClassData, optim: TuneOptim, crop: CropConfig, setting: Setting, head: nn.Linear | None
+) -> dict[tuple[float, float], float]:
+    """Return the accuracy of each pair of rates on a held-out tenth of the training images, 0 where it diverges.
+
+    Raises:
+        DivergedError: every pair diverges.
+    """
+    fit, held = hold_out(data.train.labels, setting.seed)
+    tried: dict[tuple[float, float], float] = {}
+    diverged = 0
+    for pair in optim.pairs:
+        at = replace(setting, folder=setting.folder / f"backbone{pair[0]:g}_head{pair[1]:g}")
+        try:
+            model = tune(backbone, data.train.subset(fit), optim.only(pair), crop, at, head)
+        except DivergedError as error:  # on every rank at once
+            tried[pair], outcome, diverged = 0.0, f"diverged ({error})", diverged + 1
+        else:
+            images = data.train.subset(held)
+            tried[pair] = accuracy(predict_all(model, images, setting), torch.from_numpy(images.labels))
+            outcome = f"{tried[pair]:.2%} of held-out images"
+        if rank() == 0:
+            print(f"lr {pair[0]:g}, head x {pair[1]:g}: {outcome}", flush=True)
+    if diverged == len(tried):
+        rates = "/".join(f"{lr:g}" for lr in optim.base_lr)
+        raise DivergedError(f"all {diverged} pairs of rates diverged, base lr {rates}; lower --optim.base_lr")
+    return tried
+
+
 def tune(
-    backbone: Backbone, images: ImageSet, optim: TuneOptim, crop: CropConfig, work: Work, start: nn.Linear | None = None
-) -> Tuned:
-    """Trains the backbone's network and a head on labelled images.
+    backbone: Backbone, images: ImageSet, optim: TuneOptim, crop: CropConfig, setting: Setting,
+    start: nn.Linear | None = None,
+) -> Classifier:  # fmt: skip
+    """Train a backbone's network and a head on labelled images.
 
     Args:
-        backbone: where the trunk starts; it stays as it is.
-        images: see `Loop`.
+        backbone: the initial weights; it stays as it is.
+        images: see `ResumableLoop`.
         optim: hyper-parameters, with one pair of rates.
         crop: the training views.
-        work: where and how.
-        start: the head to start from, in place of a random one.
+        setting: where and how.
+        start: the initial head, in place of a random one.
 
     Returns:
         The model after the last epoch, in evaluation mode.
 
     Raises:
-        Diverged: the loss is not finite.
-        ValueError: the state in the folder does not fit.
+        DivergedError: the loss is not finite.
+        ValueError: the state in the folder is of other options.
     """
-    ((lr, times),) = optim.pairs
-    head = new_head(backbone.feature_dim, len(images.classes), work.seed)
+    ((lr, factor),) = optim.pairs
+    head = new_head(backbone.feature_dim, len(images.classes), setting.seed)
     if start is not None:
         head.load_state_dict(start.state_dict(), strict=True)
-    model = Tuned(backbone.build(), head).to(work.device).to(memory_format=torch.channels_last)
+    model = Classifier(backbone.build(), head).to(setting.device).to(memory_format=torch.channels_last)
     if world_size() > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    peaks = [optim.scaled(lr), optim.scaled(lr) * times]
+    peaks = [optim.scaled(lr), optim.scaled(lr) * factor]
     groups = [
         {"params": list(part.parameters()), "lr": peak, "peak": peak}
-        for part, peak in zip((model.trunk, model.head), peaks, strict=True)
+        for part, peak in zip((model.backbone, model.head), peaks, strict=True)
     ]
     optimizer = torch.optim.SGD(groups, momentum=optim.momentum, weight_decay=optim.weight_decay)
-    scaler = torch.amp.GradScaler(work.device.type, enabled=work.dtype == torch.float16)
-    loop = Loop(images, optim, crop, work, optimizer, model=model, scaler=scaler)
+    scaler = torch.amp.GradScaler(setting.device.type, enabled=setting.dtype == torch.float16)
+    loop = ResumableLoop(images, optim, crop, setting, optimizer, model=model, scaler=scaler)
     forward: Callable[[Tensor], Tensor] = model if world_size() == 1 else DistributedDataParallel(model)
     model.train()
     for batch in loop:
-        with torch.autocast(work.device.type, work.dtype, enabled=work.dtype is not None):
-            logits = forward(network_input(batch.q, work.device))
-        loss = F.cross_entropy(logits.float(), batch.labels.to(work.device))
+        with torch.autocast(setting.device.type, setting.dtype, enabled=setting.dtype is not None):
+            logits = forward(network_input(batch.q, setting.device))
+        loss = F.cross_entropy(logits.float(), batch.labels.to(setting.device))
         optimizer.zero_grad()
         scaler.scale(loss).backward()
         scaler.step(optimizer)
@@ -123,10 +188,15 @@ def tune(
     return model.eval()
 
 
-def predict_all(model: nn.Module, images: ImageSet, work: Work, first: int = 5) -> Tensor:
-    """(N, first) int64 on the CPU: the most likely classes of the centre views, the likeliest first."""
-    parts = [
-        logits.topk(min(first, logits.shape[1]), dim=1).indices.cpu()
-        for logits in raw_features(model, images, work.size, work.device, workers=work.workers, dtype=work.dtype)
-    ]
-    return torch.cat(parts)
+def predict_all(model: nn.Module, images: ImageSet, setting: Setting, first: int = 5) -> Tensor:
+    """Return the most likely classes of the centre views, the likeliest first: (N, first) int64 on the CPU."""
+    parts = raw_features(
+        model, images, setting.size, setting.device, workers=setting.workers, dtype=setting.dtype
+    )  # fmt: skip
+    return torch.cat([logits.topk(min(first, logits.shape[1]), dim=1).indices.cpu() for logits in parts])
+
+
+def _draw(folder: Path, data: ClassData, ranked: Tensor) -> Sequence[Path]:
+    path = folder / "confusion.png"
+    pictures.confusion(path, data.test.labels, ranked[:, 0].numpy(), data.classes, "fine-tuned")
+    return [path]

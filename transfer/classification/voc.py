@@ -1,4 +1,4 @@
-"""Images that may show several classes at once: PASCAL VOC 2007, and any images with one label each.
+"""Images with several labels: PASCAL VOC 2007, and any images with one label each as one against the rest.
 
 Shapes: N images, C classes. Targets are 1 (present), 0 (absent) or -1 (difficult: neither).
 """
@@ -13,19 +13,18 @@ from jsonargparse import Namespace
 
 from common.images import UNLABELLED, ImageSet, decode, text_lines
 from common.labels import LabelConfig
-from transfer.classification.data import load_class_data
+from transfer.classification.data import VOC, is_voc, load_class_data
 
 PRESENT, ABSENT, DIFFICULT = 1, 0, -1
-VOC = "voc07:"
 
 
 @dataclass(frozen=True)
 class MultiLabel:
-    """Images to train on and to test on.
+    """Training and test images with their targets.
 
     Args:
-        train: N of them.
-        test: M of them.
+        train: N images.
+        test: M images.
         targets: (N, C) int64.
         test_targets: (M, C) int64.
         classes: class names.
@@ -38,20 +37,13 @@ class MultiLabel:
     classes: list[str]
 
 
-def voc_sources(data: str | list[str]) -> tuple[str, str] | None:
-    """Names of VOC07's trainval and test, where --data is voc07:FOLDER; else None."""
-    if isinstance(data, str) and data.startswith(VOC):
-        return f"{data} trainval", f"{data} test"
-    return None
-
-
 def load_multilabel(options: Namespace) -> MultiLabel:
-    """Reads VOC07's trainval and test, or takes labels one by one as present and absent.
+    """Read VOC07's trainval and test, or turn the labels of other images into one target per class.
 
     Raises:
-        ValueError: a folder that is not VOC 2007's, or what `load_class_data` complains of.
+        ValueError: the folder is not VOC 2007's, or see `load_class_data`.
     """
-    if voc_sources(options.data) is not None:
+    if is_voc(options.data):
         if LabelConfig(**options.labels.as_dict()) != LabelConfig():
             raise ValueError("--labels: VOC07 is used with all its labels")
         root = Path(options.data.removeprefix(VOC))
@@ -60,13 +52,13 @@ def load_multilabel(options: Namespace) -> MultiLabel:
         test, test_targets = read_voc(root, "test", classes)
         return MultiLabel(train, test, targets, test_targets, classes)
     data = load_class_data(options)
-    numbers = np.arange(len(data.classes))
-    targets, test_targets = ((images.labels[:, None] == numbers).astype(np.int64) for images in (data.train, data.test))
+    index = np.arange(len(data.classes))
+    targets, test_targets = ((images.labels[:, None] == index).astype(np.int64) for images in (data.train, data.test))
     return MultiLabel(data.train, data.test, targets, test_targets, data.classes)
 
 
 def voc_classes(root: Path) -> list[str]:
-    """Names of the classes that have a list in ImageSets/Main.
+    """Return the names of the classes that have a list in ImageSets/Main, sorted.
 
     Raises:
         ValueError: there is none.
@@ -79,7 +71,7 @@ def voc_classes(root: Path) -> list[str]:
 
 
 def read_voc(root: Path, split: str, classes: list[str]) -> tuple[ImageSet, np.ndarray]:
-    """Images and targets (N, C) of a split, from ImageSets/Main/CLASS_SPLIT.txt: a line is `NAME 1`, `0` or `-1`.
+    """Read the images and targets (N, C) of a split from ImageSets/Main/CLASS_SPLIT.txt, lines `NAME 1`, `0` or `-1`.
 
     In VOC's files 1 is present, 0 difficult, -1 absent.
 
@@ -101,19 +93,14 @@ def read_voc(root: Path, split: str, classes: list[str]) -> tuple[ImageSet, np.n
             raise ValueError(f"{path}: lists other images than {classes[0]}_{split}.txt")
         names = [row[0] for row in rows]
         columns.append([meaning[row[1]] for row in rows])
-    paths: list[Path | None] = [root / "JPEGImages" / f"{name}.jpg" for name in names]
-    nobody = np.full(len(names), UNLABELLED, dtype=np.int64)
-    images = ImageSet(names, nobody, classes, lambda i: decode(_given(paths[i])), paths)
+    paths = [root / "JPEGImages" / f"{name}.jpg" for name in names]
+    no_label = np.full(len(names), UNLABELLED, dtype=np.int64)
+    images = ImageSet(names, no_label, classes, lambda i: decode(paths[i]), [*paths])
     return images, np.array(columns, dtype=np.int64).T
 
 
-def _given(path: Path | None) -> Path:
-    assert path is not None
-    return path
-
-
 def average_precision(targets: np.ndarray, scores: np.ndarray) -> float:
-    """Area under the precision-recall curve, made monotone as VOC does from 2010 on and the papers' code does.
+    """Return the area under the monotone precision-recall curve, as in VOC from 2010 on and in the papers' code.
 
     Args:
         targets: (n,) PRESENT or ABSENT, at least one PRESENT.
@@ -127,9 +114,9 @@ def average_precision(targets: np.ndarray, scores: np.ndarray) -> float:
 
 
 def low_shot_sample(targets: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
-    """Targets (N, C) of which only k positives and (C - 1) k negatives of each class are left, drawn at random.
+    """Draw k positives and (C - 1) k negatives of each class; all other targets (N, C) become DIFFICULT.
 
-    As facebookresearch/fair_self_supervision_benchmark@275d104 draws them (create_voc_low_shot_samples.py).
+    Drawn as in facebookresearch/fair_self_supervision_benchmark@275d104, create_voc_low_shot_samples.py.
 
     Raises:
         ValueError: a class has fewer.
@@ -137,9 +124,9 @@ def low_shot_sample(targets: np.ndarray, k: int, rng: np.random.Generator) -> np
     sample = np.full_like(targets, DIFFICULT)
     classes = targets.shape[1]
     for c in range(classes):
-        for symbol, number, what in ((PRESENT, k, "positives"), (ABSENT, (classes - 1) * k, "negatives")):
-            places = np.flatnonzero(targets[:, c] == symbol)
-            if len(places) < number:
-                raise ValueError(f"k={k}: class number {c} has {len(places)} {what}, {number} are needed; lower --k")
-            sample[rng.choice(places, number, replace=False), c] = symbol
+        for symbol, count, what in ((PRESENT, k, "positives"), (ABSENT, (classes - 1) * k, "negatives")):
+            rows = np.flatnonzero(targets[:, c] == symbol)
+            if len(rows) < count:
+                raise ValueError(f"k={k}: class {c} has {len(rows)} {what}, {count} are needed; lower --k")
+            sample[rng.choice(rows, count, replace=False), c] = symbol
     return sample

@@ -1,0 +1,169 @@
+"""What the commands linear, knn, finetune and svm share: options, recipes, labels, seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+
+from common import distributed
+from common.cli import CommandParser
+from common.files import sha256
+from common.images import text_lines
+from common.labels import LabelConfig
+from common.precision import autocast_dtype
+from converters import Backbone
+from transfer.benchmark import Measurement, Run, measure, summary
+from transfer.classification.data import VOC, source_names
+from transfer.classification.features import FeatureCache
+from transfer.options import Formatter, add_options
+
+RECIPES = Path(__file__).parents[1] / "configs" / "classification"
+STORES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+Plan = Callable[[Namespace, int, torch.device], Run]
+Evaluate = Callable[[Run, Namespace, torch.device], Measurement]
+
+
+def classification_parser(name: str, description: str | None, precision: str = "fp32") -> CommandParser:
+    """Return a parser with the options that all classification benchmarks have.
+
+    Args:
+        name: of the command.
+        description: of the command.
+        precision: default of --precision.
+    """
+    p = CommandParser(f"transfer/{name}.py", description, RECIPES, formatter_class=Formatter)
+    add_options(p)
+    p.add_argument(
+        "--data", type=str | list[str] | None, default="fashion",
+        help="training images: a folder of class folders, a manifest of `path<TAB>label` lines, fashion:train, or a "
+        "list [A, B] of these; or a folder with train/ and val/ (ImageNet) or `fashion`, which imply --test",
+    )  # fmt: skip
+    p.add_argument("--test", type=str | None, help="test images, as --data; kNN: the same as --data leaves one out")
+    p.add_argument("--root", default="data", help="folder of Fashion-MNIST")
+    p.add_argument("--classes", type=str | None, help="file with one class name per line that fixes the class map")
+    p.add_class_arguments(LabelConfig, "labels")
+    p.add_argument("--size", type=int | None, help="side of the view in pixels; default: of pre-training, else 224")
+    p.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    p.add_argument("--workers", type=int | None, help="loader processes")
+    p.add_argument(
+        "--precision", choices=["auto", "fp32", "bf16", "fp16"], default=precision, help="of the backbone's arithmetic"
+    )
+    p.add_argument("--store", choices=list(STORES), default="fp32", help="precision in which features are kept")
+    p.add_argument("--cache", type=Path | None, default=Path("runs/features"), help="folder of features; null: none")
+    p.add_argument("--pictures", type=bool, default=True, help="draw pictures of the first seed into its run folder")
+    return p
+
+
+def evaluate_seeds(options: Namespace, plan: Plan, evaluate: Evaluate, processes: str = "many") -> None:
+    """Measure all seeds, write the records and print the result.
+
+    Args:
+        options: of the command.
+        plan: returns what is measured for a seed; computes nothing.
+        evaluate: measures a run.
+        processes: "many", "one", or "many on GPUs": where the benchmark can run.
+
+    Raises:
+        ValueError: --data is missing, or there are too many processes.
+    """
+    require_data(options)
+    device = distributed.start(options.device)
+    if distributed.world_size() > 1 and processes == "one":
+        raise ValueError("this benchmark runs in one process")
+    if distributed.world_size() > 1 and processes == "many on GPUs" and device.type == "cpu":
+        raise ValueError("several processes need GPUs here: batch norm must see the complete batch")
+
+    def work(run: Run) -> Measurement:
+        measured = evaluate(run, options, device)
+        return measured if options.pictures and run.seed == options.seeds[0] else replace(measured, draw=None)
+
+    records = measure((plan(options, seed, device) for seed in options.seeds), work, options, device)
+    if records and distributed.rank() == 0:
+        print(records[0].title)
+        print(summary(records))
+
+
+def require_data(options: Namespace) -> None:
+    """Raise a ValueError where a recipe for data without a usual folder is used without --data."""
+    if options.data is None:
+        name = options.recipe.stem if options.recipe else "used"
+        wants = f"wants {VOC}FOLDER, VOCdevkit's VOC2007" if name.startswith("voc07") else "names no training images"
+        wants = "wants ImageNet's folder with train/ and val/" if name.startswith("imagenet") else wants
+        raise ValueError(f"--data is missing: recipe {name} {wants}")
+
+
+def base_config(options: Namespace, backbone: Backbone, device: torch.device) -> dict[str, Any]:
+    """Return the options that every benchmark's metrics depend on: data, test, size (pixels) and precision.
+
+    Raises:
+        ValueError: the size is not a positive number, or --data names no test images.
+    """
+    size = int(backbone.meta.get("image_size", 224)) if options.size is None else options.size
+    if size < 1:
+        raise ValueError(f"--size {size}: must be a positive number of pixels")
+    train, test = source_names(options)
+    precision = str(autocast_dtype(options.precision, device) or torch.float32)
+    return {"data": train, "test": test, "size": size, "precision": precision}
+
+
+def fine_print(config: dict[str, Any]) -> str:
+    """Return the end of a title: data, features, view and precision of a `base_config`."""
+    precision = config["precision"].removeprefix("torch.")
+    return (
+        f"train {config['data']}, test {config['test']}; pooled features, centre view of {config['size']} px in the "
+        f"test, {precision}"
+    )
+
+
+def label_config(options: Namespace) -> dict[str, object]:
+    """Return the options of the labels; a list by its name, number of images and hash, wherever the file is.
+
+    Raises:
+        ValueError: there is no such list.
+    """
+    labels: dict[str, object] = options.labels.as_dict()
+    if options.labels.list is None:
+        return labels
+    path = Path(options.labels.list)
+    if not path.is_file():
+        raise ValueError(f"--labels.list {path}: no such file; it names one image per line (or use --labels.ratio)")
+    images = sum(bool(line.strip()) for line in text_lines(path))
+    return labels | {"list": path.name, "list_sha256": sha256(path), "images": images}
+
+
+def label_options(options: Namespace) -> dict[str, object]:
+    """Return the part of a config that says which labels were used; empty where all were."""
+    return {"labels": label_config(options)} if _some_labels(options) else {}
+
+
+def labels_title(options: Namespace, before: str = ", ") -> str:
+    """Return the part of a title that says which labels were used; empty where all were."""
+    labels = LabelConfig(**options.labels.as_dict())
+    if not _some_labels(options):
+        return ""
+    if labels.list is not None:
+        return f"{before}labels of {Path(labels.list).name} ({label_config(options)['images']} images)"
+    return f"{before}{labels.ratio:.3g} of the labels" + f" (seed {labels.seed})" * bool(labels.seed)
+
+
+def _some_labels(options: Namespace) -> bool:
+    return LabelConfig(**options.labels.as_dict()) != LabelConfig()
+
+
+def feature_cache(run: Run, options: Namespace, device: torch.device) -> FeatureCache:
+    """Return the feature extraction that the options ask for."""
+    return FeatureCache(
+        run.config["size"], device, autocast_dtype(options.precision, device), STORES[options.store], options.cache,
+        options.workers,
+    )  # fmt: skip
+
+
+def run_folder(run: Run, name: str) -> Path:
+    """Return the folder of a run: of its task, then `name` and a hash of the config, then the seed."""
+    return run.folder.parent / f"{name}-{run.config_hash[:6]}" / run.folder.name

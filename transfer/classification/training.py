@@ -1,0 +1,245 @@
+"""Training in epochs that can be killed and resumed: schedule, views, batches, state."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tqdm import tqdm
+
+from common.distributed import any_rank, rank
+from common.files import write_atomically
+from common.images import CorruptImageError, ImageSet
+from common.loaders import Batch, GlobalBatches, default_workers, train_loader
+from common.transforms import ViewConfig
+from transfer.classification.data import OneView
+
+STATE = "state.pth"
+MAX_CORRUPT = 0.001  # fraction of the images that may be unreadable, as in pre-training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Epochs, batches and learning rate schedule. The rate changes after each epoch, as in the papers' code.
+
+    Args:
+        epochs: passes over the training images.
+        batch: images per step, over all devices.
+        momentum: of the optimiser.
+        schedule: "step": times `factor` at each milestone; "cosine": down to 0.
+        milestones: fractions of the epochs at which "step" lowers the rate.
+        factor: what the rate is multiplied by at a milestone.
+    """
+
+    epochs: int = 100
+    batch: int = 256
+    momentum: float = 0.9
+    schedule: Literal["step", "cosine"] = "step"
+    milestones: list[float] = field(default_factory=lambda: [0.6, 0.8])
+    factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"optim.{name}={getattr(self, name)}: must be 1 or more")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"optim.momentum={self.momentum}: must be at least 0 and below 1")
+        if any(not 0 < milestone < 1 for milestone in self.milestones):
+            raise ValueError(f"optim.milestones={self.milestones}: fractions of the epochs, between 0 and 1")
+
+    def rate(self, epoch: int) -> float:
+        """Return the fraction of the peak learning rate in an epoch, counted from 0."""
+        if self.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
+        # 0.6 * 5 is a hair above 3 in floating point
+        return self.factor ** sum(epoch >= milestone * self.epochs - 1e-9 for milestone in self.milestones)
+
+    def scaled(self, base_lr: float) -> float:
+        """Return the peak learning rate for a rate per 256 images."""
+        return base_lr * self.batch / 256
+
+    def describe(self) -> str:
+        """Return the schedule as a part of a record's title."""
+        at = "/".join(f"{milestone * self.epochs:g}" for milestone in self.milestones)
+        falls = "cosine" if self.schedule == "cosine" else f"×{self.factor:g} at {at}"
+        momentum = "" if self.momentum == Schedule.momentum else f", momentum {self.momentum:g}"
+        return f"{self.epochs} epochs, {falls}, batch {self.batch}{momentum}"
+
+
+@dataclass(frozen=True)
+class CropConfig:
+    """The training view: a random resized crop and a flip.
+
+    Args:
+        scale: smallest and largest fraction of the image's area that a crop covers.
+        ratio: smallest and largest width / height of a crop.
+        flip: probability of a horizontal flip.
+    """
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+
+    def view(self, size: int) -> ViewConfig:
+        """Return the configuration of a pre-training view that only crops and flips.
+
+        Raises:
+            ValueError: values that make no crop.
+        """
+        return ViewConfig(
+            size=size, scale=self.scale, ratio=self.ratio, flip=self.flip, jitter=0.0, grayscale_prob=0.0, blur=0.0
+        )
+
+    def describe(self) -> str:
+        """Return the view as a part of a record's title."""
+        return f"random crops of {self.scale[0]:g} to {self.scale[1]:g} of the area, flip {self.flip:g}"
+
+
+class DivergedError(ValueError):
+    """The loss is not finite: the rates are too high; a search over rates may skip them."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how a training runs, besides its hyper-parameters.
+
+    Args:
+        folder: run folder; the state is saved there after each epoch.
+        seed: of initialisation, order and views.
+        device: where to compute.
+        dtype: autocast type; None = fp32.
+        size: side of the views in pixels.
+        workers: loader processes; default: none for images in memory on a CPU.
+        resume: continue from the folder's state.
+    """
+
+    folder: Path
+    seed: int
+    device: torch.device
+    dtype: torch.dtype | None
+    size: int
+    workers: int | None = None
+    resume: bool = False
+
+    @property
+    def state(self) -> Path:
+        """File of the state."""
+        return self.folder / STATE
+
+
+class ResumableLoop:
+    """Iterate over the batches of all epochs; the body trains on a batch and sets `losses`.
+
+    The optimiser's groups hold their highest rate as "peak". After each epoch the losses are checked and the state is
+    saved: tensors and builtins, enough to resume and end in the same bits (on a CPU).
+
+    Args:
+        images: labelled, at least one batch; those that do not fill a batch at the end of an epoch are left out.
+        optim: epochs, batch and rates; resuming needs the same.
+        crop: the views.
+        setting: where and how.
+        optimizer: of what is trained.
+        parts: further modules and the like whose state is saved, by name.
+
+    Raises:
+        ValueError: the state in the folder is of other options.
+    """
+
+    def __init__(
+        self, images: ImageSet, optim: Schedule, crop: CropConfig, setting: Setting, optimizer: torch.optim.Optimizer,
+        **parts: Any,
+    ) -> None:  # fmt: skip
+        self.images, self.optim, self.crop, self.setting, self.optimizer = images, optim, crop, setting, optimizer
+        self.parts = {**parts, "optimizer": optimizer}
+        self.config = repr(
+            (asdict(optim), asdict(crop), setting.seed, setting.size, str(setting.dtype), len(images))
+        )  # fmt: skip
+        self.losses = torch.zeros(1)
+        self.began, self.earlier = time.time(), 0.0  # seconds of earlier starts, up to the state that they saved
+        self.epoch = self._load() if setting.resume and setting.state.is_file() else 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        setting, batch = self.setting, self.optim.batch
+        per_epoch = len(self.images) // batch
+        step, steps = self.epoch * per_epoch, self.optim.epochs * per_epoch
+        workers = setting.workers
+        if workers is None:
+            workers = 0 if self.images.in_memory and setting.device.type == "cpu" else default_workers(setting.device)
+        views = OneView(self.images, self.images.labels, self.crop.view(setting.size), setting.seed)
+        order = GlobalBatches(len(self.images), batch, setting.seed, step, steps)
+        corrupt: set[int] = set()
+        with tqdm(total=steps, initial=step, unit="step", disable=rank() != 0, leave=False) as bar:
+            for views_of_batch in train_loader(views, order, workers, setting.device):
+                for group in self.optimizer.param_groups:
+                    group["lr"] = group["peak"] * self.optim.rate(self.epoch)
+                yield views_of_batch
+                count_corrupt(corrupt, views_of_batch.corrupt, len(self.images))
+                step += 1
+                bar.update()
+                if step % per_epoch == 0:
+                    self.epoch += 1
+                    bar.set_postfix_str(f"epoch {self.epoch}, loss {self._lowest_loss():.3f}")
+                    self._save()
+
+    def _load(self) -> int:
+        path = self.setting.state
+        try:
+            saved = torch.load(path, weights_only=True, map_location="cpu")
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise ValueError(f"{path} cannot be read; leave --resume out to start afresh") from error
+        if saved["config"] != self.config:
+            raise ValueError(f"{path} belongs to other options; leave --resume out to start afresh")
+        for name, part in self.parts.items():
+            part.load_state_dict(saved[name])
+        self.earlier = float(saved["seconds"])
+        return int(saved["epoch"])
+
+    def _save(self) -> None:
+        if rank() == 0:
+            content = {name: part.state_dict() for name, part in self.parts.items()}
+            seconds = self.earlier + time.time() - self.began
+            content |= {"epoch": self.epoch, "config": self.config, "seconds": seconds, "earlier": self.earlier}
+            write_atomically(self.setting.state, lambda part: torch.save(content, part))
+
+    def _lowest_loss(self) -> float:
+        """Return the lowest of the losses: of many heads some may have diverged, not all.
+
+        Raises:
+            DivergedError: none is finite, on this rank or another.
+        """
+        finite: list[float] = self.losses[torch.isfinite(self.losses)].tolist()
+        if any_rank(not finite, self.losses.device):
+            rates = "/".join(f"{group['peak']:g}" for group in self.optimizer.param_groups)
+            raise DivergedError(f"the loss is not finite in epoch {self.epoch} with lr {rates}; lower --optim.base_lr")
+        return min(finite)
+
+
+def remove_states(folder: Path) -> dict[str, float]:
+    """Remove the states of a finished run, all below its folder; on rank 0 return the cost of earlier starts."""
+    if rank() != 0:
+        return {}
+    earlier = 0.0
+    for path in folder.rglob(STATE):
+        earlier += float(torch.load(path, weights_only=True, map_location="cpu")["earlier"])
+        path.unlink()
+    return {"seconds_before_resuming": earlier} if earlier else {}
+
+
+def count_corrupt(seen: set[int], found: dict[int, str], images: int) -> None:
+    """Print a warning for each newly found unreadable training image.
+
+    Raises:
+        CorruptImageError: they are more than one in a thousand.
+    """
+    for i, reason in found.items():
+        if i not in seen:
+            seen.add(i)
+            tqdm.write(f"warning: image skipped: {reason}")
+    if len(seen) > math.ceil(MAX_CORRUPT * images):
+        raise CorruptImageError(f"{len(seen)} of {images} training images cannot be read")
