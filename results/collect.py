@@ -36,19 +36,19 @@ def collect(run: Path, name: str, task: str | None = None, results: Path = RESUL
         The copy.
 
     Raises:
-        ValueError: the run has not finished, or has no readable picture.
+        ValueError: the run has not finished, or has no readable pictures.
     """
     if task is None:
         target, curve = results / "curves" / f"{name}.jsonl", run / "metrics.jsonl"
         if not (curve.is_file() and (run / "summary.json").is_file()):
-            raise ValueError(f"{run}: no finished pre-training (needs metrics.jsonl and summary.json)")
+            raise ValueError(f"{run}: expected a finished pre-training with metrics.jsonl and summary.json")
         write_atomically(target, partial(Path.write_bytes, data=curve.read_bytes()))
         return target
     target = results / "pictures" / f"{name}_{task}.jpg"
     source = min((run / "vis").glob("*.png"), default=None)
     picture = None if source is None else cv2.imread(str(source))
     if picture is None:
-        raise ValueError(f"{run}: no picture vis/*.png that can be read")
+        raise ValueError(f"{run}: expected readable pictures vis/*.png")
     height, width = picture.shape[:2]
     scale = min(1.0, WIDTH / width)
     small = cv2.resize(picture, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)

@@ -93,8 +93,8 @@ def measured(
         name: of the table's files.
         title: shown above it.
         found: what it shows.
-        papers: rows of `published`; results of the same method and label ratio get columns of their own.
-        brief: leave out configs and commits; there is one config per task then.
+        papers: rows of `published`; results of the same method and label ratio are added as columns.
+        brief: without notes on configs and commits, for tables with one config per task.
     """
     columns = _columns(found)
     marks = {key: letters(index) for index, key in enumerate(dict.fromkeys(column[:2] for column in columns))}
@@ -135,8 +135,8 @@ def cost(found: Measurements) -> Grid:
             texts = (*map(str, names), str(len(group)), *numbers)
             grid.rows.append((f"{task_title(key[0])} ({mark})", [Entry(text=text) for text in texts]))
     grid.notes = [
-        "Medians over the runs, each a whole command with reading and evaluating. Memory: of the GPU, else of the "
-        "process. kNN and linear classification reuse features that an earlier command stored, where there are any.",
+        "Medians over the runs; times include reading data and evaluating. Memory: of the GPU, else of the process. "
+        "kNN and linear classification reuse features that an earlier command stored.",
         *(f"({mark}) {found.configs[key]}." for key, mark in marks.items()),
     ]
     return grid

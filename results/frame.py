@@ -27,7 +27,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class BackboneFacts:
-    """What is known of a backbone_id: the words of its row.
+    """What is known of a backbone_id; its row shows it.
 
     Attributes:
         backbone_id: the identity of the row.
@@ -149,23 +149,23 @@ class Measurements:
         return dict(sorted(max(recipes.values(), key=len, default={}).items()))
 
     def titles(self) -> dict[str, str]:
-        """Return the titles of the rows by backbone_id; equal ones are told apart by a hash."""
+        """Return the titles of the rows by backbone_id, with a short hash appended to equal ones."""
         several = len({one.arch for one in self.backbones.values()}) > 1
-        words = {key: one.title + f", {one.arch}" * several for key, one in self.backbones.items()}
-        count = Counter(words.values())
-        return {key: title + f" [{_short(key)}]" * (count[title] > 1) for key, title in words.items()}
+        titles = {key: one.title + f", {one.arch}" * several for key, one in self.backbones.items()}
+        count = Counter(titles.values())
+        return {key: title + f" [{_short(key)}]" * (count[title] > 1) for key, title in titles.items()}
 
 
 def load(folders: Iterable[Path]) -> dict[Path, Record]:
     """Read the records of several folders by their files; of one measurement in two folders the last one counts.
 
     Raises:
-        ValueError: a folder does not exist, or a record is broken; names it.
+        ValueError: a folder does not exist or a record is broken; the message names it.
     """
     found: dict[Path, tuple[Path, Record]] = {}
     for folder in folders:
         if not folder.is_dir():
-            raise ValueError(f"{folder}: no such folder of records")
+            raise ValueError(f"{folder}: the folder of records does not exist")
         for record in read_all(folder):
             _check_fractions(folder / record.path, record)
             found[record.path] = (folder / record.path, record)
@@ -203,13 +203,13 @@ def published(path: Path) -> pd.DataFrame:
     Label ratio and epochs are -1 where a paper does not give them.
 
     Raises:
-        ValueError: a result has no source or is no number; names the line.
+        ValueError: a result lacks a source or is not a number; the message names the line.
     """
     table = pd.read_csv(path, keep_default_na=False)
     for line, row in enumerate(table.to_dict("records"), 2):
         try:
             if not row["source"]:
-                raise ValueError("no source")
+                raise ValueError("the source is missing")
             if not 0 <= float(row["value"]) <= 100:
                 raise ValueError(f"value {row['value']} is not in %")
             for name in ("label_ratio", "epochs"):
@@ -222,11 +222,11 @@ def published(path: Path) -> pd.DataFrame:
 
 
 def _configs(records: Iterable[Record]) -> dict[tuple[str, str], str]:
-    """Return the title of each config, the most frequent one; the hash stands behind equal ones of a task."""
-    words: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    """Return the most frequent title of each config, with the hash appended to equal titles of a task."""
+    given: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for record in records:
-        words[record.task, record.config_hash][record.title] += 1
-    titles = {key: min(found, key=lambda title: (-found[title], title)) for key, found in words.items()}
+        given[record.task, record.config_hash][record.title] += 1
+    titles = {key: min(found, key=lambda title: (-found[title], title)) for key, found in given.items()}
     count = Counter((task, title) for (task, _), title in titles.items())
     return {key: title + f" (config {key[1]})" * (count[key[0], title] > 1) for key, title in titles.items()}
 
@@ -239,5 +239,5 @@ def _check_fractions(path: Path, record: Record) -> None:
 
 
 def _short(backbone_id: str) -> str:
-    """Return the end of an identity that tells it from others of the same title."""
+    """Return the end of an identity, which distinguishes it from others with the same title."""
     return backbone_id.rpartition("-")[2][:8]

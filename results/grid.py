@@ -23,13 +23,13 @@ class Entry:
 
     Attributes:
         means: one value per pre-training, each the mean over its benchmark seeds.
-        runs: number of measurements.
+        runs: how many measurements.
         seed_std: sample standard deviation over the benchmark seeds of a single pre-training.
         text: printed where nothing was measured, e.g. a published result.
         key: backbone_id, task, config_hash and metric of a measurement.
         best: it differs from every other entry of its column and is higher.
         change: difference to the baseline row; None on that row.
-        differs: whether the difference to the baseline row is one by the test.
+        differs: whether it differs from the baseline row by the test.
     """
 
     means: tuple[float, ...] = ()

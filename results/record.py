@@ -119,7 +119,7 @@ def label_seed(facts: dict[str, Any]) -> int:
 
 
 def hash_config(config: dict[str, Any]) -> str:
-    """Return the hash of resolved options, 12 hex digits; the order of the keys plays no role."""
+    """Return the hash of resolved options, 12 hex digits; the order of the keys does not matter."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -170,5 +170,6 @@ def read_all(folder: Path) -> list[Record]:
 def slug(text: str) -> str:
     """Return an identity as a file name, with a hash of it where characters other than colons had to be replaced."""
     text = text.replace(":", "-")
-    slug = re.sub(r"[^\w.=+-]+|^\.+", "-", text)
-    return slug if slug == text else f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    name = re.sub(r"[^\w.=+-]+|^\.+", "-", text)
+    digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+    return name if name == text else f"{name}-{digest[:6]}"

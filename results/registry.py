@@ -1,6 +1,6 @@
 """The project's tasks: titles, the metrics that tables show, and the published task that each stands in for.
 
-A record of any other task has a table of its own.
+Every other task gets a separate table.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Make tables, plots and a report from records: `python results/tables.py`.
 
-Without options it reads results/records, writes results/tables and fills the tables of README.md and docs/*.md, which
-stand between markers:
+Without options it reads results/records, writes results/tables and fills the tables in README.md and docs/*.md between
+these markers:
 
     <!-- table:NAME begin --> ... <!-- table:NAME end -->
 
-With --records DIR it reads records of your own and writes to --out alone. Each table comes as Markdown, LaTeX
+With --records DIR it reads your records and writes only to --out. Each table comes as Markdown, LaTeX
 (booktabs) and CSV, and all are in index.html. --check writes nothing and fails where a file differs from the records.
 """
 
@@ -39,10 +39,10 @@ def write(records: Sequence[Path], folder: Path, extras: Path | None = None) -> 
     Args:
         records: folders of records.
         folder: to write to; exists.
-        extras: folder with the curves and pictures of a study; None: leave them out.
+        extras: folder with the curves and pictures of a study; None: without them.
 
     Raises:
-        ValueError: a record is broken; names it.
+        ValueError: a record is broken; the message names it.
     """
     found, papers = frame(load(records)), published(RESULTS / "published.csv")
     grids = contents.all_grids(found, papers)
@@ -59,12 +59,12 @@ def fill(text: str, tables: Mapping[str, str]) -> str:
     """Return a page with the tables between its markers.
 
     Raises:
-        ValueError: a marker names no table or is not closed.
+        ValueError: a marker names an unknown table or is not closed.
     """
 
     def block(match: re.Match[str]) -> str:
         if match[1] not in tables:
-            raise ValueError(f"no table is called {match[1]}; there are {', '.join(sorted(tables))}")
+            raise ValueError(f"the table {match[1]} does not exist; the tables are {', '.join(sorted(tables))}")
         return f"<!-- table:{match[1]} begin -->\n{tables[match[1]]}\n<!-- table:{match[1]} end -->"
 
     filled = BLOCK.sub(block, text)
@@ -77,7 +77,7 @@ def pages(tables: Mapping[str, str]) -> dict[Path, bytes]:
     """Return README.md and docs/*.md as they should be.
 
     Raises:
-        ValueError: a marker is wrong; names the page.
+        ValueError: a marker is wrong; the message names the page.
     """
     tables = {
         **tables,
@@ -93,19 +93,19 @@ def pages(tables: Mapping[str, str]) -> dict[Path, bytes]:
     return filled
 
 
-def made(records: Sequence[Path], out: Path, own: bool) -> dict[Path, bytes | None]:
+def made(records: Sequence[Path], out: Path, of_repository: bool) -> dict[Path, bytes | None]:
     """Return the content of every file that should exist; None for one that should not.
 
     Args:
         records: folders of records.
         out: folder of the tables.
-        own: the records are the repository's: fill its pages, show its curves and pictures.
+        of_repository: whether to fill the pages too, and to show the study's curves and pictures.
     """
     wanted: dict[Path, bytes | None] = {path: None for path in out.glob("*.*") if path.suffix in SUFFIXES}
     with tempfile.TemporaryDirectory() as temporary:
-        tables = write(records, Path(temporary), RESULTS if own else None)
+        tables = write(records, Path(temporary), RESULTS if of_repository else None)
         wanted.update({out / path.name: path.read_bytes() for path in Path(temporary).iterdir()})
-    wanted.update(pages(tables) if own else {})
+    wanted.update(pages(tables) if of_repository else {})
     return wanted
 
 
@@ -114,16 +114,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="results/tables.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--records", type=Path, nargs="+", metavar="DIR", help="folders of records of your own")
+    parser.add_argument("--records", type=Path, nargs="+", metavar="DIR", help="folders of your records")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write; default with --records: runs/tables")
     parser.add_argument("--check", action="store_true", help="write nothing; fail where something differs")
     return run_cli("tables", lambda: _run(parser.parse_args(arguments)), resumable=False)
 
 
 def _run(options: argparse.Namespace) -> int:
-    own = options.records is None and options.out is None
-    out = options.out or (RESULTS / "tables" if own else Path("runs/tables"))
-    wanted = made(options.records or [RESULTS / "records"], out, own)
+    of_repository = options.records is None and options.out is None
+    out = options.out or (RESULTS / "tables" if of_repository else Path("runs/tables"))
+    wanted = made(options.records or [RESULTS / "records"], out, of_repository)
     differing = sorted(
         path for path, content in wanted.items() if content != (path.read_bytes() if path.is_file() else None)
     )

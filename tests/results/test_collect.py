@@ -15,7 +15,7 @@ def test_a_training_curve_is_copied_once_the_run_has_finished(tmp_path: Path) ->
     run, results = tmp_path / "anywhere", tmp_path / "results"
     run.mkdir(parents=True)
     (run / "metrics.jsonl").write_text("{}\n")
-    with pytest.raises(ValueError, match="anywhere: no finished pre-training"):
+    with pytest.raises(ValueError, match="anywhere: expected a finished pre-training"):
         collect(run, "desk_r1_s0", results=results)
     (run / "summary.json").write_text("{}\n")
     assert collect(run, "desk_r1_s0", results=results) == results / "curves" / "desk_r1_s0.jsonl"
@@ -41,12 +41,12 @@ def test_an_empty_run_is_a_mistake_in_one_line(
     task: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--run", str(tmp_path), "--name", "x", "--results", str(tmp_path / "results"), *task]) == 2
-    assert capsys.readouterr().err.startswith(f"collect: error: {tmp_path}: no ")
+    assert capsys.readouterr().err.startswith(f"collect: error: {tmp_path}: expected ")
     assert not (tmp_path / "results").exists()
 
 
 def test_a_picture_that_cannot_be_read_is_a_mistake(tmp_path: Path) -> None:
     (tmp_path / "vis").mkdir()
     (tmp_path / "vis" / "000.png").write_text("no picture")
-    with pytest.raises(ValueError, match="no picture vis/"):
+    with pytest.raises(ValueError, match="expected readable pictures"):
         collect(tmp_path, "x", "fashion-fpn", tmp_path / "results")

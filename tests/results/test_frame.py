@@ -145,7 +145,7 @@ def test_records_of_several_folders_are_read_and_the_last_one_counts(study: list
 
 
 def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="typo: no such folder"):
+    with pytest.raises(ValueError, match="typo: the folder of records does not exist"):
         load([tmp_path / "typo"])
 
 
@@ -167,7 +167,7 @@ def test_published_results_have_sources_and_those_of_unimoco_are_complete() -> N
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("linear,m,0,1,top1,71,,,", "no source"),
+        ("linear,m,0,1,top1,71,,,", "source is missing"),
         ("linear,m,0,1,top1,710,s,,", "710"),
         ("linear,m,0;1,1,top1,71,s,,", "0;1"),
     ],

@@ -26,6 +26,7 @@ def test_a_real_difference_is_found_with_its_direction() -> None:
     assert compare(low, high).difference == pytest.approx(-29 / 6)
 
 
+@pytest.mark.filterwarnings("ignore:Precision loss")
 @pytest.mark.parametrize(("first", "second"), [([80, 81, 83], [82, 84, 85, 90]), ([1, 2, 3], [2, 2, 2])])
 def test_p_values_are_those_of_scipy(first: list[float], second: list[float]) -> None:
     expected = stats.ttest_ind(first, second, equal_var=False).pvalue

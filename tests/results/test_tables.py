@@ -204,7 +204,7 @@ def test_a_broken_record_is_one_line_and_status_2(
 
 def test_a_folder_of_records_that_does_not_exist_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--records", "runs/no_such_folder"]) == 2
-    assert "runs/no_such_folder: no such folder" in capsys.readouterr().err
+    assert "runs/no_such_folder: the folder of records does not exist" in capsys.readouterr().err
 
 
 def test_tables_replace_those_between_their_markers() -> None:
@@ -213,7 +213,7 @@ def test_tables_replace_those_between_their_markers() -> None:
     assert once.startswith("a\n<!-- table:x begin -->\nnew \\1\n<!-- table:x end -->\nb")
     assert once.endswith("begin -->\nother\n<!-- table:y end -->")
     assert fill(once, {"x": "new \\1", "y": "other"}) == once
-    with pytest.raises(ValueError, match="no table is called y; there are x"):
+    with pytest.raises(ValueError, match="the table y does not exist; the tables are x"):
         fill(text, {"x": "t"})
     with pytest.raises(ValueError, match="lacks its other half"):
         fill("<!-- table:x begin -->\nnever closed", {"x": "t"})
