@@ -80,6 +80,17 @@ class ViewConfig:
         if not 0 <= self.hue <= 0.5:
             raise ValueError(f"views.hue={self.hue}: lies between 0 and 0.5")
 
+    @property
+    def summary(self) -> str:
+        """The views in one line."""
+        chances = (("flip", self.flip), ("colour jitter", self.jitter), ("grayscale", self.grayscale_prob),
+                   ("blur", self.blur), ("erase", self.erase))  # fmt: skip
+        return (
+            f"views of {self.size} px: crops of {self.scale[0]:.0%} to {self.scale[1]:.0%} of the area, "
+            + ", ".join(f"{name} {chance:.0%}" for name, chance in chances if chance)
+            + f", rotation up to {self.rotate:g}°" * bool(self.rotate)
+        )
+
 
 def crop_box(
     height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator

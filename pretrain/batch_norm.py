@@ -86,7 +86,7 @@ def running_statistics(model: nn.Module) -> list[Tensor]:
     ]
 
 
-def deal(n: int, groups: int, seed: tuple[int, ...]) -> Tensor:
+def shuffle(n: int, groups: int, seed: tuple[int, ...]) -> Tensor:
     """A random order of n images in which every group of n / groups has equally many of every old group.
 
     Within each old group the images are shuffled, then dealt to the new groups in turn; so a query and its key
@@ -108,12 +108,12 @@ def deal(n: int, groups: int, seed: tuple[int, ...]) -> Tensor:
     return shuffled.reshape(-1)[by_group]
 
 
-def exchange(x: Tensor, order: Tensor) -> Tensor:
+def all_to_all(x: Tensor, order: Tensor) -> Tensor:
     """Hands out images over ranks: a rank sends each image to the one rank that needs it, no other.
 
     Args:
         x: (n, ...) this rank's part of the global batch.
-        order: (world * n,) int64 on the CPU, the same on every rank (see `deal`).
+        order: (world * n,) int64 on the CPU, the same on every rank (see `shuffle`).
 
     Returns:
         (n, ...): this rank's part of the global batch in the new order.
@@ -133,6 +133,6 @@ def exchange(x: Tensor, order: Tensor) -> Tensor:
     return out
 
 
-def inverse(order: Tensor) -> Tensor:
+def unshuffle(order: Tensor) -> Tensor:
     """The permutation that undoes `order`, (n,) int64."""
     return torch.argsort(order)

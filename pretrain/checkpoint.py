@@ -4,9 +4,10 @@ A checkpoint is a dict of tensors and Python builtins:
 
     format, version     "unimoco-suite", 1
     state_dict          encoder_q.*, encoder_k.*, queue, label_queue, index_queue, queue_ptr
-    meta                method, arch, stem, label_ratio, epochs, step, image_size ... (see train.py)
+    meta                backbone_id, method, arch, stem, label_ratio, seed, label_seed, epochs ... (see `describe`)
     optimizer, scaler   their state_dicts
-    rng                 the generators' states of every rank
+    skipped_steps       fp16 steps that were skipped on overflow
+    rng                 states of the generators of every rank
     step                steps done
     config              the resolved configuration
     progress            what the monitor carries from step to step
@@ -22,20 +23,101 @@ from typing import Any
 
 import torch
 
-from common.distributed import gather_objects, rank
+from common.distributed import gather_objects, rank, world_size
 from common.files import write_atomically
-from pretrain.config import rename_options
+from common.images import UNLABELLED
+from common.run_folder import git_state
+from pretrain.config import Config, backbone_id, differing_keys, method, rename_options
+from pretrain.data import TrainingData
+from pretrain.engine import Training
+from pretrain.monitor import Monitor, log
 
 FORMAT, VERSION = "unimoco-suite", 1
 LAST, PREVIOUS = "last.pth", "previous.pth"
 
 
 class CheckpointError(ValueError):
-    """A file that is no usable checkpoint of this project."""
+    """A file is not a usable checkpoint of this project."""
+
+
+class Checkpoints:
+    """Writes the checkpoints of a run.
+
+    Args:
+        t: the training whose state is saved.
+        monitor: its progress is saved, too.
+        data: images and labels of the training.
+        folder: of the run.
+    """
+
+    def __init__(self, t: Training, monitor: Monitor, data: TrainingData, folder: Path) -> None:
+        self.t, self.monitor, self.data, self.folder = t, monitor, data, folder
+        self.fixed_meta = describe(t.config, data) if rank() == 0 else {}
+
+    def save(self, name: str | None = None) -> None:
+        """Write last.pth, or `name`, on rank 0; all ranks call it.
+
+        Raises:
+            NonFiniteError: a loss so far is not finite; nothing is written.
+        """
+        t = self.t
+        self.monitor.check_finite()
+        t.average_statistics()
+        rng = random_states()
+        if rank() != 0:
+            return
+        content = {
+            "format": FORMAT,
+            "version": VERSION,
+            "state_dict": t.model.state_dict(),
+            "meta": self.meta,
+            "optimizer": t.optimizer.state_dict(),
+            "scaler": t.scaler.state_dict(),
+            "skipped_steps": int(t.skipped_steps),
+            "rng": rng,
+            "step": t.step,
+            "config": t.config.as_dict(),
+            "progress": self.monitor.state(),
+        }
+        if name is None:
+            save_last(self.folder, content)
+        else:
+            write_atomically(self.folder / name, lambda path: torch.save(content, path))
+
+    def due(self) -> bool:
+        """Return whether last.pth is written after the last step."""
+        every = self.t.config.checkpoint.last_every or self.t.steps_per_epoch
+        return self.t.step % every == 0 or self.t.step == self.t.steps
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """Facts of the run at this step; on rank 0."""
+        identity = backbone_id(self.t.config, self.data.images, self.data.kept, self.t.epoch)
+        return {"backbone_id": identity, **self.fixed_meta, "epochs": self.t.epoch, "step": self.t.step}
+
+
+def describe(config: Config, data: TrainingData) -> dict[str, Any]:
+    """Return facts of a pre-training for readers of its checkpoints; builtins."""
+    kept, labelled = data.kept, int((data.kept.labels != UNLABELLED).sum())
+    return {
+        "method": method(config),
+        "arch": config.model.arch,
+        "stem": config.model.stem,
+        "image_size": config.views.size,
+        "label_ratio": labelled / len(kept.labels),
+        "labelled": labelled,
+        "images": len(kept.labels),
+        "labels_sha256": kept.sha256,
+        "planned_epochs": config.optim.epochs,
+        "seed": config.seed,
+        "label_seed": config.labels.seed,
+        "data": data.images.identity,
+        **git_state(),
+    }
 
 
 def save_last(folder: Path, content: dict[str, Any]) -> Path:
-    """Writes last.pth; the one before stays as previous.pth until the next call."""
+    """Write last.pth; the one before stays as previous.pth until the next call."""
     last, part = folder / LAST, folder / ".next.pth"
     write_atomically(part, lambda path: torch.save(content, path))
     if last.exists():
@@ -45,10 +127,10 @@ def save_last(folder: Path, content: dict[str, Any]) -> Path:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint, tensors on the CPU.
+    """Return the content of a checkpoint, tensors on the CPU, options under their names of today.
 
     Raises:
-        CheckpointError: no such file, truncated, not a checkpoint of this project, or of a later version.
+        CheckpointError: the file is missing, truncated, not of this project, or of a later version.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
@@ -62,14 +144,41 @@ def load(path: Path) -> dict[str, Any]:
     if content["version"] > VERSION:
         raise CheckpointError(f"{path}: format version {content['version']}, this code reads up to {VERSION}")
     content["config"] = rename_options(content["config"])
+    progress = content["progress"]
+    progress["warned"] = progress.pop("said", progress.get("warned"))  # of earlier versions
     return content
 
 
-def find_last(folder: Path) -> tuple[dict[str, Any], Path, list[str]] | None:
-    """The newest checkpoint of a run folder that can be read.
+def find_checkpoint(config: Config, folder: Path) -> dict[str, Any] | None:
+    """Return the content of the checkpoint that a run continues from; None to start at step 0.
 
-    Returns:
-        (content, its path, complaints about newer files that cannot be read); None where the folder has none.
+    With `resume` a file, that is the file, unless the run's own folder has a later one: then the file is where the
+    run began, as it is for a job that Slurm starts again.
+
+    Raises:
+        ValueError: the run exists and `resume` is "never"; its configuration differs; no checkpoint can be read.
+    """
+    own = find_last(folder)
+    if config.resume not in ("auto", "never"):
+        start = load(Path(config.resume))
+        if own and own["step"] > start["step"]:
+            steps = f"step {own['step']} after step {start['step']}"
+            log(f"{folder} has a later checkpoint than {config.resume} ({steps}); continuing from it")
+        else:
+            own = start
+    elif own and config.resume == "never":
+        raise ValueError(f"{folder} holds a run already: give another --name, or --resume auto to continue it")
+    different = differing_keys(own["config"], config.as_dict()) if own else []
+    if different:
+        raise ValueError(
+            f"{folder} was run with another configuration ({'; '.join(different)}): give another --name, "
+            "or the old options to continue it"
+        )
+    return own
+
+
+def find_last(folder: Path) -> dict[str, Any] | None:
+    """Return the content of the newest readable checkpoint of a run folder; None where the folder has none.
 
     Raises:
         CheckpointError: there are checkpoints and none can be read.
@@ -79,28 +188,40 @@ def find_last(folder: Path) -> tuple[dict[str, Any], Path, list[str]] | None:
     complaints: list[str] = []
     for path in candidates:
         try:
-            return load(path), path, complaints
+            content = load(path)
         except CheckpointError as error:
             complaints.append(str(error))
+            continue
+        for complaint in complaints:
+            log(f"warning: {complaint}; continuing from {path}")
+        return content
     if complaints:
         raise CheckpointError("; ".join(complaints) + f"; delete {folder} to start afresh")
     return None
 
 
+def restore(t: Training, saved: dict[str, Any]) -> None:
+    """Put a checkpoint's state into a training."""
+    t.model.load_state_dict(saved["state_dict"])
+    t.optimizer.load_state_dict(saved["optimizer"])
+    t.scaler.load_state_dict(saved["scaler"])
+    t.skipped_steps.fill_(saved.get("skipped_steps", 0))
+    t.step = saved["step"]
+    states = saved["rng"]
+    if rank() < len(states):
+        torch.set_rng_state(states[rank()]["cpu"])
+        if "cuda" in states[rank()] and torch.cuda.is_available():
+            torch.cuda.set_rng_state(states[rank()]["cuda"])
+    if len(states) != world_size():
+        log(
+            f"warning: saved by {len(states)} processes, resumed by {world_size()}: "
+            "the same experiment, but not to the last bit"
+        )
+
+
 def random_states() -> list[Any]:
-    """States of torch's generators on every rank, in rank order. Views, order and shuffling need none."""
+    """Return the states of torch's generators on every rank, in rank order. Views, order and shuffling need none."""
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
     return gather_objects(state)
-
-
-def restore_random_states(states: list[Any]) -> bool:
-    """Sets this rank's generators. False where the checkpoint has none for this rank (another world size)."""
-    if rank() >= len(states):
-        return False
-    state = states[rank()]
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-    return True

@@ -16,8 +16,10 @@ from common.images import ImageSet
 from common.labels import KeptLabels, LabelConfig
 from common.loaders import DataConfig
 from common.transforms import ViewConfig
-from pretrain.unimoco import ModelConfig
 
+Stem = Literal["imagenet", "cifar"]
+
+CROSS_ENTROPY = "cross_entropy"  # the loss that is the supervised baseline
 RECIPES = Path(__file__).parent / "recipes"
 # What may differ between a run and its continuation, because it does not change what is computed.
 MAY_DIFFER = (
@@ -32,6 +34,48 @@ RENAMED = {
     "model.momentum": "model.ema_momentum",
     "optim.every": "optim.lr_update",
 }
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Encoder, queue and loss. Defaults: MoCo v2 / UniMoCo.
+
+    Args:
+        arch: any ResNet of timm: resnet18 ... resnet152, wide_resnet50_2, resnext50_32x4d ...
+        stem: "imagenet": 7x7 stride 2 and max-pool; "cifar": 3x3 stride 1, no pool, for images of about 32 pixels.
+        head: projection head, "mlp": two layers with a ReLU between (MoCo v2); "linear": one (MoCo v1).
+        dim: width of the embedding, C.
+        queue_size: number of keys in the queue, K.
+        ema_momentum: weight of the key encoder in its moving average, m; 1 - m is the query encoder's.
+        loss: "unicon" (UniMoCo), "info_nce" (MoCo: labels unused), "supcon" (mean outside the logarithm),
+            "supcon_in" (inside), or "cross_entropy": the supervised baseline, a classifier trained on the images
+            that keep their label, with the same views, batches and number of steps.
+        temperature: T of the loss.
+        bn_groups: batch-norm groups in the global batch, on however many devices; keys are shuffled between
+            them. 8 groups of 32 images are what the papers' 8 GPUs do.
+        mask_same_image: leave keys of the query's own image in the queue out of the loss. "auto": when the queue
+            is as long as the data set or longer.
+    """
+
+    arch: str = "resnet50"
+    stem: Stem = "imagenet"
+    head: Literal["mlp", "linear"] = "mlp"
+    dim: int = 128
+    queue_size: int = 65536
+    ema_momentum: float = 0.999
+    loss: Literal["unicon", "info_nce", "supcon", "supcon_in", "cross_entropy"] = "unicon"
+    temperature: float = 0.2
+    bn_groups: int = 8
+    mask_same_image: Literal["auto", "always", "never"] = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "queue_size", "bn_groups"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name}={getattr(self, name)}: must be 1 or more")
+        if not 0 <= self.ema_momentum <= 1:
+            raise ValueError(f"model.ema_momentum={self.ema_momentum}: lies between 0 and 1 (MoCo uses 0.999)")
+        if not self.temperature > 0:
+            raise ValueError(f"model.temperature={self.temperature}: must be above 0 (UniMoCo uses 0.2)")
 
 
 @dataclass(frozen=True)

@@ -36,10 +36,10 @@ from common.loaders import Batch
 from common.precision import autocast_dtype
 from common.run_folder import environment
 from common.transforms import MEAN, STD, ViewConfig, ViewMaker
-from pretrain.config import Config, OptimConfig
+from pretrain.config import Config, ModelConfig, OptimConfig
 from pretrain.engine import Training, training_step
 from pretrain.losses import positives, unicon
-from pretrain.unimoco import ModelConfig, UniMoCo
+from pretrain.model import UniMoCo
 
 ARCH, SIZE, BATCH, QUEUE, TEMPERATURE = "resnet50", 224, 16, 65536, 0.2
 IMAGES = 40  # in a round of views

@@ -1,4 +1,4 @@
-"""Split batch normalisation, the dealing of keys, and that a query and its key share no statistics."""
+"""Split batch normalisation, the shuffling of keys, and that a query and its key share no statistics."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 from pretrain.batch_norm import (
     SplitBatchNorm2d,
-    deal,
-    exchange,
-    inverse,
+    all_to_all,
     running_statistics,
     set_groups,
+    shuffle,
     split_batch_norm,
+    unshuffle,
 )
-from pretrain.config import Config, OptimConfig
-from pretrain.engine import Training, embed, encode_keys
-from pretrain.unimoco import ModelConfig, UniMoCo
+from pretrain.config import Config, ModelConfig, OptimConfig
+from pretrain.engine import Training
+from pretrain.model import UniMoCo, embed
 
 CHANNELS = 5
 
@@ -132,8 +132,8 @@ groups_and_sizes = {"groups": st.integers(1, 9), "size": st.integers(1, 30), "se
 
 @examples
 @given(**groups_and_sizes)
-def test_deal_is_a_permutation_with_equal_shares(groups: int, size: int, seed: int) -> None:
-    order = deal(groups * size, groups, (seed, 3))
+def test_shuffle_is_a_permutation_that_mixes_groups_equally(groups: int, size: int, seed: int) -> None:
+    order = shuffle(groups * size, groups, (seed, 3))
     assert sorted(order.tolist()) == list(range(groups * size))
     for new_group in order.view(groups, size):
         shares = Counter((new_group // size).tolist())
@@ -142,33 +142,33 @@ def test_deal_is_a_permutation_with_equal_shares(groups: int, size: int, seed: i
 
 @examples
 @given(**groups_and_sizes)
-def test_deal_depends_on_its_seed_alone(groups: int, size: int, seed: int) -> None:
+def test_shuffle_depends_on_its_seed_alone(groups: int, size: int, seed: int) -> None:
     torch.manual_seed(seed % 1000)
     before = torch.get_rng_state()
-    first = deal(groups * size, groups, (seed, 0))
+    first = shuffle(groups * size, groups, (seed, 0))
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(seed % 1000 + 1)
-    assert torch.equal(deal(groups * size, groups, (seed, 0)), first)
+    assert torch.equal(shuffle(groups * size, groups, (seed, 0)), first)
 
 
-def test_another_step_or_seed_deals_otherwise() -> None:
-    orders = {tuple(deal(64, 4, seed).tolist()) for seed in [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2)]}
+def test_another_step_or_seed_shuffles_otherwise() -> None:
+    orders = {tuple(shuffle(64, 4, seed).tolist()) for seed in [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2)]}
     assert len(orders) == 5
 
 
 def test_every_image_comes_to_every_group() -> None:
     """Image 0 of 4 groups, over 400 steps: about 100 times in each (binomial, standard deviation 9)."""
-    places = Counter(int((deal(32, 4, (0, step)) == 0).nonzero()) // 8 for step in range(400))
+    places = Counter(int((shuffle(32, 4, (0, step)) == 0).nonzero()) // 8 for step in range(400))
     assert all(60 < places[group] < 140 for group in range(4)), places
 
 
 @examples
 @given(**groups_and_sizes)
-def test_inverse_undoes_an_order(groups: int, size: int, seed: int) -> None:
-    order = deal(groups * size, groups, (seed,))
+def test_unshuffle_undoes_shuffle(groups: int, size: int, seed: int) -> None:
+    order = shuffle(groups * size, groups, (seed,))
     x = torch.arange(groups * size) * 10
-    assert torch.equal(exchange(x, order)[inverse(order)], x)
-    assert torch.equal(exchange(x, order), x[order])
+    assert torch.equal(all_to_all(x, order)[unshuffle(order)], x)
+    assert torch.equal(all_to_all(x, order), x[order])
 
 
 def training(groups: int, batch: int = 16) -> Training:
@@ -184,13 +184,13 @@ def who_moves_whom(groups: int) -> SimpleNamespace:
     views = torch.randint(256, (16, 32, 32, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     found = SimpleNamespace(query=[set() for _ in range(16)], key=[set() for _ in range(16)])
     with torch.no_grad():
-        queries, keys = embed(t, t.encode_q, views), encode_keys(t, views)
+        queries, keys = embed(t, t.encode_q, views), t.model.encode_keys(t, views)
         for changed in range(16):
             other = views.clone()
             other[changed] = 255 - other[changed]
             for sets, before, after in (
                 (found.query, queries, embed(t, t.encode_q, other)),
-                (found.key, keys, encode_keys(t, other)),
+                (found.key, keys, t.model.encode_keys(t, other)),
             ):
                 for i in (before != after).any(1).nonzero().flatten().tolist():
                     sets[i].add(changed)
@@ -210,9 +210,9 @@ def test_a_query_and_its_key_have_only_their_own_image_in_common() -> None:
 def test_keys_do_move_between_steps() -> None:
     t = training(4)
     views = torch.randint(256, (16, 32, 32, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    first = encode_keys(t, views)
+    first = t.model.encode_keys(t, views)
     t.step = 1
-    assert not torch.equal(encode_keys(t, views), first)
+    assert not torch.equal(t.model.encode_keys(t, views), first)
 
 
 def test_keys_come_back_in_the_order_of_their_images() -> None:
@@ -221,4 +221,4 @@ def test_keys_come_back_in_the_order_of_their_images() -> None:
     views = torch.randint(256, (16, 32, 32, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     t.model.encoder_k.load_state_dict(t.model.encoder_q.state_dict())
     with torch.no_grad():
-        torch.testing.assert_close(encode_keys(t, views), embed(t, t.encode_q, views), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(t.model.encode_keys(t, views), embed(t, t.encode_q, views), rtol=1e-4, atol=1e-5)

@@ -20,10 +20,10 @@ from common.loaders import Batch, GlobalBatches, TwoViews
 from common.precision import autocast_dtype
 from common.transforms import ViewConfig
 from pretrain.batch_norm import running_statistics
-from pretrain.config import Config, OptimConfig
-from pretrain.engine import Training, encode_keys, learning_rate, local_groups, training_step
+from pretrain.config import Config, ModelConfig, OptimConfig
+from pretrain.engine import Training, learning_rate, local_groups, training_step
 from pretrain.losses import unicon
-from pretrain.unimoco import ModelConfig, UniMoCo
+from pretrain.model import UniMoCo
 from tests.common.gloo import run_two
 
 CPU = torch.device("cpu")
@@ -228,7 +228,7 @@ class TestStep:
         t, other = start(), start()
         training_step(t, some[0])
         before = [p.detach().clone() for p in other.model.encoder_q.parameters()]
-        keys = encode_keys(other, some[0].k)
+        keys = other.model.encode_keys(other, some[0].k)
         views = (some[0].q.permute(0, 3, 1, 2).float() / 255 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / (
             torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
         )

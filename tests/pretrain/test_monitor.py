@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,9 @@ from torch import Tensor
 from common.images import ImageSet
 from common.run_folder import RunFolder
 from pretrain import monitor as monitor_module
-from pretrain.config import MonitorConfig
-from pretrain.monitor import Knn, Monitor, NonFiniteError
+from pretrain.config import Config, MonitorConfig, OptimConfig
+from pretrain.data import Knn
+from pretrain.monitor import Monitor, NonFiniteError
 
 CPU = torch.device("cpu")
 CONFIG = MonitorConfig(log_every=10, plateau=30, k=3)
@@ -55,22 +57,42 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return lines
 
 
-class Run:
-    """Steps through a run whose every step takes a second."""
+class Steps:
+    """What a monitor reads of a training: 1000 steps of 16 images, 100 an epoch."""
 
-    def __init__(self, monitor: Monitor, wait: Callable[[float], None], start: int = 0) -> None:
-        self.monitor, self.wait, self.step = monitor, wait, start
+    def __init__(self, step: int) -> None:
+        self.step, self.steps, self.device = step, 1000, CPU
+        self.config = Config(monitor=CONFIG, optim=OptimConfig(batch=16))
+        self.model = SimpleNamespace(encoder_q=None)
+
+    @property
+    def epoch(self) -> float:
+        return self.step / 100
+
+    def average_statistics(self) -> None:
+        pass
+
+
+class Run:
+    """Goes through the steps of a run, each of which takes a second."""
+
+    def __init__(self, monitor: Monitor, wait: Callable[[float], None]) -> None:
+        self.monitor, self.wait = monitor, wait
+
+    def load(self, steps: int, data_time: float) -> Iterator[None]:
+        for _ in range(steps):
+            self.wait(data_time)
+            yield
 
     def go(self, steps: int, loss: float = 1.0, data_time: float = 0.0, **statistics: float) -> None:
         """Observes `steps` steps, and reports where it is due."""
-        for _ in range(steps):
-            self.step += 1
-            self.wait(1.0)
-            self.monitor.observe(self.step, torch.tensor(loss), data_time)
-            if self.monitor.due(self.step):
+        for _ in self.monitor.time_loading(self.load(steps, data_time)):
+            self.monitor.t.step += 1
+            self.wait(1.0 - data_time)
+            self.monitor.observe(0.03, torch.tensor(loss))
+            if self.monitor.due(self.monitor.t.step):
                 values = {"chance": CHANCE, "queue_fill": 1.0, "embedding_std": 0.8, "grad_norm": 1.0} | statistics
-                tensors = {name: torch.tensor(value) for name, value in values.items()}
-                self.monitor.report(self.step, self.step / 100, 0.03, tensors)
+                self.monitor.report({name: torch.tensor(value) for name, value in values.items()})
 
 
 @pytest.fixture
@@ -78,9 +100,9 @@ def start(folder: RunFolder, clock: Callable[[float], None]) -> Iterator[Callabl
     """Starts or continues a run of 1000 steps of 16 images."""
     monitors = []
 
-    def make(step: int = 0, progress: dict[str, Any] | None = None, config: MonitorConfig = CONFIG) -> Run:
-        monitors.append(Monitor(config, folder, CPU, 16, 1000, step, progress))
-        return Run(monitors[-1], clock, step)
+    def make(step: int = 0, progress: dict[str, Any] | None = None) -> Run:
+        monitors.append(Monitor(Steps(step), folder, progress))
+        return Run(monitors[-1], clock)
 
     yield make
     for monitor in monitors:
@@ -99,7 +121,7 @@ def test_a_line_is_written_every_log_every_steps_and_at_the_last(start: Callable
     run = start(step=975)
     run.go(25)
     assert [row["step"] for row in rows(folder)] == [980, 990, 1000]
-    run.monitor.steps = 1004
+    run.monitor.t.steps = 1004
     run.go(4)
     assert rows(folder)[-1]["step"] == 1004
 
@@ -121,7 +143,7 @@ def test_a_line_holds_the_mean_loss_the_statistics_and_the_speed(start: Callable
             "positive_similarity": 0.5,
             "lr": 0.03,
             "images_per_second": 16.0,
-            "data_share": 0.1,
+            "data_time_fraction": 0.1,
         },
         rel=1e-6,
     )
@@ -143,11 +165,11 @@ def test_knn_is_written_said_remembered_and_not_counted_as_training_time(
     run = start()
     run.go(5)
 
-    def evaluate() -> float:
+    def knn(encoder: Any, device: torch.device) -> float:
         clock(1000.0)
         return 0.815
 
-    assert run.monitor.measure_knn(5, 0.05, evaluate) == 0.815
+    run.monitor.evaluate(knn)
     run.go(5)
     knn, steps = rows(folder)
     assert knn == {"step": 5, "epoch": 0.05, "knn": 0.815}
@@ -259,10 +281,10 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_the_rate(start: Calla
 def test_a_loss_that_is_not_finite_is_found_before_a_checkpoint_between_reports(start: Callable[..., Run]) -> None:
     run = start()
     run.go(3)
-    run.monitor.check_finite(3, 0.03)
+    run.monitor.check_finite()
     run.go(1, loss=math.nan)
     with pytest.raises(NonFiniteError, match="loss at step 4 is not finite"):
-        run.monitor.check_finite(5, 0.03)
+        run.monitor.check_finite()
 
 
 def test_a_gradient_that_is_not_finite_stops_with_its_step(start: Callable[..., Run]) -> None:
@@ -314,7 +336,7 @@ def test_a_continued_run_goes_on_counting_and_repeats_nothing(
     run = start()
     run.go(20, loss=CHANCE, embedding_std=0.01)
     run.monitor.add_corrupt({7: "a.jpg: broken"}, 10_000, 0.001)
-    run.monitor.measure_knn(20, 0.2, lambda: 0.5)
+    run.monitor.evaluate(lambda encoder, device: 0.5)
     said.clear()
     torch.save(run.monitor.state(), tmp_path / "state.pth")
     again = start(20, torch.load(tmp_path / "state.pth", weights_only=True))
@@ -332,7 +354,7 @@ def test_the_state_is_a_copy(start: Callable[..., Run]) -> None:
     run = start()
     state = run.monitor.state()
     run.monitor.add_corrupt({7: "a.jpg: broken"}, 10_000, 0.001)
-    run.monitor.measure_knn(1, 0.0, lambda: 0.5)
+    run.monitor.evaluate(lambda encoder, device: 0.5)
     assert state["corrupt"] == state["knn"] == {}
 
 

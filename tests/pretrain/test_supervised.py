@@ -20,8 +20,9 @@ from common.labels import KeptLabels, LabelConfig, keep_labels
 from common.loaders import Batch, GlobalBatches, TwoViews
 from converters import read_backbone
 from pretrain.config import Config
+from pretrain.data import labelled_only
 from pretrain.engine import Training, training_step
-from pretrain.supervised import Classifier, labelled_only
+from pretrain.model import Classifier
 from pretrain.train import main
 from tests.common.gloo import run_two
 from tests.pretrain import test_engine as engine

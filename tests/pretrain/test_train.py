@@ -140,7 +140,7 @@ def test_a_truncated_checkpoint_is_named_and_the_previous_one_used(
     assert main(arguments) == 0
     said = capsys.readouterr().out
     assert f"{run / 'last.pth'}: truncated" in said
-    assert f"going on from {run / 'previous.pth'}" in said
+    assert f"continuing from {run / 'previous.pth'}" in said
     assert all(torch.equal(expected[name], tensor) for name, tensor in weights(run).items())
 
 
@@ -195,8 +195,8 @@ def test_the_run_folder_tells_what_was_run(reference: Path, folder: Path) -> Non
 def test_every_metric_is_there_and_finite(reference: Path) -> None:
     rows = [json.loads(line) for line in (reference / "metrics.jsonl").read_text().splitlines()]
     wanted = {
-        "loss", "chance", "positives", "sim_positive", "sim_own_key", "sim_negative", "embedding_std", "queue_fill",
-        "queue_labelled", "batch_labelled", "grad_norm", "lr", "images_per_second", "data_share",
+        "loss", "chance", "positives", "sim_positive", "sim_positive_key", "sim_negative", "embedding_std",
+        "queue_fill", "queue_labelled", "batch_labelled", "grad_norm", "lr", "images_per_second", "data_time_fraction",
     }  # fmt: skip
     steps = [row for row in rows if "loss" in row]
     assert all(wanted <= row.keys() for row in steps)

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pretrain.config import ModelConfig
 from pretrain.losses import LOSSES
-from pretrain.unimoco import ModelConfig, UniMoCo, build_encoder, build_head
+from pretrain.model import UniMoCo, build_encoder, build_head
 
 DIM = 4
 SMALL = ModelConfig(arch="resnet18", dim=DIM, queue_size=10)
@@ -302,7 +303,7 @@ def test_statistics_equal_plain_loops(shared: UniMoCo, name: str, mask: bool) ->
         "chance": sum(chance) / 4,
         "positives": sum(positives) / 4,
         "sim_positive": sum(similar) / 4,
-        "sim_own_key": sum(float(q[i] @ k[i]) for i in range(4)) / 4,
+        "sim_positive_key": sum(float(q[i] @ k[i]) for i in range(4)) / 4,
         "sim_negative": sum(unlike) / 4,
         "embedding_std": sum(float(q[:, c].std(correction=0)) for c in range(DIM)) / DIM * math.sqrt(DIM),
         "queue_fill": 0.6,
