@@ -9,9 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
-import timm
 import torch
 from torch import Tensor
 
@@ -19,7 +17,6 @@ from common.images import ImageSet
 from common.run_folder import RunFolder
 from pretrain import monitor as monitor_module
 from pretrain.config import Config, MonitorConfig, OptimConfig
-from pretrain.data import Knn
 from pretrain.monitor import Monitor, NonFiniteError
 
 CPU = torch.device("cpu")
@@ -356,44 +353,6 @@ def test_the_state_is_a_copy(start: Callable[..., Run]) -> None:
     run.monitor.add_corrupt({7: "a.jpg: broken"}, 10_000, 0.001)
     run.monitor.evaluate(lambda encoder, device: 0.5)
     assert state["corrupt"] == state["knn"] == {}
-
-
-# kNN on held-out images
-
-
-def test_knn_takes_the_labelled_images_and_no_more_than_the_bank(make_images: MakeImages) -> None:
-    bank, queries = make_images([0, 1, 2, -1] * 20), make_images([0, -1, 2])
-    knn = Knn(bank, queries, MonitorConfig(k=3, bank=30), size=32, workers=0)
-    assert np.bincount(knn.bank.labels).tolist() == [10, 10, 10]
-    assert knn.queries.labels.tolist() == [0, 2]
-    assert len(Knn(bank, queries, MonitorConfig(k=3, bank=1000), size=32, workers=0).bank) == 60
-
-
-def test_knn_is_the_share_of_queries_whose_neighbours_have_their_class(make_images: MakeImages) -> None:
-    """With k = 1 and the queries in the bank each finds itself: all right, or as many as the labels agree."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        encoder = timm.create_model("resnet18", num_classes=0)
-    bank = make_images([0, 1, 2, 0, 1, 2, 0, 1])
-    relabelled = ImageSet(bank.names, np.array([0, 1, 2, 0, 2, 1, 1, 0]), bank.classes, bank.read)
-    values = [Knn(bank, q, MonitorConfig(k=1), size=32, workers=0)(encoder, CPU) for q in (bank, relabelled)]
-    assert values == [1.0, 0.5]
-
-
-@pytest.mark.parametrize(
-    ("bank", "queries", "complaint"),
-    [
-        ({"labels": [0, 1, -1]}, {"labels": [0]}, r"monitor\.k=3: more neighbours than the 2 labelled images"),
-        ({"labels": [-1] * 9}, {"labels": [0]}, r"monitor\.k=3: more neighbours than the 0 labelled images"),
-        ({"labels": [0, 1, 0]}, {"labels": [-1, -1]}, "none of the held-out images has a label"),
-        ({"labels": [0, 1, 0]}, {"labels": [0], "classes": 4}, r"other classes than the training images: \['class3'\]"),
-    ],
-)
-def test_what_knn_cannot_measure_is_an_error(
-    make_images: MakeImages, bank: dict[str, Any], queries: dict[str, Any], complaint: str
-) -> None:
-    with pytest.raises(ValueError, match=complaint):
-        Knn(make_images(**bank), make_images(**queries), CONFIG, size=32, workers=0)
 
 
 def test_observing_does_not_wait_for_the_device(start: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
