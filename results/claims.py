@@ -9,13 +9,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 
 from results.frame import Measurements
-from results.grid import MISSING, Entry, Grid
+from results.grid import MISSING, Entry, Grid, interval_text, over_images
 from results.registry import METRICS, TASKS
-from results.stats import LEVEL, MIN_PRETRAININGS, Comparison, Interval, compare, correct, paired_bootstrap
+from results.stats import LEVEL, MIN_PRETRAININGS, Comparison, compare, correct
 
 LINEAR, DETECTION = "linear", "fashion-fpn"
 SOURCE = "UniMoCo README"  # how the source of the published results begins in published.csv
@@ -36,13 +35,11 @@ class Pair:
         name: the metric, or the two backbones.
         first: measurements of the first.
         second: measurements of the second.
-        images: bootstrap over test images, only where both are a single checkpoint.
     """
 
     name: str
     first: Entry
     second: Entry
-    images: Interval | None = None
 
 
 def claims(found: Measurements, papers: pd.DataFrame) -> Grid:
@@ -99,12 +96,9 @@ def verdict(pairs: Sequence[Pair], comparisons: Sequence[Comparison], one_is_eno
         details = [f"{_signed(comparisons[0].difference)}, {pairs[0].name}{p}"]
     elif count["n too small"] < total:
         details = [f"{', '.join(f'{word} in {n}' for word, n in count.items())} of {total}"]
-    details += [
-        f"{one.name}, one checkpoint each, over test images: {_signed(100 * one.images.difference)} "
-        f"[{_signed(100 * one.images.low)}, {_signed(100 * one.images.high)}]"
-        for one in pairs
-        if one.images
-    ]
+    for pair in pairs:
+        if images := over_images(pair.first, pair.second):
+            details.append(f"{pair.name}, one checkpoint each, interval over test images: {interval_text(images)}")
     return "; ".join([answer, *details])
 
 
@@ -132,26 +126,13 @@ def rivals(found: Measurements, method: str, tasks: Iterable[str]) -> list[Pair]
             first, second = (_entry(chosen, key, metric) for key in (ours, rival))
             if first.means and second.means:
                 name = f"{TASKS[task].title} {METRICS.get(metric, metric)}"
-                pairs.append(Pair(name, first, second, _over_images(chosen, (ours, rival), metric)))
+                pairs.append(Pair(name, first, second))
     return pairs
 
 
-def _over_images(found: Measurements, backbone_ids: tuple[str, str], metric: str) -> Interval | None:
-    """Return the bootstrap over test images where each side is one record that kept the metric per image."""
-    rows = found.rows[found.rows["metric"] == metric]
-    arrays = []
-    for key in backbone_ids:
-        paths = rows.loc[rows["backbone_id"] == key, "per_image"].to_list()
-        if len(paths) != 1 or paths[0] is None:
-            return None
-        with np.load(paths[0]) as content:
-            arrays.append(content.get(metric))
-    first, second = arrays
-    return None if first is None or second is None else paired_bootstrap(first, second)
-
-
 def _entry(found: Measurements, backbone_id: str, metric: str) -> Entry:
-    return Entry.of(found.rows[(found.rows["backbone_id"] == backbone_id) & (found.rows["metric"] == metric)])
+    rows = found.rows[(found.rows["backbone_id"] == backbone_id) & (found.rows["metric"] == metric)]
+    return Entry.of(rows, (backbone_id, metric))
 
 
 def _ratios(entries: Mapping[float, Entry], first: float, second: float) -> Pair:

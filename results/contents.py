@@ -31,6 +31,9 @@ TEST = (
     f"of a column), which needs at least {MIN_PRETRAININGS} pre-trainings of both. Bold: higher than every other row "
     "of the column by that test."
 )
+IMAGES = (
+    "[a, b]: single checkpoints, 95 % bootstrap interval of the difference over test images, not over pre-trainings."
+)
 Column = tuple[str, str, str]  # task, config hash, metric
 
 
@@ -209,7 +212,8 @@ def _legend(grid: Grid, baseline: int | None, archs: set[str]) -> list[str]:
     legend = "In %: mean ± sample standard deviation over pre-trainings (their number; that of runs, where larger)"
     if baseline is not None:
         legend += f", difference to “{grid.rows[baseline][0]}”: ↑ or ↓ where the two rows differ, else + or −"
-    return [f"{legend}.", TEST, *(f"Backbone: {arch}." for arch in archs if len(archs) == 1)]
+    images = [IMAGES] * any(entry.images for _, entries in grid.rows for entry in entries)
+    return [f"{legend}.", TEST, *images, *(f"Backbone: {arch}." for arch in archs if len(archs) == 1)]
 
 
 def _add_published(grid: Grid, found: Measurements, papers: pd.DataFrame, tasks: dict[str, None]) -> list[str]:

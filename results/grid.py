@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from results.stats import Comparison, compare, correct
+from results.stats import Comparison, Interval, compare, correct, paired_bootstrap
 
 MISSING = "–"
 PAGE = 40  # rows of a LaTeX table that fit on one page
@@ -30,6 +30,8 @@ class Entry:
         best: it differs from every other entry of its column and is higher.
         change: difference to the baseline row; None on that row.
         differs: whether it differs from the baseline row by the test.
+        per_image: .npz file with the metric of each test image; only of a single measurement that has one.
+        images: interval of the change over test images, where this and the baseline are single measurements.
     """
 
     means: tuple[float, ...] = ()
@@ -40,6 +42,8 @@ class Entry:
     best: bool = False
     change: float | None = None
     differs: bool = False
+    per_image: str | None = None
+    images: Interval | None = None
 
     @staticmethod
     def of(rows: pd.DataFrame, key: tuple[str, ...] = ()) -> Entry:
@@ -47,7 +51,9 @@ class Entry:
         values = rows["value"]
         means = tuple(values.groupby(rows["pretraining"]).mean())
         one_checkpoint = len(means) == 1 and len(values) > 1
-        return Entry(means, len(values), float(values.std(ddof=1)) if one_checkpoint else None, key=key)
+        seed_std = float(values.std(ddof=1)) if one_checkpoint else None
+        per_image = rows["per_image"].iloc[0] if len(rows) == 1 else None
+        return Entry(means, len(values), seed_std, key=key, per_image=per_image)
 
     @property
     def n(self) -> int:
@@ -88,7 +94,7 @@ class Entry:
     def _change(self) -> str:
         change = round(self.change or 0.0, 1)
         sign = ("↑" if change > 0 else "↓") if self.differs else "−" if change < 0 else "+"
-        return f"{sign}{abs(change):.1f}"
+        return f"{sign}{abs(change):.1f}" + (f" {interval_text(self.images)}" if self.images else "")
 
 
 @dataclass
@@ -123,16 +129,17 @@ class Grid:
         for column in range(len(self.header) - 1):
             entries = [row[column] for _, row in self.rows]
             verdicts = _verdicts(entries)
-            base = entries[baseline].mean if baseline is not None else None
+            base = entries[baseline] if baseline is not None else Entry()
             for index, (_, row) in enumerate(self.rows):
                 entry = entries[index]
                 others = [verdicts[index, other] for other in range(len(entries)) if (index, other) in verdicts]
-                compared = entry.mean is not None and base is not None and index != baseline
+                compared = bool(entry.means and base.means) and index != baseline
                 row[column] = replace(
                     entry,
                     best=bool(others) and set(others) == {"higher"},
-                    change=entry.mean - base if compared and entry.mean is not None and base is not None else None,
+                    change=float(np.mean(entry.means) - np.mean(base.means)) if compared else None,
                     differs=compared and verdicts[index, baseline or 0] in ("higher", "lower"),
+                    images=over_images(entry, base) if compared else None,
                 )
 
     def text(self, entry: Entry) -> str:
@@ -184,6 +191,28 @@ class Grid:
         table = pd.DataFrame(rows, columns=["row", "column", "mean", "std", "n", "runs", "text", *KEYS])
         table = table.astype({"n": "Int64", "runs": "Int64"})
         return str(table.to_csv(index=False, lineterminator="\n", float_format="%.4f"))
+
+
+def over_images(first: Entry, second: Entry) -> Interval | None:
+    """Return the bootstrap over test images of two single measurements; None where one has no values per image.
+
+    Raises:
+        ValueError: the measurements are of different images; the message names their files.
+    """
+    arrays = []
+    for entry in (first, second):
+        if entry.per_image is not None:
+            with np.load(entry.per_image) as content:
+                arrays += [content[entry.key[-1]]] if entry.key[-1] in content else []
+    try:
+        return paired_bootstrap(*arrays) if len(arrays) == 2 else None
+    except ValueError as error:
+        raise ValueError(f"{first.per_image}, {second.per_image}: {error}") from error
+
+
+def interval_text(interval: Interval) -> str:
+    """Return an interval in %."""
+    return f"[{100 * interval.low:.1f}, {100 * interval.high:.1f}]".replace("-", "−")
 
 
 def letters(index: int) -> str:

@@ -114,6 +114,6 @@ def test_single_checkpoints_are_compared_over_test_images_and_called_that(tmp_pa
     ((_, entries),) = claims(found, PAPERS).rows
     answer, _, images = entries[2].text.split("; ")
     assert answer == "n too small: 1 against 1 pre-trainings"
-    assert images.startswith("linear top-1, one checkpoint each, over test images: +")
+    assert images.startswith("linear top-1, one checkpoint each, interval over test images: [")
     low, high = (float(number) for number in images.partition("[")[2].rstrip("]").split(", "))
     assert 20 < low < 100 * (accuracies[0] - accuracies[1]) < high < 40

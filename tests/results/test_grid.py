@@ -46,11 +46,11 @@ def bold(entries: list[Entry]) -> list[bool]:
     ],
 )
 def test_mean_and_spread(values: list[float], pretrainings: str, text: str) -> None:
-    assert str(Entry.of(pd.DataFrame({"value": values, "pretraining": list(pretrainings)}))) == text
+    assert str(Entry.of(pd.DataFrame({"value": values, "pretraining": list(pretrainings), "per_image": None}))) == text
 
 
 def test_benchmark_seeds_are_no_pretrainings() -> None:
-    seeds = Entry.of(pd.DataFrame({"value": [80.0, 80.1, 79.9], "pretraining": "a"}))
+    seeds = Entry.of(pd.DataFrame({"value": [80.0, 80.1, 79.9], "pretraining": "a", "per_image": None}))
     assert (seeds.n, seeds.runs, seeds.std) == (1, 3, None)
     assert bold([seeds, entry(90)]) == [False, False]
 
@@ -99,6 +99,27 @@ def test_differences_are_to_the_baseline_row_with_arrows_where_the_test_finds_th
     assert [str(one) for _, (one,) in table.rows] == [
         "80.0 ± 0.5 (3)", "81.2 (1) +1.2", "70.0 ± 0.5 (3) ↓10.0", "80.0 ± 0.5 (3) +0.0", "–", "79.0 (1) −1.0",
     ]  # fmt: skip
+
+
+def test_single_checkpoints_have_an_interval_over_test_images_which_decides_nothing(tmp_path: Path) -> None:
+    rng, entries = np.random.default_rng(0), []
+    for name, accuracy in (("a", 0.5), ("b", 0.8)):
+        hits = rng.random(1000) < accuracy
+        np.savez(tmp_path / f"{name}.npz", top1=hits)
+        row = {"value": 100 * hits.mean(), "pretraining": "x", "per_image": str(tmp_path / f"{name}.npz")}
+        entries.append(Entry.of(pd.DataFrame([row]), (name, "knn", "abc", "top1")))
+    table = grid([*entries, entry(60)])
+    table.compare(0)
+    first, second, third = (one for _, (one,) in table.rows)
+    assert first.images is third.images is None
+    match = re.fullmatch(r"\S+ \(1\) \+(\S+) \[(\S+), (\S+)\]", str(second))
+    assert match is not None
+    change, low, high = map(float, match.groups())
+    assert 24 < low < change < high < 40
+    assert not second.best
+    np.savez(tmp_path / "b.npz", top1=np.ones(999))
+    with pytest.raises(ValueError, match=r"b\.npz, .*a\.npz: .*same two or more test images"):
+        table.compare(0)
 
 
 def test_csv_has_numbers_and_keys() -> None:
