@@ -1,19 +1,22 @@
-"""Runs a study: every cell of a study file that is not done yet, then what follows them, such as the tables.
+"""Run a study: every job of a study file that is not done yet, then what follows them, such as the tables.
 
     bash results/reproduce.sh                          the desk study
-    bash results/reproduce.sh --dry-run                its plan: what is done, what is left, what it costs
+    bash results/reproduce.sh --dry-run                its jobs: which are done, which are left, what they cost
     bash results/reproduce.sh --only knn 'desk_r1_*'   a part of it
-    bash results/reproduce.sh --trust-records          go on with a study whose first checkpoints are gone
-    bash results/reproduce.sh --study paper --path imagenet=/data/imagenet --launcher slurm --slurm partition=gpu
+    bash results/reproduce.sh --trust-records          resume a study whose first checkpoints no longer exist
+    bash results/reproduce.sh --study paper --path imagenet=/data/imagenet --slurm partition=gpu cpus_per_task=16
+    bash results/reproduce.sh --jobs 2 -- --retries 1  what follows -- goes to snakemake
 
-Stop it at will: the same command goes on. Exit status: 0 all done; 1 cells that failed or could not run; 2 a mistake
-in the input; 130 or 143 stopped.
+Stop it at any time: the same command resumes. Exit status: 0 all done; 1 jobs failed; 2 a mistake in the input; 130 or
+143 stopped by a signal.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
+import contextlib
+import csv
+import fcntl
 import json
 import os
 import platform
@@ -21,43 +24,49 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
-from results.cells import Outcome, State, command_environment, measured_before
-from results.launchers import Local, Slurm
-from results.plan import Cell, Study, load, nearest
-from results.progress import Progress, plan_text, summary, weights
+import psutil
+from tabulate import tabulate
+
+from results import record, slurm
+from results.study_file import PRETRAIN, Job, Study, is_scheme, load, nearest
 
 STUDIES = Path(__file__).parent / "studies"
 FAILED, USER_ERROR = 1, 2
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a study, or prints its plan; returns the exit status."""
-    options = parser().parse_args(arguments)
+    """Run a study, or list its jobs; return the exit status."""
+    words = sys.argv[1:] if arguments is None else arguments
+    split = words.index("--") if "--" in words else len(words)
+    options, extra = parser().parse_args(words[:split]), words[split + 1 :]
     try:
-        study = load(study_file(options.study), dict(options.path))
-        cells, state = study.select(options.only), State(options.state / study.name)
+        path = Path(options.study)
+        study = load(path if path.suffix in (".yaml", ".yml") else STUDIES / f"{path}.yaml", dict(options.path))
+        jobs = study.select(options.only)
         if options.trust_records:
-            cells = without_measured(cells)
+            jobs = without_recorded(study, jobs)
         if options.dry_run:
-            print(plan_text(cells, state.last(), options.jobs or 1))
+            print(list_jobs(study, jobs, options.jobs or 1))
             return 0
-        return run(study, cells, state, options)
+        return run(study, jobs, options, extra)
     except ValueError as error:
         print(f"study: error: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_ERROR
 
 
 class Parser(argparse.ArgumentParser):
-    """Says a mistake in one line, with the nearest option that exists."""
+    """Reports a mistake in one line, with the nearest option that exists."""
 
     def error(self, message: str) -> NoReturn:
-        """Exits with 2."""
+        """Exit with status 2."""
         unknown = message.partition("unrecognized arguments: ")[2].split("=")[0].split(" ")[0]
         options = [option for action in self._actions for option in action.option_strings]
         print(f"study: error: {message}{nearest(unknown, options)}", file=sys.stderr)
@@ -65,161 +74,244 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser() -> Parser:
-    """The options."""
+    """Return the parser of the options."""
     p = Parser(
-        prog="results/study.py", description=__doc__, allow_abbrev=False,
+        prog="results/reproduce.sh", description=__doc__, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
+    many: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
     p.add_argument("--study", default="desk", help="a name in results/studies, or a YAML file (default: desk)")
-    p.add_argument("--dry-run", action="store_true", help="print the plan and its cost, run nothing")
-    p.add_argument(
-        "--only", nargs="+", action="extend", default=[], metavar="PATTERN", help="tasks, checkpoints or whole cells"
-    )
+    p.add_argument("--dry-run", action="store_true", help="list the jobs and their cost, run nothing")
+    p.add_argument("--only", **many, metavar="PATTERN", help="tasks, checkpoints or names of jobs")
     p.add_argument(
         "--trust-records", action="store_true",
-        help="do not train a checkpoint again that is no longer here and whose measurements are all on record",
+        help="leave out checkpoints that do not exist here and whose measurements are all on record",
     )  # fmt: skip
+    p.add_argument("--path", **many, type=_pair, metavar="NAME=FOLDER", help="where the data of the study are")
+    p.add_argument("--jobs", type=_positive, help="jobs at a time (default: one; in Slurm: all)")
     p.add_argument(
-        "--path", nargs="+", action="extend", default=[], type=_pair, metavar="NAME=FOLDER",
-        help="where the data of the study are",
+        "--slurm", **many, type=_pair, metavar="KEY=VALUE",
+        help="run in Slurm; options of sbatch: partition=gpu time=1440 (minutes) account=me cpus_per_task=16 ...",
     )  # fmt: skip
-    p.add_argument("--launcher", choices=["local", "slurm"], default="local", help="where the cells run")
-    p.add_argument("--jobs", type=_positive, help="cells at a time (default: one; in Slurm: all)")
-    p.add_argument(
-        "--slurm", nargs="+", action="extend", default=[], type=_pair, metavar="KEY=VALUE",
-        help="options of sbatch: partition=gpu time=1440 (minutes) account=me cpus_per_task=16 ...",
-    )  # fmt: skip
-    p.add_argument("--state", type=Path, default=Path("runs/study"), help="folder of states and logs")
+    p.add_argument("--launcher", choices=["local", "slurm"], help="deprecated: --slurm alone runs the study in Slurm")
     return p
 
 
-def without_measured(cells: Sequence[Cell]) -> tuple[Cell, ...]:
-    """The cells whose checkpoints are here or have to be trained; says how many others are on record."""
-    measured = measured_before(cells)
-    names = sorted({cell.row[0] for cell in cells if cell.name in measured})
-    if names:
-        print(f"on record, their checkpoints not needed: {len(measured)} cells of {', '.join(names)}")
-    return tuple(cell for cell in cells if cell.name not in measured)
+def without_recorded(study: Study, jobs: Sequence[Job]) -> tuple[Job, ...]:
+    """Return the jobs but those of checkpoints that do not exist here and are measured by every one of their tasks.
+
+    All measurements of a checkpoint have to be of one and the same file. A record that names no job counts where it
+    can be of one job of the study only.
+    """
+    files: dict[str, set[str]] = defaultdict(set)  # job -> sha256 of the checkpoints that it has measured
+    measured: dict[tuple[str, str, int], list[Job]] = defaultdict(list)
+    for job in study.jobs:
+        measured[job.ckpt, job.task, job.seed].append(job)
+    for r in record.read_all(study.records):
+        candidates = measured[str(r.backbone["path"]), r.task, r.seed]
+        label = r.environment.get("job")
+        if label is not None or len(candidates) > 1:
+            candidates = [job for job in candidates if label == f"{study.name}/{job.key}"]
+        for job in candidates:
+            files[job.name].add(r.backbone["sha256"])
+    by_checkpoint: dict[str, list[set[str]]] = defaultdict(list)
+    for job in jobs:
+        if job.key != PRETRAIN and (is_scheme(job.ckpt) or not Path(job.ckpt).exists()):
+            by_checkpoint[job.checkpoint].append(files[job.name])
+    recorded = {checkpoint for checkpoint, sets in by_checkpoint.items() if set.intersection(*sets)}
+    kept = tuple(job for job in jobs if job.checkpoint not in recorded)
+    if recorded:
+        print(f"on record, left out: {len(jobs) - len(kept)} jobs of {', '.join(sorted(recorded))}")
+    return kept
 
 
-def study_file(name: str) -> Path:
-    """results/studies/NAME.yaml, or a file."""
-    path = Path(name)
-    return path if path.suffix in (".yaml", ".yml") else STUDIES / f"{name}.yaml"
+def is_stale(job: Job) -> bool:
+    """Return whether a receipt's evidence is gone: its records, or the finished run (or that run is a newer one)."""
+    receipt = Path(job.receipt)
+    if not receipt.exists():
+        return False
+    if job.key == PRETRAIN:
+        run = (Path(job.ckpt), Path(job.ckpt).with_name("summary.json"))
+        return any(not file.exists() or file.stat().st_mtime_ns > receipt.stat().st_mtime_ns for file in run)
+    return not all(Path(path).exists() for path in json.loads(receipt.read_text()))
 
 
-def run(study: Study, cells: Sequence[Cell], state: State, options: argparse.Namespace) -> int:
-    """Runs the cells, then the commands that follow; returns the exit status."""
+def snakemake(study: Study, jobs: Sequence[Job], slots: int, config: Path, *arguments: str) -> list[str]:
+    """Write the workflow's config; return the command line of Snakemake."""
+    entries = {
+        job.name: {
+            "command": shlex.join(job.command), "label": f"{study.name}/{job.key}",
+            "needs": job.needs, "gpus": job.gpus,
+        }
+        for job in study.jobs
+    }  # fmt: skip
+    config.write_text(json.dumps({"jobs": entries, "folder": str(study.folder), "slots": slots}))
+    return [
+        sys.executable, "-m", "snakemake", "--snakefile", str(STUDIES / "Snakefile"), "--configfile", str(config),
+        "--rerun-triggers", "mtime", "params", "input", "--rerun-incomplete", "--nolock", "--quiet", "host", "reason",
+        *arguments, "--", *(job.receipt for job in jobs),
+    ]  # fmt: skip
+
+
+def list_jobs(study: Study, jobs: Sequence[Job], at_a_time: int) -> str:
+    """Return a line for each job, and what is left in all."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = snakemake(study, jobs, at_a_time, Path(folder, "config.json"), "--summary")
+        done = subprocess.run(command, capture_output=True, text=True, check=False) if jobs else None
+    if done and done.returncode:
+        raise ValueError(f"snakemake: {done.stderr}")
+    summary = csv.DictReader(done.stdout.splitlines() if done else [], delimiter="\t")
+    plan = {row["output_file"]: row["plan"] for row in summary}
+    stale = {job.receipt for job in jobs if is_stale(job)}
+    left = [j for j in jobs if plan[j.receipt] != "no update" or {j.receipt, *j.needs} & stale]
+    rows = [
+        ["to do" if job in left else "done", _cost(job), job.name, shlex.join(job.command)] for job in jobs
+    ]  # fmt: skip
+    lines = [tabulate(rows, headers=["", "estimate", "job", "command"], tablefmt="plain", disable_numparse=True), ""]
+    lines.append(f"{len(jobs)} jobs: {len(jobs) - len(left)} done, {len(left)} to do")
+    hours = sum((job.minutes or 0) * job.gpus / 60 for job in left)
+    minutes = sum(job.minutes or 0 for job in left if not job.gpus) / at_a_time
+    lines += [f"estimated: {hours:,.0f} GPU-hours"] * bool(hours)
+    lines += [f"estimated: {minutes / 60:.1f} hours, {at_a_time} at a time"] * bool(minutes)
+    unknown = sum(job.minutes is None for job in left)
+    lines += [f"no estimate for {unknown} jobs"] * bool(unknown)
+    return "\n".join(map(str, lines))
+
+
+def _cost(job: Job) -> str:
+    if job.minutes is None:
+        return "–"
+    return f"{job.minutes * job.gpus / 60:,.0f} GPU-h" if job.gpus else f"{job.minutes:g} min"
+
+
+def run(study: Study, jobs: Sequence[Job], options: argparse.Namespace, extra: Sequence[str]) -> int:
+    """Run the jobs, then the commands that follow; return the exit status."""
     for name, path in study.paths.items():
         if not path.exists():
             raise ValueError(f"paths.{name}: {path}: no such folder; name yours: --path {name}=FOLDER")
-    launcher: Local | Slurm
-    if options.launcher == "slurm":
-        launcher = Slurm(state, options.jobs, {key: _value(text) for key, text in options.slurm})
-    elif options.slurm:
-        raise ValueError("--slurm: goes with --launcher slurm")
-    else:
-        launcher = Local(state, options.jobs or 1)
-    lock = state.lock()
-    if lock is None:
-        raise ValueError(f"{study.name}: process {state.holder()} runs this study; wait for it, or stop it")
-    with lock:
-        state.sign(lock, os.getpid())
-        write_start(study, state)
-        left = weights(cells, state.last())
-        print(f"{study.name}: {len(cells)} cells, {len(cells) - len(left)} done before; logs: {state.folder / 'logs'}")
-        progress = Progress(left, options.jobs or (1 if options.launcher == "local" else None))
-        outcomes, stopped_by = follow(launcher, cells, progress)
-        print(f"\n{summary(cells, outcomes)}")
-        if stopped_by:
-            print(f"{launcher.parting}; the same command goes on", file=sys.stderr)
-            return 128 + stopped_by
-        failed = finish(study) or any(outcome.status != "done" for outcome in outcomes.values())
-        return FAILED if failed else 0
+    environment, slots = environment_of_commands(), options.jobs or 1
+    where = ["--cores", str(slots)]
+    if options.launcher:
+        print("--launcher is deprecated: --slurm alone runs the study in Slurm", file=sys.stderr)
+    if options.launcher == "slurm" or options.slurm:
+        environment, slots = slurm.environment(environment), 0
+        where = slurm.arguments(study.name, options.jobs, options.slurm)
+    study.folder.mkdir(parents=True, exist_ok=True)
+    with lock(study) as held:
+        if slots == 0:
+            slurm.wait_for_jobs(study.name)
+        for job in filter(is_stale, jobs):
+            Path(job.receipt).unlink()
+        logs = {job: _modified(job) for job in jobs}
+        command = snakemake(study, jobs, slots, study.folder / "config.json", "--keep-going", *where, *extra)
+        status, signal_number = follow(command, environment, held, in_slurm=slots == 0) if jobs else (0, 0)
+        if signal_number:
+            print("stopped; the same command resumes", file=sys.stderr)
+            return 128 + signal_number
+        for line in failures(jobs, logs):
+            print(line, file=sys.stderr)
+        codes = [status, *(run_after(command, environment) for command in study.after)]
+    return FAILED if any(codes) else 0
 
 
-def follow(launcher: Local | Slurm, cells: Sequence[Cell], progress: Progress) -> tuple[dict[str, Outcome], int]:
-    """Follows the cells to their end, or to a signal; returns how they ended, and the signal."""
-    outcomes = {}
-    with StopRequest(launcher) as stop:
-        events = launcher.run(cells)
-        try:
-            for outcome in events:
-                if outcome is not None:
-                    outcomes[outcome.cell] = outcome
-                    progress.ended(outcome)
-                progress.show(launcher.running)
-                if stop.signal:
-                    break
-        finally:
-            progress.close()
-            events.close()
-    return outcomes, stop.signal
+def environment_of_commands() -> dict[str, str]:
+    """Return the environment in which commands find this Python, and pretrain/run.sh this environment."""
+    environment = dict(os.environ)
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', os.defpath)}"
+    if (Path(sys.prefix) / ".unimoco-stamp").exists():
+        environment.setdefault("UNIMOCO_ENV", sys.prefix)
+    return environment
 
 
-class StopRequest:
-    """Remembers SIGINT, SIGTERM or SIGHUP; a second one ends at once what is being waited for."""
+def lock(study: Study) -> IO[str]:
+    """Return the study's locked file, which Snakemake inherits.
 
-    def __init__(self, launcher: Local | Slurm) -> None:
-        self.signal, self._launcher = 0, launcher
-
-    def __enter__(self) -> StopRequest:
-        self._old = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        if self.signal:
-            self._launcher.kill()
-        self.signal = self.signal or number
-
-
-def finish(study: Study) -> bool:
-    """Runs the commands that follow the cells; returns whether one failed."""
-    failed = False
-    for command in study.after:
-        print(f"$ {shlex.join(command)}", flush=True)
-        try:
-            code = subprocess.run(command, env=command_environment(), check=False).returncode
-        except FileNotFoundError:
-            code = 127
-        if code:
-            print(f"study: exit status {code}: {shlex.join(command)}", file=sys.stderr)
-            failed = True
-    return failed
-
-
-def write_start(study: Study, state: State) -> None:
-    """Leaves the study file, and who started it where and with what."""
-    state.folder.mkdir(parents=True, exist_ok=True)
-    (state.folder / "study.yaml").write_text(study.text)
-    start = {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": sys.argv,
-        "host": platform.node(),
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "submitit")},
-        **_git_state(),
-    }
-    with open(state.folder / "starts.jsonl", "a") as file:
-        file.write(json.dumps(start) + "\n")
-
-
-def _git_state() -> dict[str, Any]:
-    """Commit, and whether there are uncommitted changes; empty where this is no checkout."""
-
-    def git(*words: str) -> str:
-        folder = Path(__file__).parent
-        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
-
+    Raises:
+        ValueError: another process runs the study.
+    """
+    file = open(study.folder / "lock", "a+")  # noqa: SIM115 it is open as long as the study runs
     try:
-        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        return {}
-    return {"git_commit": commit, "git_dirty": bool(changes)}
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read()
+        file.close()
+        raise ValueError(f"{study.name}: process {holder} runs this study; wait for it, or stop it") from None
+    file.truncate(0)
+    return file
+
+
+def follow(command: Sequence[str], environment: dict[str, str], lock: IO[str], in_slurm: bool) -> tuple[int, int]:
+    """Run Snakemake to its end; return its exit status and the signal that stopped it, 0 without.
+
+    A signal makes Snakemake start no further job and wait for those that run, which get SIGTERM: from here, or from
+    Slurm, where Snakemake cancels them. A second signal kills them.
+    """
+    received: list[int] = []
+    process = subprocess.Popen(command, env=environment, start_new_session=True, pass_fds=(lock.fileno(),))
+    print(f"{process.pid} on {platform.node()}", end="", file=lock, flush=True)
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) == 1:
+            process.send_signal(signal.SIGINT)
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+
+    handlers = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    asked: set[int] = set()
+    while process.poll() is None:
+        if received and not in_slurm:
+            terminate_children(process.pid, asked)
+        time.sleep(0.1)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    return process.returncode, received[0] if received else 0
+
+
+def terminate_children(parent: int, asked: set[int]) -> None:
+    """Send SIGTERM to the children of a process and what they have started, unless they are in `asked`; add them."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(parent).children():
+            for process in [child, *child.children(recursive=True)] if child.pid not in asked else []:
+                with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+                    process.terminate()
+            asked.add(child.pid)
+
+
+def failures(jobs: Sequence[Job], before: dict[Job, int]) -> list[str]:
+    """Return a line for each job that failed in this start, and one for those that did not run."""
+    left = [job for job in jobs if not Path(job.receipt).exists()]
+    failed = [job for job in left if _modified(job) != before[job]]
+    lines = []
+    for job in failed:
+        *text, status = [line for line in _log(job).read_text(errors="replace").splitlines() if line.strip()]
+        if not status.startswith("exit status"):
+            text, status = [*text, status], "ended without an exit status"
+        lines.append(f"failed: {job.name}: {status}; log: {_log(job)}: {text[-1].strip()[:300]}")
+    if len(left) > len(failed):
+        lines.append(f"not run: {len(left) - len(failed)} jobs")
+    return lines
+
+
+def _log(job: Job) -> Path:
+    return Path(job.receipt).with_suffix(".log")
+
+
+def _modified(job: Job) -> int:
+    return _log(job).stat().st_mtime_ns if _log(job).exists() else 0
+
+
+def run_after(command: Sequence[str], environment: dict[str, str]) -> int:
+    """Run a command that follows the jobs; return its exit status."""
+    print(f"$ {shlex.join(command)}", flush=True)
+    try:
+        code = subprocess.run(command, env=environment, check=False).returncode
+    except FileNotFoundError:
+        code = 127
+    if code:
+        print(f"study: exit status {code}: {shlex.join(command)}", file=sys.stderr)
+    return code
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -227,11 +319,6 @@ def _pair(text: str) -> tuple[str, str]:
     if not (key and equals and value):
         raise argparse.ArgumentTypeError(f"{text}: is not KEY=VALUE")
     return key, value
-
-
-def _value(text: str) -> int | bool | str:
-    """An option of sbatch: a number, true for one that takes no value, or words."""
-    return int(text) if text.isdigit() else text == "true" or text
 
 
 def _positive(text: str) -> int:

@@ -1,0 +1,94 @@
+"""What a study in Slurm needs besides Snakemake's executor plugin."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+
+TIME, NOTICE = 24 * 60, 120  # minutes of a job; seconds before their end at which its command is asked to save
+# Options of sbatch that the plugin knows as resources of Snakemake; others are passed on as they are.
+RESOURCES = {name: name for name in ("cpus_per_task", "cpus_per_gpu", "constraint", "qos", "nodes", "gres")}
+RESOURCES |= {"partition": "slurm_partition", "account": "slurm_account", "time": "runtime", "mem": "mem"}
+POLL = 5.0  # seconds between two looks at the queue
+
+
+def environment(inherited: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment without what an allocation sets: sbatch and srun would take it for options of the job."""
+    own = re.compile(r"(SLURM|SBATCH|SRUN|SALLOC)_(?!CONF$)")
+    return {name: value for name, value in inherited.items() if not own.match(name)}
+
+
+def arguments(study: str, jobs: int | None, options: Sequence[tuple[str, str]]) -> list[str]:
+    """Return Snakemake's arguments for a study in Slurm.
+
+    Args:
+        study: name of the study.
+        jobs: jobs in the queue at a time; None: all.
+        options: options of sbatch, by name.
+
+    Raises:
+        ValueError: there is no sbatch here, or it does not accept the options.
+    """
+    if shutil.which("sbatch") is None:
+        raise ValueError("--slurm: there is no sbatch here; run it where jobs are submitted")
+    given = {"time": str(TIME)} | {name.replace("-", "_"): value for name, value in options}
+    if not given["time"].isdigit():
+        raise ValueError(f"--slurm time={given['time']}: must be a whole number of minutes")
+    flags = [_flag(name, value) for name, value in given.items()]
+    test = subprocess.run(["sbatch", "--test-only", *flags, "--wrap=true"], capture_output=True, text=True, check=False)
+    if test.returncode:
+        raise ValueError(f"--slurm: {test.stderr}")
+    resources = {RESOURCES[name]: value for name, value in given.items() if name in RESOURCES}
+    others = [_flag(name, value) for name, value in given.items() if name not in RESOURCES]
+    resources["slurm_extra"] = shlex.join([f"--signal=TERM@{NOTICE}", *others])
+    accounting = subprocess.run(["sacct", "--noheader"], capture_output=True, check=False).returncode == 0
+    return [
+        "--executor", "slurm", "--jobs", str(jobs or "unlimited"), "--slurm-requeue",
+        "--slurm-jobname-prefix", job_name(study), "--slurm-status-command", "sacct" if accounting else "squeue",
+        "--default-resources", *(f"{name}={_literal(value)}" for name, value in resources.items()),
+    ]  # fmt: skip
+
+
+def wait_for_jobs(study: str) -> None:
+    """Wait until no job of an earlier, killed start runs; cancel those that have not started.
+
+    Raises:
+        ValueError: squeue does not answer, so that jobs could be submitted twice.
+    """
+    said = False
+    while jobs := _queue(study):
+        waiting = [job for job, state in jobs.items() if state == "PENDING"]
+        if waiting:
+            subprocess.run(["scancel", *waiting], check=True)
+        elif not said:
+            print(f"waiting for jobs of an earlier start: {', '.join(jobs)} (scancel lets them save and resume)")
+            said = True
+        time.sleep(POLL)
+
+
+def job_name(study: str) -> str:
+    """Return what the names of a study's jobs start with."""
+    return "study_" + re.sub(r"\W+", "_", study)[:40]
+
+
+def _queue(study: str) -> dict[str, str]:
+    """Return the state of each job of the study in the queue."""
+    command = ["squeue", "--me", "--noheader", "--format=%i|%T|%j"]
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        raise ValueError("--slurm: squeue does not answer, so jobs could be submitted twice; try later") from error
+    jobs = [line.split("|") for line in lines]
+    return {job: state for job, state, name in jobs if name.startswith(f"{job_name(study)}_")}
+
+
+def _flag(name: str, value: str) -> str:
+    return f"--{name.replace('_', '-')}" + f"={value}" * (value != "true")
+
+
+def _literal(value: str) -> str:
+    return value if value.isdigit() else repr(value)

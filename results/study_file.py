@@ -1,0 +1,253 @@
+"""A study file: which checkpoints, which tasks, which seeds; and the jobs that it expands to. Keys: docs/study.md."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import itertools
+import re
+import shlex
+import string
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
+
+PRETRAIN = "pretrain"
+STATE = Path("runs/study")  # receipts, logs and locks of a study lie in STATE/STUDY
+SCHEMA = Path(__file__).parent / "studies" / "schema.yaml"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command of a study.
+
+    Attributes:
+        name: pretrain/CHECKPOINT, or KEY/CHECKPOINT_seedN for the task under KEY.
+        command: its words.
+        key: "pretrain", or the key of its task in the study file.
+        checkpoint: name of the checkpoint that it trains or measures.
+        ckpt: the checkpoint: a file, or SCHEME:NAME.
+        receipt: the file that says that it is done.
+        needs: the files that have to exist before it starts; a newer one makes it run again.
+        task: of its records; empty for pre-training.
+        seed: of its records.
+        minutes: estimated wall time; None: unknown.
+        gpus: number of GPUs that the estimate is for, and that Slurm is asked for.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    key: str
+    checkpoint: str
+    ckpt: str
+    receipt: str
+    needs: tuple[str, ...] = ()
+    task: str = ""
+    seed: int = 0
+    minutes: float | None = None
+    gpus: int = 0
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study file, expanded.
+
+    Attributes:
+        name: the file's name.
+        jobs: a checkpoint's pre-training before its measurements.
+        paths: folders that the commands read, by the name of their placeholder.
+        records: the folder of records.
+        after: commands that follow the jobs.
+    """
+
+    name: str
+    jobs: tuple[Job, ...]
+    paths: Mapping[str, Path]
+    records: Path
+    after: tuple[tuple[str, ...], ...]
+
+    @property
+    def folder(self) -> Path:
+        """The folder of its receipts, logs and locks."""
+        return STATE / self.name
+
+    def select(self, patterns: Sequence[str]) -> tuple[Job, ...]:
+        """Return the jobs whose name, task or checkpoint matches one of the patterns, and what they need.
+
+        Raises:
+            ValueError: a pattern that matches none.
+        """
+        if not patterns:
+            return self.jobs
+        chosen: set[str] = set()
+        for pattern in patterns:
+            found = [j for j in self.jobs if any(fnmatch.fnmatch(n, pattern) for n in (j.name, j.key, j.checkpoint))]
+            if not found:
+                names = {name for job in self.jobs for name in (job.name, job.key, job.checkpoint)}
+                raise ValueError(f"--only {pattern}: matches no job of {self.name}{nearest(pattern, names)}")
+            chosen |= {receipt for job in found for receipt in (job.receipt, *job.needs)}
+        return tuple(job for job in self.jobs if job.receipt in chosen)
+
+
+def load(path: Path, paths: Mapping[str, str] | None = None) -> Study:
+    """Read and check a study file.
+
+    Args:
+        path: the YAML file.
+        paths: replaces entries of its `paths`.
+
+    Raises:
+        ValueError: names file, key and mistake in one line.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such study file{nearest(str(path), map(str, path.parent.glob('*.yaml')))}")
+    try:
+        tree = yaml.load(path.read_text(), _Loader)
+        _check(tree)
+        return _expand(path.stem, tree, paths or {})
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _check(tree: Any) -> None:
+    """Compare a study file with its schema; name the key that does not fit."""
+    error = best_match(Draft202012Validator(yaml.safe_load(SCHEMA.read_text())).iter_errors(tree))
+    if error is None:
+        return
+    key = error.json_path.removeprefix("$").lstrip(".") or "the file"
+    if error.validator == "additionalProperties":
+        known = error.schema["properties"]
+        unknown = next(name for name in error.instance if name not in known)
+        message = f"{unknown}: unknown key{nearest(str(unknown), known)}; there are {', '.join(known)}"
+        raise ValueError(message if key == "the file" else f"{key}.{message}")
+    raise ValueError(f"{key}: {error.message}")
+
+
+def _expand(study: str, tree: dict[str, Any], replaced: Mapping[str, str]) -> Study:
+    paths = dict(tree.get("paths", {}))
+    for key, folder in replaced.items():
+        if key not in paths:
+            raise ValueError(f"--path {key}: unknown{nearest(key, paths)}; paths has {', '.join(paths) or 'none'}")
+        paths[key] = folder
+    checkpoints = {
+        family: list(_checkpoints(f"checkpoints.{family}", entry, tree, paths, STATE / study))
+        for family, entry in tree["checkpoints"].items()
+    }
+    tasks = [
+        job
+        for key, entry in tree["tasks"].items()
+        for job in _measurements(study, key, entry, checkpoints, paths, tree.get("records", "results/records"))
+    ]
+    jobs: list[Job] = []
+    for checkpoint in itertools.chain(*checkpoints.values()):
+        jobs += [checkpoint, *(job for job in tasks if job.checkpoint == checkpoint.checkpoint)]
+    for name, times in Counter(job.name for job in jobs).items():
+        if times > 1:
+            raise ValueError(f"{name} occurs {times} times; is a placeholder missing in a name?")
+    after = tuple(_words("after", entry, paths) for entry in tree.get("after", []))
+    records = Path(tree.get("records", "results/records"))
+    folders = {key: Path(value) for key, value in paths.items()}
+    return Study(study, tuple(job for job in jobs if job.command), folders, records, after)
+
+
+def _checkpoints(key: str, entry: Any, tree: Any, paths: Mapping[str, str], folder: Path) -> Iterator[Job]:
+    """Expand a family of checkpoints; the command is empty where there is nothing to train."""
+    if ("pretrain" in entry) == ("ckpt" in entry):
+        raise ValueError(f"{key}: give either pretrain (arguments) or ckpt (an existing checkpoint)")
+    over, runs = entry.get("over", {}), tree.get("runs", "runs")
+    for values in itertools.product(*over.values()):
+        known = {**paths, **dict(zip(over, map(str, values), strict=True))}
+        name = _fill(f"{key}.name", entry["name"], known)
+        if not re.fullmatch(r"[\w.=+-]+", name):
+            raise ValueError(f"{key}.name: {name}: may hold letters, digits and . _ = + -")
+        if "pretrain" in entry:
+            front = _words("pretrain", tree.get("pretrain", "bash pretrain/run.sh"), paths)
+            command = (*front, "--runs", runs, "--name", name, *_words(f"{key}.pretrain", entry["pretrain"], known))
+            ckpt, receipt = f"{runs}/{name}/last.pth", str(folder / PRETRAIN / f"{name}.done")
+        else:
+            command, ckpt = (), _fill(f"{key}.ckpt", entry["ckpt"], known)
+            receipt = "" if is_scheme(ckpt) else ckpt
+            if receipt and not Path(ckpt).is_file():
+                raise ValueError(f"{key}.ckpt: {ckpt}: no such file; for other weights write SCHEME:NAME")
+        cost = {name: entry[name] for name in ("minutes", "gpus") if name in entry}
+        yield Job(f"{PRETRAIN}/{name}", command, PRETRAIN, name, ckpt, receipt, **cost)
+
+
+def _measurements(
+    study: str, key: str, entry: Any, checkpoints: Mapping[str, Sequence[Job]], paths: Mapping[str, str], records: str
+) -> Iterator[Job]:
+    """Expand a task to its jobs, one for each checkpoint and seed that it is meant for."""
+    names = {job.checkpoint for family in checkpoints.values() for job in family} | checkpoints.keys()
+    only = entry.get("only", ["*"])
+    for pattern in only:
+        if not fnmatch.filter(names, pattern):
+            raise ValueError(f"tasks.{key}.only: {pattern}: matches no checkpoint{nearest(pattern, names)}")
+    words = _words(f"tasks.{key}.command", entry["command"], paths)
+    cost = {name: entry[name] for name in ("minutes", "gpus") if name in entry}
+    for family, jobs in checkpoints.items():
+        for job in jobs:
+            if not any(fnmatch.fnmatch(name, pattern) for name in (family, job.checkpoint) for pattern in only):
+                continue
+            for seed in entry.get("seeds", [0]):
+                name = f"{key}/{job.checkpoint}_seed{seed}"
+                receipt = str(STATE / study / f"{name}.json")
+                command = (*words, "--ckpt", job.ckpt, "--seeds", str(seed), "--records", records, "--receipt", receipt)
+                needs = (job.receipt,) if job.receipt else ()
+                task = entry.get("task", key)
+                yield Job(name, command, key, job.checkpoint, job.ckpt, receipt, needs, task, seed, **cost)
+
+
+def is_scheme(ckpt: str) -> bool:
+    """Return whether a checkpoint is SCHEME:NAME (random:, timm:, torchvision:) and no file."""
+    return re.match(r"[a-z]+:", ckpt) is not None
+
+
+def _words(key: str, template: str, known: Mapping[str, str]) -> tuple[str, ...]:
+    """Split a command or arguments into words and fill in the placeholders; a script has to exist."""
+    try:
+        words = tuple(_fill(key, word, known) for word in shlex.split(template))
+    except ValueError as error:
+        raise ValueError(str(error) if str(error).startswith(key) else f"{key}: {template}: {error}") from error
+    script = Path(next((word for word in words if word.endswith((".py", ".sh"))), ""))
+    if not words[0].startswith("-") and not script.exists():
+        near = nearest(str(script), map(str, script.parent.glob(f"*{script.suffix}")))
+        raise ValueError(f"{key}: {script}: no such file{near}")
+    return words
+
+
+def _fill(key: str, template: Any, known: Mapping[str, str]) -> str:
+    """Replace {placeholders}."""
+    try:
+        fields = [field for _, field, _, _ in string.Formatter().parse(str(template)) if field is not None]
+    except ValueError as error:
+        raise ValueError(f"{key}: {template}: {error}; write a literal brace twice") from error
+    for field in fields:
+        if field not in known:
+            near = nearest(field, known)
+            raise ValueError(f"{key}: {{{field}}}: unknown placeholder{near}; there are {', '.join(known) or 'none'}")
+    return str(template).format_map(known)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the end of an error message: the known name most like a wrong one, if there is one."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that occurs twice: YAML's own rule is that the last one wins, silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [self.construct_object(name, deep=True) for name, _ in node.value]
+        for name, times in Counter(map(str, names)).items():
+            if times > 1:
+                raise ValueError(f"{name}: occurs {times} times, at line {node.start_mark.line + 1} and below")
+        return super().construct_mapping(node, deep)
