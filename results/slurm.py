@@ -7,7 +7,7 @@ import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 TIME, NOTICE = 24 * 60, 120  # minutes of a job; seconds before their end at which its command is asked to save
 # Options of sbatch that the plugin knows as resources of Snakemake; others are passed on as they are.
@@ -22,7 +22,7 @@ def environment(inherited: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in inherited.items() if not own.match(name)}
 
 
-def arguments(study: str, jobs: int | None, options: Sequence[tuple[str, str]]) -> list[str]:
+def arguments(study: str, jobs: int | None, options: Mapping[str, str]) -> list[str]:
     """Return Snakemake's arguments for a study in Slurm.
 
     Args:
@@ -35,7 +35,7 @@ def arguments(study: str, jobs: int | None, options: Sequence[tuple[str, str]]) 
     """
     if shutil.which("sbatch") is None:
         raise ValueError("--slurm: there is no sbatch here; run it where jobs are submitted")
-    given = {"time": str(TIME)} | {name.replace("-", "_"): value for name, value in options}
+    given = {"time": str(TIME)} | {name.replace("-", "_"): value for name, value in options.items()}
     if not given["time"].isdigit():
         raise ValueError(f"--slurm time={given['time']}: must be a whole number of minutes")
     flags = [_flag(name, value) for name, value in given.items()]

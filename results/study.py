@@ -30,55 +30,43 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any, NoReturn
+from typing import IO, Any
 
 import psutil
+from jsonargparse import Namespace
+from jsonargparse.typing import PositiveInt
 from tabulate import tabulate
 
+from common.cli import CommandParser, find_config, run_cli
 from results import record, slurm
-from results.study_file import PRETRAIN, Job, Study, is_scheme, load, nearest
+from results.study_file import PRETRAIN, Job, Study, is_scheme, load
 
 STUDIES = Path(__file__).parent / "studies"
-FAILED, USER_ERROR = 1, 2
+FAILED = 1
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a study, or list its jobs; return the exit status."""
     words = sys.argv[1:] if arguments is None else arguments
     split = words.index("--") if "--" in words else len(words)
-    options, extra = parser().parse_args(words[:split]), words[split + 1 :]
-    try:
-        path = Path(options.study)
-        study = load(path if path.suffix in (".yaml", ".yml") else STUDIES / f"{path}.yaml", dict(options.path))
+
+    def work() -> int:
+        options = parser().parse(words[:split])
+        study = load(find_config("--study", options.study, STUDIES), _pairs("--path", options.path))
         jobs = study.select(options.only)
         if options.trust_records:
             jobs = without_recorded(study, jobs)
         if options.dry_run:
             print(list_jobs(study, jobs, options.jobs or 1))
             return 0
-        return run(study, jobs, options, extra)
-    except ValueError as error:
-        print(f"study: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return USER_ERROR
+        return run(study, jobs, options, words[split + 1 :])
+
+    return run_cli("study", work, resumable=False)
 
 
-class Parser(argparse.ArgumentParser):
-    """Reports a mistake in one line, with the nearest option that exists."""
-
-    def error(self, message: str) -> NoReturn:
-        """Exit with status 2."""
-        unknown = message.partition("unrecognized arguments: ")[2].split("=")[0].split(" ")[0]
-        options = [option for action in self._actions for option in action.option_strings]
-        print(f"study: error: {message}{nearest(unknown, options)}", file=sys.stderr)
-        sys.exit(USER_ERROR)
-
-
-def parser() -> Parser:
+def parser() -> CommandParser:
     """Return the parser of the options."""
-    p = Parser(
-        prog="results/reproduce.sh", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    p = CommandParser("results/reproduce.sh", __doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     many: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
     p.add_argument("--study", default="desk", help="a name in results/studies, or a YAML file (default: desk)")
     p.add_argument("--dry-run", action="store_true", help="list the jobs and their cost, run nothing")
@@ -87,10 +75,10 @@ def parser() -> Parser:
         "--trust-records", action="store_true",
         help="leave out checkpoints that do not exist here and whose measurements are all on record",
     )  # fmt: skip
-    p.add_argument("--path", **many, type=_pair, metavar="NAME=FOLDER", help="where the data of the study are")
-    p.add_argument("--jobs", type=_positive, help="jobs at a time (default: one; in Slurm: all)")
+    p.add_argument("--path", **many, metavar="NAME=FOLDER", help="where the data of the study are")
+    p.add_argument("--jobs", type=PositiveInt, default=None, help="jobs at a time (default: one; in Slurm: all)")
     p.add_argument(
-        "--slurm", **many, type=_pair, metavar="KEY=VALUE",
+        "--slurm", **many, metavar="KEY=VALUE",
         help="run in Slurm; options of sbatch: partition=gpu time=1440 (minutes) account=me cpus_per_task=16 ...",
     )  # fmt: skip
     p.add_argument("--launcher", choices=["local", "slurm"], help="deprecated: --slurm alone runs the study in Slurm")
@@ -184,7 +172,7 @@ def _cost(job: Job) -> str:
     return f"{job.minutes * job.gpus / 60:,.0f} GPU-h" if job.gpus else f"{job.minutes:g} min"
 
 
-def run(study: Study, jobs: Sequence[Job], options: argparse.Namespace, extra: Sequence[str]) -> int:
+def run(study: Study, jobs: Sequence[Job], options: Namespace, extra: Sequence[str]) -> int:
     """Run the jobs, then the commands that follow; return the exit status."""
     for name, path in study.paths.items():
         if not path.exists():
@@ -195,7 +183,7 @@ def run(study: Study, jobs: Sequence[Job], options: argparse.Namespace, extra: S
         print("--launcher is deprecated: --slurm alone runs the study in Slurm", file=sys.stderr)
     if options.launcher == "slurm" or options.slurm:
         environment, slots = slurm.environment(environment), 0
-        where = slurm.arguments(study.name, options.jobs, options.slurm)
+        where = slurm.arguments(study.name, options.jobs, _pairs("--slurm", options.slurm))
     study.folder.mkdir(parents=True, exist_ok=True)
     with lock(study) as held:
         if slots == 0:
@@ -314,17 +302,12 @@ def run_after(command: Sequence[str], environment: dict[str, str]) -> int:
     return code
 
 
-def _pair(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not (key and equals and value):
-        raise argparse.ArgumentTypeError(f"{text}: is not KEY=VALUE")
-    return key, value
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be 1 or more")
-    return int(text)
+def _pairs(option: str, words: Sequence[str]) -> dict[str, str]:
+    """Split words KEY=VALUE."""
+    for word in words:
+        if not all(word.partition("=")):
+            raise ValueError(f"{option} {word}: must be KEY=VALUE")
+    return dict(word.split("=", 1) for word in words)
 
 
 if __name__ == "__main__":

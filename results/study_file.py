@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import itertools
 import re
 import shlex
 import string
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,11 @@ import yaml
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
+from common.cli import did_you_mean
+
 PRETRAIN = "pretrain"
 STATE = Path("runs/study")  # receipts, logs and locks of a study lie in STATE/STUDY
-SCHEMA = Path(__file__).parent / "studies" / "schema.yaml"
+SCHEMA = Path(__file__).with_name("study_schema.yaml")
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Study:
             found = [j for j in self.jobs if any(fnmatch.fnmatch(n, pattern) for n in (j.name, j.key, j.checkpoint))]
             if not found:
                 names = {name for job in self.jobs for name in (job.name, job.key, job.checkpoint)}
-                raise ValueError(f"--only {pattern}: matches no job of {self.name}{nearest(pattern, names)}")
+                raise ValueError(f"--only {pattern}: matches no job of {self.name}{did_you_mean(pattern, names)}")
             chosen |= {receipt for job in found for receipt in (job.receipt, *job.needs)}
         return tuple(job for job in self.jobs if job.receipt in chosen)
 
@@ -105,8 +106,6 @@ def load(path: Path, paths: Mapping[str, str] | None = None) -> Study:
     Raises:
         ValueError: names file, key and mistake in one line.
     """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such study file{nearest(str(path), map(str, path.parent.glob('*.yaml')))}")
     try:
         tree = yaml.load(path.read_text(), _Loader)
         _check(tree)
@@ -126,7 +125,7 @@ def _check(tree: Any) -> None:
     if error.validator == "additionalProperties":
         known = error.schema["properties"]
         unknown = next(name for name in error.instance if name not in known)
-        message = f"{unknown}: unknown key{nearest(str(unknown), known)}; there are {', '.join(known)}"
+        message = f"{unknown}: unknown key{did_you_mean(str(unknown), known)}; there are {', '.join(known)}"
         raise ValueError(message if key == "the file" else f"{key}.{message}")
     raise ValueError(f"{key}: {error.message}")
 
@@ -135,7 +134,7 @@ def _expand(study: str, tree: dict[str, Any], replaced: Mapping[str, str]) -> St
     paths = dict(tree.get("paths", {}))
     for key, folder in replaced.items():
         if key not in paths:
-            raise ValueError(f"--path {key}: unknown{nearest(key, paths)}; paths has {', '.join(paths) or 'none'}")
+            raise ValueError(f"--path {key}: unknown{did_you_mean(key, paths)}; paths has {', '.join(paths) or 'none'}")
         paths[key] = folder
     checkpoints = {
         family: list(_checkpoints(f"checkpoints.{family}", entry, tree, paths, STATE / study))
@@ -189,7 +188,7 @@ def _measurements(
     only = entry.get("only", ["*"])
     for pattern in only:
         if not fnmatch.filter(names, pattern):
-            raise ValueError(f"tasks.{key}.only: {pattern}: matches no checkpoint{nearest(pattern, names)}")
+            raise ValueError(f"tasks.{key}.only: {pattern}: matches no checkpoint{did_you_mean(pattern, names)}")
     words = _words(f"tasks.{key}.command", entry["command"], paths)
     cost = {name: entry[name] for name in ("minutes", "gpus") if name in entry}
     for family, jobs in checkpoints.items():
@@ -218,7 +217,7 @@ def _words(key: str, template: str, known: Mapping[str, str]) -> tuple[str, ...]
         raise ValueError(str(error) if str(error).startswith(key) else f"{key}: {template}: {error}") from error
     script = Path(next((word for word in words if word.endswith((".py", ".sh"))), ""))
     if not words[0].startswith("-") and not script.exists():
-        near = nearest(str(script), map(str, script.parent.glob(f"*{script.suffix}")))
+        near = did_you_mean(str(script), map(str, script.parent.glob(f"*{script.suffix}")))
         raise ValueError(f"{key}: {script}: no such file{near}")
     return words
 
@@ -231,15 +230,9 @@ def _fill(key: str, template: Any, known: Mapping[str, str]) -> str:
         raise ValueError(f"{key}: {template}: {error}; write a literal brace twice") from error
     for field in fields:
         if field not in known:
-            near = nearest(field, known)
+            near = did_you_mean(field, known)
             raise ValueError(f"{key}: {{{field}}}: unknown placeholder{near}; there are {', '.join(known) or 'none'}")
     return str(template).format_map(known)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return the end of an error message: the known name most like a wrong one, if there is one."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 class _Loader(yaml.SafeLoader):
