@@ -1,21 +1,33 @@
-"""The studies that come with the project: their commands are such as the benchmarks take, their tasks have tables."""
+"""The project's studies: what each job would record, by its own --dry-run, is what study and tables expect."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
-from contextlib import redirect_stderr
+import json
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pretrain.config import parse
-from results.plan import PRETRAIN, Cell, load
+from results.record import Record
+from results.record import write as write_record
 from results.registry import TASKS
-from results.study import STUDIES
+from results.study import STUDIES, without_recorded
+from results.study_file import PRETRAIN, Job, Study, load
 from transfer.classification import options
+from transfer.layouts import LAYOUTS
 
 ROOT = Path(__file__).parents[2]
+DATA_SETS = {
+    "coco-c4-1x": "coco",
+    "voc-c4-24k": "voc",
+    "voc12aug-fcn-20k": "voc12aug",
+    "cityscapes-fcn-40k": "cityscapes",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -23,77 +35,118 @@ def _in_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
-def cells(study: str) -> tuple[Cell, ...]:
-    return load(STUDIES / f"{study}.yaml").cells
+def split(job: Job) -> tuple[str, list[str]]:
+    """Script and arguments; a launcher such as torchrun is left out."""
+    index = next(i for i, word in enumerate(job.command) if word.endswith((".py", ".sh")))
+    return job.command[index], list(job.command[index + 1 :])
 
 
-def split(cell: Cell) -> tuple[str, list[str]]:
-    """Script and arguments."""
-    place = next(i for i, word in enumerate(cell.command) if word.endswith((".py", ".sh")))
-    return cell.command[place], list(cell.command[place + 1 :])
+def planned(job: Job, ckpt: str) -> dict[str, Any]:
+    """What a job would record of another checkpoint."""
+    script, words = split(job)
+    words[words.index("--ckpt") + 1] = ckpt
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = importlib.import_module(script.removesuffix(".py").replace("/", ".")).main([*words, "--dry-run"])
+    assert code == 0, err.getvalue()
+    (plan,) = [json.loads(line) for line in out.getvalue().splitlines() if line.startswith("{")]
+    return dict(plan)
 
 
-def distinct(study: str) -> list[Cell]:
-    """One cell of each family and task: the others differ in names and seeds."""
-    seen = {}
-    for cell in cells(study):
-        script, words = split(cell)
-        seen.setdefault((script, *(word for word in words if word.startswith("--")), cell.task), cell)
-    return list(seen.values())
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """The paper study on data sets of one file each."""
+    root = tmp_path_factory.mktemp("data")
+    parts = [part for name in DATA_SETS.values() for part in LAYOUTS[name].parts]
+    parts += [f"imagenet/{part}/{name}/x.jpg" for part in ("train", "val") for name in "ab"]
+    for part in parts:
+        file = root / part.replace("*", "x")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("x\n")
+    (root / "subsets").mkdir()
+    (root / "subsets/1percent.txt").write_text("a/x.jpg\n")
+    (root / "subsets/10percent.txt").write_text("a/x.jpg\nb/x.jpg\n")
+    paths = {"imagenet": root / "imagenet", "subsets": root / "subsets", "datasets": root}
+    return load(STUDIES / "paper.yaml", {name: str(path) for name, path in paths.items()})
 
 
-@pytest.mark.parametrize("cell", distinct("desk") + distinct("paper"), ids=lambda cell: cell.name)
-def test_its_script_takes_the_command(cell: Cell) -> None:
-    script, words = split(cell)
-    err = io.StringIO()
-    with redirect_stderr(err):
-        try:
-            if cell.task is None:
-                assert script == "pretrain/run.sh"
-                assert parse(words).runs == "runs"
-                return
-            module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
-            parser = module.parser()
-            given = options.parse(parser, words) if "--recipe" in words else parser.parse_args(words)
-        except SystemExit:
-            pytest.fail(err.getvalue())
-    assert (given.ckpt, given.seeds, given.records) == (cell.ckpt, [cell.seed], cell.records)
-    assert cell.task in TASKS
-    if "task" in given and given.task is not None:
-        assert given.task == cell.task
+def test_the_paper_study_records_what_the_study_and_the_tables_look_for(paper: Study, tmp_path: Path) -> None:
+    measurements = [job for job in paper.jobs if job.key != PRETRAIN]
+    columns: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    plans = {}
+    for job in measurements:
+        if job.key not in plans:
+            plans[job.key] = planned(job, "random:resnet50?seed=0")
+            other = planned(job, "random:resnet50?seed=1")
+            columns[job.key] |= {(p["task"], p["config_hash"]) for p in (plans[job.key], other)}
+            assert plans[job.key]["path"] != other["path"]
+            assert plans[job.key]["seed"] == job.seed
+        # Jobs of a task differ in nothing but checkpoint and seed, so they share a plan.
+        assert split(job)[1][:-8] == split(next(j for j in measurements if j.key == job.key))[1][:-8]
+        assert job.task == plans[job.key]["task"]
+        assert job.task in TASKS
+        assert plans[job.key]["title"]
+    assert all(len(found) == 1 for found in columns.values())  # a column for each task of the study ...
+    assert len(set().union(*columns.values())) == len(columns)  # ... and a task for each column
+    # The records of all jobs are as many files, and stand in for every job.
+    for job in measurements:
+        plan, label = plans[job.key], f"paper/{job.key}"
+        backbone = {"path": job.ckpt, "sha256": job.checkpoint, "format": "none", "arch": "resnet50"}
+        record = Record(
+            job.checkpoint, backbone, 0, plan["task"], plan["config"], plan["title"], job.seed, {"x": 0.5}, "x", {},
+            {"job": label},
+        )  # fmt: skip
+        write_record(tmp_path, record)
+    assert len(list(tmp_path.rglob("*.json"))) == len(measurements) == 9 * (10 + 5)
+    assert without_recorded(Study(paper.name, paper.jobs, {}, tmp_path, ()), paper.jobs) == ()
+
+
+def test_the_scripts_take_the_commands_of_the_desk_study() -> None:
+    seen = set()
+    for job in load(STUDIES / "desk.yaml").jobs:
+        script, words = split(job)
+        names = tuple(word for word in words if word.startswith("--"))
+        if (job.key, names) in seen:
+            continue
+        seen.add((job.key, names))
+        if job.key == PRETRAIN:
+            assert script == "pretrain/run.sh"
+            assert parse(words).runs == "runs"
+            continue
+        module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+        parser = module.parser()
+        given = options.parse(parser, words) if "--recipe" in words else parser.parse_args(words)
+        assert (given.ckpt, given.seeds, str(given.receipt)) == (job.ckpt, [job.seed], job.receipt)
+        assert given.records == Path("results/records")
+        assert job.task in TASKS
+    assert len(seen) > 7
 
 
 def test_the_desk_study_asks_what_the_paper_asks() -> None:
-    checkpoints = {cell.row[0] for cell in cells("desk")}
+    jobs = load(STUDIES / "desk.yaml").jobs
+    checkpoints = {job.checkpoint for job in jobs}
     assert {f"desk_r{ratio}_s{seed}" for ratio in ("0", "0.1", "0.3", "0.6", "1") for seed in (0, 1)} <= checkpoints
     assert {f"{name}_s{seed}" for name in ("random", "desk_ce") for seed in (0, 1)} <= checkpoints
     assert {"desk_supcon_s0", "desk_info_nce_s0"} <= checkpoints
-    tasks = {cell.task for cell in cells("desk")}
-    assert {None, "knn", "linear", "finetune", "lowshot", "fashion-fpn", "fashion-fcn"} <= tasks
+    tasks = {job.task for job in jobs} - {""}
+    assert tasks == {"knn", "linear", "finetune", "lowshot", "fashion-fpn", "fashion-fcn"}
     for checkpoint in checkpoints:  # every task on each, but for third seeds
-        wanted = {None, "knn", "linear"} if checkpoint.endswith("_s2") else tasks
-        assert {c.task for c in cells("desk") if c.row[0] == checkpoint} | {None} == wanted
-    assert all(cell.minutes for cell in cells("desk"))
+        wanted = {"knn", "linear"} if checkpoint.endswith("_s2") else tasks
+        assert {job.task for job in jobs if job.checkpoint == checkpoint} - {""} == wanted
+    assert all(job.minutes for job in jobs)
 
 
-def test_the_paper_study_is_the_papers() -> None:
-    study = cells("paper")
-    trained = [parse(split(cell)[1]) for cell in study if cell.name.startswith(PRETRAIN)]
+def test_the_paper_study_is_the_papers(paper: Study) -> None:
+    trained = [parse(split(job)[1]) for job in paper.jobs if job.key == PRETRAIN]
     assert [c.labels.ratio for c in trained if c.model.loss == "unicon"] == [0, 0.1, 0.3, 0.6, 1]
     assert [c.model.loss for c in trained if c.model.loss != "unicon"] == ["supcon", "info_nce"]
-    assert {
-        "linear",
-        "knn",
-        "finetune",
-        "coco-c4-1x",
-        "coco-fpn-1x",
-        "voc-c4-24k",
-        "voc12aug-fcn-20k",
-        "voc07-svm",
-        "voc07-lowshot",
-    } <= {cell.task for cell in study}
-    for checkpoint in {cell.row[0] for cell in study}:
-        assert sorted(c.seed for c in study if (c.row[0], c.task) == (checkpoint, "voc-c4-24k")) == [0, 1, 2, 3, 4]
-    # 800 epochs in MoCo's pace; two fine-tunings of one task are told apart by their lists.
-    assert {cell.minutes * cell.gpus / 60 for cell in study if cell.minutes and cell.task is None} == {4 * 53 * 8}
-    assert len({cell.where for cell in study if cell.task == "finetune"}) == 2
+    assert {job.key for job in paper.jobs} >= {
+        "linear", "knn", "finetune_1", "finetune_10", "coco-c4-1x", "coco-fpn-1x", "voc-c4-24k", "voc12aug-fcn-20k",
+        "voc07-svm", "voc07-lowshot",
+    }  # fmt: skip
+    for checkpoint in {job.checkpoint for job in paper.jobs}:
+        seeds = [job.seed for job in paper.jobs if (job.checkpoint, job.task) == (checkpoint, "voc-c4-24k")]
+        assert seeds == [0, 1, 2, 3, 4]
+    # 800 epochs in MoCo's pace.
+    hours = {job.minutes * job.gpus / 60 for job in paper.jobs if job.minutes and job.key == PRETRAIN}
+    assert hours == {4 * 53 * 8}
