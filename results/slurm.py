@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 import shutil
@@ -22,13 +23,14 @@ def environment(inherited: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in inherited.items() if not own.match(name)}
 
 
-def arguments(study: str, jobs: int | None, options: Mapping[str, str]) -> list[str]:
+def arguments(study: str, jobs: int | None, options: Mapping[str, str], environment: Mapping[str, str]) -> list[str]:
     """Return Snakemake's arguments for a study in Slurm.
 
     Args:
         study: name of the study.
         jobs: jobs in the queue at a time; None: all.
         options: options of sbatch, by name.
+        environment: of Slurm's clients.
 
     Raises:
         ValueError: there is no sbatch here, or it does not accept the options.
@@ -39,17 +41,20 @@ def arguments(study: str, jobs: int | None, options: Mapping[str, str]) -> list[
     if not given["time"].isdigit():
         raise ValueError(f"--slurm time={given['time']}: must be a whole number of minutes")
     flags = [_flag(name, value) for name, value in given.items()]
-    test = subprocess.run(["sbatch", "--test-only", *flags, "--wrap=true"], capture_output=True, text=True, check=False)
+    client = functools.partial(subprocess.run, env=environment, capture_output=True, text=True, check=False)
+    test = client(["sbatch", "--test-only", *flags, "--wrap=true"])
     if test.returncode:
         raise ValueError(f"--slurm: {test.stderr}")
-    resources = {RESOURCES[name]: value for name, value in given.items() if name in RESOURCES}
+    resources = {"mem": "0"}  # the partition's default; Snakemake's own is 1 GB
+    resources |= {RESOURCES[name]: value for name, value in given.items() if name in RESOURCES}
     others = [_flag(name, value) for name, value in given.items() if name not in RESOURCES]
     resources["slurm_extra"] = shlex.join([f"--signal=TERM@{NOTICE}", *others])
-    accounting = subprocess.run(["sacct", "--noheader"], capture_output=True, check=False).returncode == 0
+    accounting = client(["sacct", "--noheader"]).returncode == 0
+    defaults = [f"{name}={value if value[0].isdigit() else repr(value)}" for name, value in resources.items()]
     return [
         "--executor", "slurm", "--jobs", str(jobs or "unlimited"), "--slurm-requeue",
         "--slurm-jobname-prefix", job_name(study), "--slurm-status-command", "sacct" if accounting else "squeue",
-        "--default-resources", *(f"{name}={_literal(value)}" for name, value in resources.items()),
+        "--default-resources", *defaults,
     ]  # fmt: skip
 
 
@@ -88,7 +93,3 @@ def _queue(study: str) -> dict[str, str]:
 
 def _flag(name: str, value: str) -> str:
     return f"--{name.replace('_', '-')}" + f"={value}" * (value != "true")
-
-
-def _literal(value: str) -> str:
-    return value if value.isdigit() else repr(value)

@@ -183,14 +183,14 @@ def run(study: Study, jobs: Sequence[Job], options: Namespace, extra: Sequence[s
         print("--launcher is deprecated: --slurm alone runs the study in Slurm", file=sys.stderr)
     if options.launcher == "slurm" or options.slurm:
         environment, slots = slurm.environment(environment), 0
-        where = slurm.arguments(study.name, options.jobs, _pairs("--slurm", options.slurm))
+        where = slurm.arguments(study.name, options.jobs, _pairs("--slurm", options.slurm), environment)
     study.folder.mkdir(parents=True, exist_ok=True)
     with lock(study) as held:
         if slots == 0:
             slurm.wait_for_jobs(study.name)
         for job in filter(is_stale, jobs):
             Path(job.receipt).unlink()
-        logs = {job: _modified(job) for job in jobs}
+        logs = {job: _size(job) for job in jobs}
         command = snakemake(study, jobs, slots, study.folder / "config.json", "--keep-going", *where, *extra)
         status, signal_number = follow(command, environment, held, in_slurm=slots == 0) if jobs else (0, 0)
         if signal_number:
@@ -268,9 +268,14 @@ def terminate_children(parent: int, asked: set[int]) -> None:
 
 
 def failures(jobs: Sequence[Job], before: dict[Job, int]) -> list[str]:
-    """Return a line for each job that failed in this start, and one for those that did not run."""
+    """Return a line for each job that failed in this start, and one for those that did not run.
+
+    Args:
+        jobs: of the study.
+        before: size of each one's log before the start.
+    """
     left = [job for job in jobs if not Path(job.receipt).exists()]
-    failed = [job for job in left if _modified(job) != before[job]]
+    failed = [job for job in left if _size(job) != before[job]]
     lines = []
     for job in failed:
         *text, status = [line for line in _log(job).read_text(errors="replace").splitlines() if line.strip()]
@@ -286,8 +291,8 @@ def _log(job: Job) -> Path:
     return Path(job.receipt).with_suffix(".log")
 
 
-def _modified(job: Job) -> int:
-    return _log(job).stat().st_mtime_ns if _log(job).exists() else 0
+def _size(job: Job) -> int:
+    return _log(job).stat().st_size if _log(job).exists() else 0
 
 
 def run_after(command: Sequence[str], environment: dict[str, str]) -> int:

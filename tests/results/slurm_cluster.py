@@ -38,8 +38,15 @@ SlurmdPidFile={folder}/slurmd.pid
 MailProg=/bin/true
 ReturnToService=2
 KillWait=5
-NodeName={host} NodeAddr=127.0.0.1 CPUs=4
+NodeName={host} NodeAddr=127.0.0.1 CPUs=8 RealMemory=8000
+DefMemPerCPU=100
 PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
+"""
+
+# Snakemake's Slurm plugin starts srun without SLURM_CONF; usual clusters have their configuration in /etc/slurm.
+SRUN = """#!/bin/sh
+export SLURM_CONF={config}
+exec {srun} "$@"
 """
 
 
@@ -51,9 +58,14 @@ def missing() -> str:
     return "" if os.geteuid() == 0 else "starting Slurm's daemons needs root"
 
 
+def environment(config: Path) -> dict[str, str]:
+    """Return the variables with which clients find the cluster."""
+    return {"SLURM_CONF": str(config), "PATH": f"{config.parent / 'bin'}:{PATH}"}
+
+
 @contextlib.contextmanager
 def cluster() -> Iterator[Path]:
-    """Starts the daemons; yields the configuration, which clients find in SLURM_CONF. Everything is ended after."""
+    """Start the daemons; yield the configuration, which clients find in SLURM_CONF. Everything is ended after."""
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     config, daemons = folder / "slurm.conf", list[subprocess.Popen[bytes]]()
     environment = os.environ | {"SLURM_CONF": str(config), "PATH": PATH}
@@ -66,6 +78,9 @@ def cluster() -> Iterator[Path]:
             shutil.chown(path, "munge", "munge")
         for name in ("state", "spool"):
             (folder / name).mkdir()
+        (folder / "bin").mkdir()
+        (folder / "bin" / "srun").write_text(SRUN.format(config=config, srun=shutil.which("srun", path=PATH)))
+        (folder / "bin" / "srun").chmod(0o755)
         config.write_text(CONFIG.format(host=socket.gethostname().split(".")[0], folder=folder, ports=free_ports(2)))
         files = [f"--{what}-file={folder}/munge/{what}" for what in ("key", "pid", "log", "seed")]
         daemons.append(

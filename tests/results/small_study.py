@@ -18,12 +18,14 @@ from results.record import read_all
 ROOT = Path(__file__).parents[2]
 TRAIN = """
 while [ $# -gt 1 ]; do
-    case $1 in --runs) runs=$2;; --name) name=$2;; --seconds) seconds=$2;; *) echo "unknown option $1" >&2; exit 2;; esac
+    case $1 in
+        --runs) runs=$2;; --name) name=$2;; --seconds) seconds=$2;; *) echo "unknown option $1" >&2; exit 2;;
+    esac
     shift 2
 done
 mkdir -p "$runs/$name"
 trap 'echo saved >>"$runs/$name/saved"; exit 143' TERM
-echo "started $(env | grep -c ^SLURM_CPU_BIND)" >>"$runs/$name/starts"
+echo "started $(env | grep 4711)" >>"$runs/$name/starts"
 [ -e "$runs/$name/summary.json" ] && exit 0
 sleep "$seconds" & wait $!
 echo "$name" >"$runs/$name/part"; mv "$runs/$name/part" "$runs/$name/last.pth"

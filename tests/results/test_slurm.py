@@ -6,14 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from results import launchers
+from results import slurm
 from results.study import main
 from tests.results import slurm_cluster
 from tests.results import small_study as small
@@ -27,209 +25,137 @@ for i in range(256):
     folder.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(folder / f"{i}.png"), np.random.default_rng(i).integers(0, 255, (32, 32, 3), dtype=np.uint8))
 """
-pytestmark = [
-    pytest.mark.skipif(bool(slurm_cluster.missing()), reason=slurm_cluster.missing()),
-    pytest.mark.filterwarnings("ignore::UserWarning:submitit"),
-]
+# What an allocation leaves in the environment; sbatch and srun would take it for options, and fail.
+ALLOCATION = {
+    "SLURM_JOB_ID": "4711", "SLURM_CPU_BIND": "mask_cpu:0x4711", "SLURM_MEM_PER_NODE": "4711000",
+    "SLURM_CPUS_PER_TASK": "4711", "SBATCH_PARTITION": "p4711", "SRUN_CPUS_PER_TASK": "4711",
+}  # fmt: skip
+SLURM = ("--slurm", "time=30", "cpus_per_task=1", "--", "--slurm-init-seconds-before-status-checks", "5")
+pytestmark = pytest.mark.skipif(bool(slurm_cluster.missing()), reason=slurm_cluster.missing())
 
 
 @pytest.fixture(scope="module")
-def slurm() -> Iterator[Path]:
+def cluster() -> Iterator[Path]:
     """The cluster's configuration."""
     with slurm_cluster.cluster() as config:
         yield config
 
 
 @pytest.fixture
-def submit(slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder from which jobs can be submitted; what is left of them is cancelled."""
-    monkeypatch.setenv("SLURM_CONF", str(slurm))
-    monkeypatch.setenv("PATH", slurm_cluster.PATH)
+    for name, value in slurm_cluster.environment(cluster).items():
+        monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launchers, "SLURM_POLL", 0.3)
-    monkeypatch.setattr(launchers, "SLURM_LAG", 3.0)
+    monkeypatch.setattr(slurm, "POLL", 0.3)
     yield tmp_path
     client("scancel", "--user=root")
-    wait_until(lambda: not client("squeue", "--noheader"))
+    small.wait_until(lambda: not client("squeue", "--noheader"), 60)
 
 
 def client(*command: str) -> str:
-    """What one of Slurm's clients says."""
+    """What one of Slurm's clients prints."""
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30).stdout.strip()
 
 
-def wait_until(condition: object, seconds: float = 60) -> None:
-    assert callable(condition)
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.1)
+def job_of(checkpoint: str) -> str:
+    """Id of the Slurm job that trains a checkpoint; empty without one."""
+    lines = client("squeue", "--noheader", "--format=%i %k").splitlines()
+    return next((line.split()[0] for line in lines if line.strip().endswith(f"pretrain_{checkpoint}")), "")
 
 
-def study(*more: str) -> int:
-    return main(["--study", "small.yaml", "--launcher", "slurm", "--slurm", "time=30", "cpus_per_task=1", *more])
-
-
-def write_one(folder: Path, seconds: int) -> None:
-    """One checkpoint, trained for so long, and one measurement of it."""
+def test_a_study(folder: Path) -> None:
+    """From inside an allocation. One job fails, one is near the end of its time, one is preempted; all others run."""
     small.write(
-        folder, checkpoints__ours__pretrain=f"--seconds {seconds}", checkpoints__ours__over={"ratio": [0]},
-        checkpoints__random=None, tasks__linear=None, tasks__knn__seeds=[0],
+        folder, checkpoints__ours__pretrain="--seconds 5", tasks__linear=None, after=["touch tables"],
+        checkpoints__broken={"name": "broken", "pretrain": "--wrong 1"},
     )  # fmt: skip
-
-
-def last(folder: Path) -> dict[str, dict[str, str]]:
-    return {line["cell"]: line for line in small.state(folder)}
-
-
-def test_a_study(submit: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    changes: dict[str, Any] = {"checkpoints__ours__pretrain": "--seconds 1", "tasks__linear": None}
-    changes["checkpoints__ours__over"] = {"ratio": [0]}
-    small.write(
-        submit, checkpoints__broken={"name": "broken", "pretrain": "--wrong 1"}, after=["touch tables"], **changes
-    )
-    assert study() == 1
-    out, _ = capsys.readouterr()
-    end = last(submit)
-    assert {cell: line["status"] for cell, line in end.items()} == {
-        "pretrain/r0": "done", "pretrain/broken": "failed",
-        **{f"knn/{name}/seed{seed}": "done" for name in ("r0", "random") for seed in (0, 1)},
-        **{f"knn/broken/seed{seed}": "not run" for seed in (0, 1)},
-    }  # fmt: skip
-    assert len(small.records(submit)) == 4
-    assert (submit / "tables").exists()
-    assert f"log: {end['pretrain/broken']['log']}" in out
-    # Arrays: what waits for nothing in one, the measurements of each checkpoint that is trained in one more.
-    arrays = {cell: line["job"].split("_")[0] for cell, line in end.items()}
-    assert arrays["pretrain/r0"] == arrays["pretrain/broken"] == arrays["knn/random/seed0"]
-    assert all(arrays[f"knn/{name}/seed0"] == arrays[f"knn/{name}/seed1"] for name in ("r0", "random", "broken"))
-    assert len(set(arrays.values())) == 3
-    files = [path.read_text() for path in (submit / "runs/study/small/slurm").glob("*submission*.sh")]
-    depend = {line.partition("afterany:")[2] for text in files for line in text.splitlines() if "--dependency" in line}
-    assert depend == {end[cell]["job"] for cell in ("pretrain/r0", "pretrain/broken")}
-    # No measurement has begun before its checkpoint was there.
-    written = (submit / "runs/r0/last.pth").stat().st_mtime
-    assert all(float(when) > written for _, ckpt, *_, when in small.starts(submit) if ckpt.startswith("runs/"))
-    # The second time only what failed goes to Slurm, and what depends on it.
-    small.write(submit, checkpoints__broken={"name": "broken", "pretrain": "--seconds 0"}, **changes)
-    assert study() == 0
-    assert "[1/3] done in 0.0 min: pretrain/broken" in capsys.readouterr().out
-    assert all(last(submit)[cell]["job"] == line["job"] for cell, line in end.items() if line["status"] == "done")
-    assert len(small.records(submit)) == 6
-
-
-def test_a_job_that_must_go_saves_and_goes_on(submit: Path) -> None:
-    """USR2 is what Slurm sends before a job's time is up; submitit requeues it."""
-    write_one(submit, 3)
-    process = small.start(submit, "--launcher", "slurm", "--slurm", "time=30", "cpus_per_task=1")
+    process = small.start(folder, *SLURM, **ALLOCATION)
     try:
-        wait_until((submit / "runs/r0/starts").exists)
-        job = last(submit)["pretrain/r0"]["job"]
-        client("scancel", "--signal=USR2", job)
-        wait_until((submit / "runs/r0/saved").exists)  # the command was told by TERM: USR2 would have killed it
-        assert not (submit / "runs/r0/last.pth").exists()
-        wait_until((submit / "runs/r0/last.pth").exists)
+        small.wait_until(lambda: all((folder / f"runs/r{i}/starts").exists() for i in (0, 1)), 60)
+        # What Slurm sends before a job's time is up, and what preemption does.
+        client("scancel", "--signal=TERM", job_of("r0"))
+        client("scontrol", "requeue", job_of("r1"))
+        out, err = process.communicate(timeout=200)
+    finally:
+        process.terminate()
+    assert process.returncode == 1, out + err
+    assert "failed: pretrain/broken: exit status 2; log: runs/study/small/pretrain/broken.log: unknown option" in err
+    assert "not run: 1 jobs\n" in err
+    assert small.receipts(folder).keys() == {
+        "pretrain/r0", "pretrain/r1", "knn/r0_seed0", "knn/r1_seed0", "knn/random_seed0",
+    }  # fmt: skip
+    assert (folder / "tables").exists()
+    for i in (0, 1):
+        assert (folder / f"runs/r{i}/trained").read_text() == "trained\n"
+        assert (folder / f"runs/r{i}/starts").read_text() == "started \nstarted \n"  # resumed, and free of ALLOCATION
+        assert (folder / f"runs/r{i}/saved").read_text() == "saved\n"
+        log = (folder / f"runs/study/small/pretrain/r{i}.log").read_text()
+        assert log.endswith("exit status 0\n")
+    assert len(small.measured(folder)) == len(small.records(folder)) == 3
+
+
+def test_a_stopped_study_cancels_its_jobs_which_save(folder: Path) -> None:
+    small.write(folder, checkpoints__ours__pretrain="--seconds 60")
+    process = small.start(folder, "--only", "r0", *SLURM)
+    try:
+        small.wait_until((folder / "runs/r0/starts").exists, 60)
+        process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
     finally:
         process.kill()
-        process.communicate()
-    assert process.returncode == 0, out + err
-    assert (submit / "runs/r0/starts").read_text() == "started\nstarted\n"
-    assert last(submit)["pretrain/r0"]["job"] == job  # the very job
-    assert len(small.records(submit)) == 1
+    assert process.returncode == 128 + signal.SIGTERM, out + err
+    assert err.endswith("stopped; the same command resumes\n")
+    small.wait_until(lambda: not client("squeue", "--noheader"), 60)  # it is not put back into the queue either
+    assert (folder / "runs/r0/saved").read_text() == "saved\n"
 
 
-def test_a_preempted_job_goes_on(submit: Path) -> None:
-    """`scontrol requeue` does what preemption does: the job is ended and put back."""
-    write_one(submit, 3)
-    process = small.start(submit, "--launcher", "slurm", "--slurm", "time=30", "cpus_per_task=1")
-    try:
-        wait_until((submit / "runs/r0/starts").exists)
-        job = last(submit)["pretrain/r0"]["job"]
-        client("scontrol", "requeue", job)
-        out, err = process.communicate(timeout=90)
-    finally:
-        process.kill()
-        process.communicate()
-    assert process.returncode == 0, out + err
-    assert last(submit)["pretrain/r0"]["job"] == job
-    assert len(small.records(submit)) == 1
+def test_a_start_waits_for_the_jobs_of_a_killed_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that run go on to their end; those that have not begun are cancelled, and so are submitted once."""
+
+    def submit(name: str, *options: str) -> str:
+        command = ("sbatch", "--parsable", f"--job-name={name}", "--output=/dev/null", *options)
+        return client(*command, "--wrap=sleep 2; touch ended")
+
+    running, other = submit("study_small_abc"), submit("study_smaller_abc", "--hold")
+    small.wait_until(lambda: client("squeue", "--noheader", "--format=%T", f"--jobs={running}") == "RUNNING")
+    pending = submit("study_small_abc", "--hold")
+    slurm.wait_for_jobs("small")
+    assert (folder / "ended").exists()
+    assert capsys.readouterr().out.startswith(f"waiting for jobs of an earlier start: {running} (scancel lets them")
+    assert client("squeue", "--noheader", "--format=%i") == other
+    assert "CANCELLED" in client("scontrol", "show", "job", pending)
 
 
-def test_a_killed_study_finds_its_jobs_again(submit: Path) -> None:
-    write_one(submit, 6)
-    process = small.start(submit, "--launcher", "slurm", "--slurm", "time=30", "cpus_per_task=1")
-    wait_until((submit / "runs/r0/starts").exists)
-    process.kill()
-    process.communicate()
-    jobs = {line["job"] for line in small.state(submit)}
-    assert study() == 0
-    assert {line["job"] for line in small.state(submit)} == jobs  # nothing was submitted twice
-    assert (submit / "runs/r0/starts").read_text() == "started\n"
-    assert len(small.records(submit)) == 1
+def test_mistakes_are_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small.write(folder)
+    for option, message in (
+        ("partitoin=gpu", "unrecognized option '--partitoin=gpu'"),
+        ("time=1-00:00:00", "time=1-00:00:00: must be a whole number of minutes"),
+        ("partition=none", "invalid partition"),
+    ):
+        assert main(["--study", "small.yaml", "--slurm", option]) == 2
+        err = capsys.readouterr().err
+        assert message in err
+        assert len(err.splitlines()) == 1
+    assert not list(folder.glob("runs/study/small/*/*"))
 
 
-def test_a_stopped_study_leaves_its_jobs_alone(submit: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_one(submit, 3)
-    process = small.start(submit, "--launcher", "slurm", "--slurm", "time=30", "cpus_per_task=1")
-    wait_until((submit / "runs/r0/starts").exists)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=20)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "stopped watching; the jobs go on (scancel --name study-small ends them)" in err
-    # Another command for a cell that is in the queue: not both.
-    write_one(submit, 4)
-    assert study() == 2
-    assert "runs another command; scancel" in capsys.readouterr().err
-    wait_until(lambda: not client("squeue", "--noheader"))
-    assert len(small.records(submit)) == 1
-
-
-def test_a_job_that_vanishes_has_failed(submit: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_one(submit, 60)
-    lock = submit / "runs/study/small/locks/pretrain.r0"
-    # As when a node dies: the job's process and its command are gone, without a word.
-    kill = (
-        "until grep -q on $0 2>/dev/null; do sleep 0.1; done; set -- $(cat $0); "
-        "kill -9 $(ps -o ppid= -p $1); kill -9 -$1"
-    )
-    with subprocess.Popen(["bash", "-c", kill, str(lock)]):
-        assert study() == 1
-    assert "left Slurm's queue without a word" in capsys.readouterr().out
-    assert {cell: line["status"] for cell, line in last(submit).items()} == {
-        "pretrain/r0": "failed", "knn/r0/seed0": "not run",
-    }  # fmt: skip
-
-
-def test_options_that_sbatch_does_not_know(submit: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small.write(submit)
-    assert study("--slurm", "partitoin=gpu") == 2
-    err = capsys.readouterr().err
-    assert "partitoin" in err
-    assert len(err.splitlines()) == 1
-    assert study("--slurm", "time=1-00:00:00") == 2
-    assert "time=1-00:00:00: must be a whole number of minutes" in capsys.readouterr().err
-    assert study("--slurm", "partition=none") == 2
-    assert "invalid partition" in capsys.readouterr().err
-    assert not (submit / "runs/study/small/state.jsonl").exists()
-
-
-def test_a_silent_controller_is_not_an_empty_queue(
-    submit: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    small.write(submit)
-    monkeypatch.setattr(launchers.Slurm, "_queue", staticmethod(lambda: None))
-    assert study() == 2
-    assert "squeue does not answer" in capsys.readouterr().err
+def test_a_silent_controller_is_not_an_empty_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "squeue").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(ValueError, match="squeue does not answer"):
+        slurm.wait_for_jobs("small")
 
 
 @pytest.mark.ddp
 @pytest.mark.slow
-def test_pretraining_over_two_agents(submit: Path) -> None:
+def test_pretraining_over_two_agents(folder: Path) -> None:
     """The sample job: two torchrun agents meet, train as two ranks, save before time is up, and go on."""
     subprocess.run([sys.executable, "-c", MAKE_IMAGES, "images"], check=True)
     words = (
-        f"--recipe my_folder --data.train {submit / 'images'} --runs {submit / 'runs'} --name two --device cpu "
+        f"--recipe my_folder --data.train {folder / 'images'} --runs {folder / 'runs'} --name two --device cpu "
         "--data.workers 0 --model.arch resnet18 --model.queue_size 64 --model.bn_groups 2 --views.size 16 "
         "--optim.batch 16 --optim.epochs 4 --optim.precision fp32 --monitor.log_every 1 --monitor.knn_every 0"
     )
@@ -238,11 +164,13 @@ def test_pretraining_over_two_agents(submit: Path) -> None:
         ["sbatch", "--parsable", *options, "pretrain/slurm.sh", *words.split()], cwd=ROOT, capture_output=True,
         text=True, check=True, env=os.environ | {"NPROC": "1", "OMP_NUM_THREADS": "1", "UNIMOCO_ENV": sys.prefix},
     )  # fmt: skip
-    job, run = done.stdout.strip(), submit / "runs/two"
+    job, run = done.stdout.strip(), folder / "runs/two"
     log = ROOT / f"slurm-pretrain-{job}.log"
-    wait_until(lambda: (run / "metrics.jsonl").exists() and '"step": 3,' in (run / "metrics.jsonl").read_text(), 120)
+    small.wait_until(
+        lambda: (run / "metrics.jsonl").exists() and '"step": 3,' in (run / "metrics.jsonl").read_text(), 120
+    )
     client("scancel", "--batch", "--signal=USR1", job)
-    wait_until(lambda: not client("squeue", "--noheader", f"--jobs={job}"), 240)
+    small.wait_until(lambda: not client("squeue", "--noheader", f"--jobs={job}"), 240)
     text = log.read_text()  # where the sample job puts it
     log.unlink()
     assert (run / "summary.json").exists(), text
