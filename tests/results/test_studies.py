@@ -18,7 +18,6 @@ from results.record import write as write_record
 from results.registry import TASKS
 from results.study import STUDIES, without_recorded
 from results.study_file import PRETRAIN, Job, Study, load
-from transfer.classification import options
 from transfer.layouts import LAYOUTS
 
 ROOT = Path(__file__).parents[2]
@@ -115,7 +114,8 @@ def test_the_scripts_take_the_commands_of_the_desk_study() -> None:
             continue
         module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
         parser = module.parser()
-        given = options.parse(parser, words) if "--recipe" in words else parser.parse_args(words)
+        parse_words = getattr(module, "parse", None) or getattr(parser, "parse", parser.parse_args)
+        given = parse_words(words)
         assert (given.ckpt, given.seeds, str(given.receipt)) == (job.ckpt, [job.seed], job.receipt)
         assert given.records == Path("results/records")
         assert job.task in TASKS
