@@ -106,7 +106,8 @@ def measured(
         mark = "" if brief else f" ({marks[task, config]})"
         grid.header.append(f"{task_title(task)}{mark}: {METRICS.get(metric, metric)}")
     grid.rows = _rows(found, columns)
-    baseline = next((i for i, one in enumerate(found.backbones.values()) if one.method == "unimoco"), None)
+    unimoco = [index for index, one in enumerate(found.backbones.values()) if one.method == "unimoco"]
+    baseline = unimoco[0] if unimoco else 0 if len(grid.rows) > 1 else None
     grid.compare(baseline)
     grid.notes = _legend(grid, baseline, {one.arch for one in found.backbones.values()})
     if not brief:
@@ -197,12 +198,12 @@ def _rows(found: Measurements, columns: list[Column]) -> list[tuple[str, list[En
 
 
 def _columns(found: Measurements) -> list[Column]:
-    """Return the columns: the metrics of the registry; of an unknown task the leading one and those with a title."""
+    """Return the columns: the leading metric and those of the registry; of an unknown task all that have a title."""
     columns = []
     for task, config in found.columns():
         rows = found.rows[(found.rows["task"] == task) & (found.rows["config_hash"] == config)]
         leading = rows.loc[rows["headline"].astype(bool), "metric"]
-        shown = TASKS[task].metrics if task in TASKS else (*leading, *METRICS)
+        shown = (*leading, *(TASKS[task].metrics if task in TASKS else METRICS))
         columns += [(task, config, metric) for metric in dict.fromkeys(shown) if metric in set(rows["metric"])]
     return columns
 

@@ -186,6 +186,18 @@ def test_a_study_of_own_tasks_alone_makes_tables(tmp_path: Path) -> None:
     assert "| swav | 25.0 (1) |" in (tmp_path / "tables" / "task-mine.md").read_text()
 
 
+def test_a_leading_metric_that_the_registry_lacks_is_shown() -> None:
+    records = [
+        record(None, None, {"knn_top1_k5": value}, task="knn", backbone_id=f"timm:{name}")
+        for name, value in (("a", 0.5), ("b", 0.6))
+    ]
+    table = grids(records)["classification"]
+    assert texts(table) == {  # without UniMoCo the first row is the baseline
+        "timm:a": {"kNN (a): knn_top1_k5": "50.0 (1)"},
+        "timm:b": {"kNN (a): knn_top1_k5": "60.0 (1) +10.0"},
+    }
+
+
 def test_cost_is_per_task_and_device(study: list[Record]) -> None:
     assert [str(entry) for entry in grids(study)["cost"].rows[0][1]] == ["resnet18", "cpu", "8", "60", "–", "10"]
 
