@@ -1,57 +1,86 @@
-"""Semantic segmentation with mmsegmentation, from a checkpoint to mIoU.
+"""Semantic segmentation: from a checkpoint to mIoU.
 
 python transfer/segment.py --ckpt runs/fashion/last.pth --task fashion-fcn           # minutes on two CPU cores
 python transfer/segment.py --ckpt X --task voc12aug-fcn-20k --data-root /data --seeds 0 1 2 3 4
 torchrun --nproc-per-node 4 transfer/segment.py --ckpt X --task cityscapes-fcn-40k --data-root /data
+WORLD_SIZE=4 python transfer/segment.py --ckpt X --task cityscapes-fcn-40k --device cuda --dry-run    # needs no GPU
 python transfer/segment.py --check
-
-Figures go to results/records/segmentation.jsonl; pictures, curve, log and checkpoints to a folder below --out.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 
-from jsonargparse import ArgumentParser
+from jsonargparse import Namespace
 
-from transfer.benchmark import run_benchmark
-from transfer.options import Formatter, add_options, add_training_options, machine, require
-from transfer.segmentation import PACKAGES, headline, quiet, task_names
+from common.cli import CommandParser
+from common.distributed import rank
+from transfer.benchmark import Measurement, measure, run_benchmark, summary
+from transfer.options import Formatter, add_options, add_training_options, require
+from transfer.segmentation.tasks import describe, find_task, quiet, task_names
+
+MOST_ROWS = 30  # of the table on the screen
 
 
-def parser() -> ArgumentParser:
-    """The options."""
-    tasks = "\n".join(f"  {task:24} {headline(task)}" for task in task_names())
-    p = ArgumentParser(
-        prog="transfer/segment.py", description=__doc__, epilog=f"tasks:\n{tasks}", formatter_class=Formatter
-    )
+def parser() -> CommandParser:
+    """Return the parser of the options."""
+    tasks = "\n".join(f"  {task:24} {describe(task)}" for task in task_names())
+    p = CommandParser("transfer/segment.py", __doc__, epilog=f"tasks:\n{tasks}", formatter_class=Formatter)
     add_options(p)
     add_training_options(p, "data")
-    p.add_argument("--accumulate", type=int, default=1, help="add up the gradients of so many batches to one step")
+    p.add_argument("--accumulate", type=int, default=1, help="batches whose gradients are accumulated per step")
     p.add_argument("--amp", action="store_true", help="mixed precision: float16 on a GPU, bfloat16 on the CPU")
     p.add_argument(
         "--cfg-options", type=str, nargs="*", default=[], metavar="KEY=VALUE",
         help="change the task's config, e.g. model.test_cfg.mode=slide "
-        "model.test_cfg.crop_size=512,512 model.test_cfg.stride=341,341; comes last and is taken as it is",
+        "model.test_cfg.crop_size=512,512 model.test_cfg.stride=341,341; applied last and unscaled",
     )  # fmt: skip
-    p.add_argument(
-        "--launcher", default="auto", help="none, pytorch (torchrun), slurm (srun), or auto: finds out which"
-    )
+    p.add_argument("--launcher", default="auto", help="none, pytorch (torchrun), slurm (srun), or auto: detect it")
     return p
 
 
+def segment(options: Namespace) -> None:
+    """Measure every seed that is not on record, and print the result."""
+    find_task(options.task)
+    if options.resume and options.force:
+        raise ValueError("--resume continues a run, --force replaces it: leave one of them out")
+    if options.dry_run and os.environ.get("RANK", "0") != "0":
+        return
+    with quiet(prints=False):  # here: --help must not wait for mmseg
+        from transfer.segmentation.devices import choose_devices
+        from transfer.segmentation.run import SegmentationRun, measure_run, plan_run, register
+
+    device, processes = choose_devices(options)
+    root = Path(options.data_root or "data").expanduser()
+    register()
+    runs = (plan_run(options, device.type, processes, seed) for seed in options.seeds)
+
+    def work(run: SegmentationRun) -> Measurement:
+        return measure_run(run, root, options)
+
+    records = measure(runs, work, options, device)
+    if records and rank() == 0:
+        few = len(records[0].metrics) <= MOST_ROWS  # the IoU of ADE20K's 150 classes is only in the record
+        print(summary(records, None if few else ("mIoU", "mAcc", "aAcc")))
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Trains, evaluates and says the result; 0, or 2 for a mistake in the input."""
-    options = parser().parse_args(arguments)
+    """Run the command; return 0, or 2 for a user's mistake."""
 
     def work() -> None:
-        if options.check:
-            print(machine(PACKAGES))
+        options = parser().parse(sys.argv[1:] if arguments is None else arguments)
         require("mmseg")
-        with quiet(prints=False):  # here, so that --help does not wait for it
-            from transfer.segmentation import session
+        if options.check:
+            with quiet(prints=False):
+                from transfer.segmentation.check import report
+                from transfer.segmentation.run import register
 
-        session.check() if options.check else session.measure_all(options)
+            register()
+            print(report())
+        else:
+            segment(options)
 
     return run_benchmark("segment", work)
 

@@ -1,1 +1,1 @@
-"""detectron2 as a library: tasks, the head of MoCo's protocol, weights with proof, training, evaluation, pictures."""
+"""Detection and instance segmentation: what every engine shares. Each engine has a folder of its own."""

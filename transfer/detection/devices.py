@@ -1,10 +1,11 @@
-"""What a run computes on, without detectron2."""
+"""The devices that a detector is trained on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
+from jsonargparse import Namespace
 
 from transfer.options import device_kind
 
@@ -16,7 +17,7 @@ class Devices:
     Attributes:
         kind: "cuda" or "cpu".
         gpus: processes on this machine; 0 on the CPU.
-        machines: machines that work together.
+        machines: number of machines that work together.
     """
 
     kind: str
@@ -25,30 +26,27 @@ class Devices:
 
     @property
     def world(self) -> int:
-        """Processes in all; a CPU counts as one."""
+        """Number of processes in all; a CPU counts as one."""
         return max(1, self.gpus) * self.machines
 
 
-def choose(device: str, gpus: int | None, machines: int = 1, machine: int = 0, url: str = "auto") -> Devices:
-    """The devices that the options ask for.
+def choose_devices(options: Namespace) -> Devices:
+    """Return the devices that the options ask for; with --dry-run they need not exist.
 
     Args:
-        device: auto, cpu or cuda.
-        gpus: on this machine; None = all.
-        machines: that work together.
-        machine: number of this one.
-        url: where several machines meet.
+        options: holds `device`, `num_gpus` (None: all), `num_machines`, `machine_rank`, `dist_url` and `dry_run`.
 
     Raises:
-        ValueError: an unknown device, fewer than asked for, or machines that cannot meet.
+        ValueError: an unknown device, fewer than asked for, or machines without a meeting point.
     """
-    there = torch.cuda.device_count()
-    kind = device_kind(device)
-    count = (there if kind == "cuda" else 0) if gpus is None else gpus
-    if (kind == "cuda" and not 1 <= count <= there) or (kind == "cpu" and count):
-        raise ValueError(f"--device {kind} --num-gpus {count}: this torch sees {there} GPUs here")
-    if not 0 <= machine < machines:
-        raise ValueError(f"--machine-rank {machine}: must lie below --num-machines {machines}")
-    if machines > 1 and (kind == "cpu" or url == "auto"):
+    available, gpus, machines = torch.cuda.device_count(), options.num_gpus, options.num_machines
+    kind = "cuda" if options.dry_run and options.device == "auto" and gpus else device_kind(options.device)
+    count = (available if kind == "cuda" else 0) if gpus is None else gpus
+    most = count if options.dry_run else available
+    if (kind == "cuda" and not 1 <= count <= most) or (kind == "cpu" and count):
+        raise ValueError(f"--device {kind} --num-gpus {count}: this torch sees {available} GPUs")
+    if not 0 <= options.machine_rank < machines:
+        raise ValueError(f"--machine-rank {options.machine_rank}: must be below --num-machines {machines}")
+    if machines > 1 and (kind == "cpu" or (options.dist_url == "auto" and not options.dry_run)):
         raise ValueError("--num-machines: several machines need GPUs and --dist-url tcp://HOST:PORT of the first")
     return Devices(kind, count, machines)

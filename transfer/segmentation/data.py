@@ -1,4 +1,4 @@
-"""The data of a task: where they lie, and whether they are what the config says before anything is trained."""
+"""Data sets of the segmentation tasks: find or make them below --data-root, and check them before training."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from PIL import Image
 from common.distributed import barrier, rank
 from transfer.layouts import require_data
 from transfer.scenes import CLASSES, PALETTE, ensure_scenes
-from transfer.segmentation.tasks import LOADERS, datasets
+from transfer.segmentation.config import LOADERS, datasets
 
-LOOKED_AT = 64  # masks of each split whose labels are read beforehand
+CHECKED = 64  # masks per split whose labels are read before training
 IGNORED = 255
 
 
-def find(cfg: Config, root: Path) -> None:
-    """Point every data set of a config below --data-root; Fashion Scenes are made where they are not there.
+def find_data(cfg: Config, root: Path) -> None:
+    """Set the folder of every data set of a config, below --data-root; Fashion Scenes are made if missing.
 
     Raises:
-        ValueError: the tree is not there or incomplete; the message says what is missing and where to get it.
+        ValueError: names what is missing and where to get it.
     """
-    told: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     if cfg.get("scenes"):
         if rank() == 0:
             ensure_scenes(root, **cfg.scenes)
         barrier()
-        told["data_root"] = str(ensure_scenes(root, **cfg.scenes))
-        told["metainfo"] = {"classes": ("background", *CLASSES), "palette": [[0, 0, 0], *PALETTE.tolist()]}
+        settings["data_root"] = str(ensure_scenes(root, **cfg.scenes))
+        settings["metainfo"] = {"classes": ("background", *CLASSES), "palette": [[0, 0, 0], *PALETTE.tolist()]}
     else:
         if cfg.get("layout"):
             require_data(cfg.layout, root)
-        told["data_root"] = str(root / cfg.data_root)
+        settings["data_root"] = str(root / cfg.data_root)
     for name in LOADERS:
         for dataset in datasets(cfg[name]):
-            dataset.update(told)
-    cfg.data_root = told["data_root"]
+            dataset.update(settings)
+    cfg.data_root = settings["data_root"]
 
 
-def check(cfg: Config) -> tuple[int, int]:
-    """Look for every image and mask, compare classes with the head, read the labels of some masks, and count.
+def check_data(cfg: Config) -> tuple[int, int]:
+    """Check that every image and mask exists, that the classes fit the head, and the labels of some masks.
 
     Returns:
-        The numbers of images to train on and to report on.
+        The number of training images and of test images.
 
     Raises:
         ValueError: names what is missing or does not fit.
@@ -55,8 +55,8 @@ def check(cfg: Config) -> tuple[int, int]:
     published = cfg.get("images")
     if published is not None and (train, val) != (published.train, published.val):
         raise ValueError(
-            f"{cfg.data_root}: {train} images to train on and {val} to report on are not the {published.train} and "
-            f"{published.val} of the published set; to go on with them, and have the record say so, add --cfg-options "
+            f"{cfg.data_root}: {train} training and {val} test images are not the {published.train} and "
+            f"{published.val} of the published set; to use them, and record that, add --cfg-options "
             f"images.train={train} images.val={val}"
         )
     return train, val
@@ -68,8 +68,8 @@ def _check_split(cfg: Config, name: str) -> int:
         entries = [dataset.get_data_info(i) for dataset in built for i in range(len(dataset))]
         paths = [Path(entry[key]) for entry in entries for key in ("img_path", "seg_map_path")]
     except (AssertionError, OSError, TypeError, LookupError, AttributeError) as error:
-        told = f"{name}.dataset cannot be read, {type(error).__name__}: {error}"
-        raise ValueError(f"{cfg.data_root}: {told}; --data-root names the folder that it lies in") from error
+        reason = f"{name}.dataset cannot be read, {type(error).__name__}: {error}"
+        raise ValueError(f"{cfg.data_root}: {reason}; --data-root names the folder above it") from error
     classes = len(built[0].metainfo["classes"] or ())
     for head in ("decode_head", "auxiliary_head"):
         found = cfg.model[head].num_classes if cfg.model.get(head) else classes
@@ -77,22 +77,21 @@ def _check_split(cfg: Config, name: str) -> int:
             raise ValueError(f"model.{head}.num_classes={found}: {cfg.data_root} has {classes} classes")
     absent = [path for path in paths if not path.is_file()]
     if absent:
-        told = f"{len(absent)} of {len(paths)} files are missing, the first is {absent[0]}"
-        raise ValueError(f"{cfg.data_root}: {told}")
+        raise ValueError(f"{cfg.data_root}: {len(absent)} of {len(paths)} files are missing, the first is {absent[0]}")
     if not entries:
         raise ValueError(f"{cfg.data_root}: no images for {name}")
-    for place in np.linspace(0, len(entries) - 1, min(LOOKED_AT, len(entries))).astype(int):
-        _check_mask(Path(entries[place]["seg_map_path"]), classes + bool(built[0].reduce_zero_label))
+    for index in np.linspace(0, len(entries) - 1, min(CHECKED, len(entries))).astype(int):
+        _check_mask(Path(entries[index]["seg_map_path"]), classes + bool(built[0].reduce_zero_label))
     return len(entries)
 
 
 def _check_mask(path: Path, classes: int) -> None:
     try:
-        labels = np.asarray(Image.open(path))  # a palette's numbers, not its colours
+        labels = np.asarray(Image.open(path))  # indices of a palette, not its colours
     except (OSError, SyntaxError, ValueError) as error:  # all that PIL raises for a broken file
         raise ValueError(f"{path}: this mask cannot be read: {error}") from error
     if labels.ndim != 2:
-        raise ValueError(f"{path}: {labels.shape} is no mask of class numbers; one channel or a palette is needed")
-    strange = sorted(set(np.unique(labels).tolist()) - set(range(classes)) - {IGNORED})
-    if strange:
-        raise ValueError(f"{path}: labels {strange[:5]} are neither below {classes} nor {IGNORED} (ignored)")
+        raise ValueError(f"{path}: {labels.shape} is no mask of class indices; it needs one channel or a palette")
+    unknown = sorted(set(np.unique(labels).tolist()) - set(range(classes)) - {IGNORED})
+    if unknown:
+        raise ValueError(f"{path}: labels {unknown[:5]} are neither below {classes} nor {IGNORED} (ignored)")

@@ -1,4 +1,4 @@
-"""What a run does besides training: the backbone at its start, figures, a progress bar, exact continuation."""
+"""mmengine hooks of a run: load the backbone, write metrics, show progress, resume exactly, keep pictures."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ from tqdm import tqdm
 
 from common.distributed import rank
 from common.run_folder import RunFolder
-from transfer.segmentation.trunk import Trunk
+from transfer.segmentation.weights import SegmentorBackbone
 
 
-class TrunkHook(Hook):
-    """Puts the backbone into the model that is about to be trained and compares every tensor.
+class BackboneHook(Hook):
+    """Loads the backbone into the model before training and compares every tensor.
 
-    It comes after `init_weights`, and does nothing where a run is resumed.
+    It runs after `init_weights`, and does nothing where a run is resumed.
     """
 
-    def __init__(self, trunk: Trunk) -> None:
-        self.trunk = trunk
+    def __init__(self, weights: SegmentorBackbone) -> None:
+        self.weights = weights
 
     def before_train(self, runner: Runner) -> None:
-        """Load, compare, and say how many tensors are equal."""
+        """Load, compare, and print how many tensors are equal."""
         if runner.iter:
             return
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        count, wanted = self.trunk.load(model), len(self.trunk.backbone.tensors)
+        count, wanted = self.weights.load(model), len(self.weights.backbone.tensors)
         if rank() == 0:
             print(f"backbone: {count} of {wanted} tensors in the built model equal those of the checkpoint", flush=True)
 
 
-class FiguresHook(Hook):
-    """Writes figures to the run folder and shows progress; stops where the loss is no number.
+class MetricsHook(Hook):
+    """Writes metrics to the run folder and shows progress; stops where the loss is not finite.
 
     Args:
         folder: gets metrics.jsonl and TensorBoard's events.
-        every: iterations between two lines of training figures.
+        every: iterations between two lines of training metrics.
         step: iterations done so far.
-        epochs: what part of the images an iteration takes.
+        epochs: epochs per iteration.
 
     Attributes:
         metrics: of the last evaluation.
@@ -58,11 +58,11 @@ class FiguresHook(Hook):
         self.metrics: dict[str, float] = {}
 
     def before_train(self, runner: Runner) -> None:
-        """Open the bar at the iterations done so far."""
+        """Open the progress bar at the iterations done so far."""
         self.bar = _bar("train", runner.max_iters, runner.iter)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Check the loss; every so often write it down with learning rate and seconds."""
+        """Check the loss; every `every` iterations write it with learning rate and seconds."""
         self.step, hub = runner.iter + 1, runner.message_hub
         loss = hub.get_scalar("train/loss").current()
         lr = hub.get_scalar("train/lr").current()
@@ -77,24 +77,24 @@ class FiguresHook(Hook):
         self.folder.add_metrics(self.step, self.step * self.epochs, values)
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Open a second bar."""
+        """Open the bar of the evaluation."""
         self.val_bar = _bar("evaluate", len(runner.val_loop.dataloader), leave=False)
 
     def after_val_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] | None = None
     ) -> None:
-        """Move it."""
+        """Advance the bar of the evaluation."""
         self.val_bar.update()
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Write the figures of an evaluation down."""
+        """Write the metrics of an evaluation."""
         self.val_bar.close()
         self.metrics = dict(metrics or {})
         values = {f"val/{name}": value for name, value in self.metrics.items()}
         self.folder.add_metrics(self.step, self.step * self.epochs, values)
 
     def after_train(self, runner: Runner) -> None:
-        """Close the bar."""
+        """Close the progress bar."""
         self.bar.close()
 
     def _latest(self) -> dict[str, str]:
@@ -106,18 +106,18 @@ def _bar(what: str, total: int, done: int = 0, leave: bool = True) -> tqdm[Any]:
 
 
 class RandomStateHook(Hook):
-    """Saves the generators with each checkpoint, so that a resumed run draws what an uninterrupted one draws.
+    """Saves the random generators with each checkpoint, so that a resumed run draws what an uninterrupted one draws.
 
-    mmengine continues model, optimiser, schedule and order of the images by itself. With this, one process without
-    data workers goes on in the same bits; workers and further processes seed themselves anew, so that their
-    augmentation and dropout differ from those of an uninterrupted run.
+    mmengine itself resumes model, optimiser, schedule and order of the images. With this hook one process without data
+    workers resumes bit-identically. Workers and further processes seed themselves at every start, so their augmentation
+    and dropout differ from those of an uninterrupted run.
     """
 
     def __init__(self) -> None:
         self.saved: dict[str, Any] | None = None
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Add the states, as builtins and tensors."""
+        """Add the states to the checkpoint, as builtins and tensors."""
         kind, keys, *rest = np.random.get_state(legacy=True)
         checkpoint["random_state"] = {
             "torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all(),
@@ -125,7 +125,7 @@ class RandomStateHook(Hook):
         }  # fmt: skip
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Set the generators that draw for the images."""
+        """Restore the generators that augmentation draws from."""
         self.saved = checkpoint["random_state"]
         kind, keys, *rest = self.saved["numpy"]
         np.random.set_state((kind, np.array(keys, np.uint32), *rest))
@@ -133,7 +133,7 @@ class RandomStateHook(Hook):
         random.setstate((version, tuple(state), gauss))
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Set torch's, from which a new data loader has taken a number meanwhile."""
+        """Restore torch's generator: a new data loader has drawn from it since the checkpoint was loaded."""
         if self.saved is None:
             return
         torch.set_rng_state(self.saved["torch"].cpu())
@@ -142,34 +142,34 @@ class RandomStateHook(Hook):
         self.saved = None
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Remember torch's: an evaluation must not change what training draws."""
+        """Save torch's generator: an evaluation must not change what training draws."""
         self.kept = torch.get_rng_state()
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Set it back."""
+        """Restore it."""
         torch.set_rng_state(self.kept)
 
 
 class ClockHook(Hook):
-    """Saves with each checkpoint what it has cost: the seconds so far, over all starts of a run.
+    """Saves with each checkpoint the seconds so far, over all starts of a run.
 
     Args:
-        earlier: seconds that the checkpoint has cost from which the run goes on.
+        earlier: seconds that the resumed checkpoint had taken; 0 for a fresh run.
     """
 
     def __init__(self, earlier: float) -> None:
         self.began = time.time() - earlier
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Add them."""
+        """Add the seconds to the checkpoint."""
         checkpoint["seconds"] = time.time() - self.began
 
 
 class PicturesHook(Hook):
-    """Keeps a handful of predictions of the last evaluation.
+    """Keeps some predictions of the last evaluation.
 
     Attributes:
-        samples: path of the image, truth and prediction, each (H, W) of class numbers.
+        samples: path of the image, truth and prediction, each (H, W) class indices.
     """
 
     def __init__(self, count: int = 8) -> None:
@@ -177,7 +177,7 @@ class PicturesHook(Hook):
         self.samples: list[tuple[str, np.ndarray, np.ndarray]] = []
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Choose batches spread over the set."""
+        """Choose batches spread evenly over the set."""
         batches = len(runner.val_loop.dataloader)
         self.chosen = set(np.linspace(0, batches - 1, min(self.count, batches)).round().astype(int).tolist())
         self.samples = []

@@ -1,7 +1,7 @@
 """What all tasks share. Stock mmengine and mmseg, save for the metric, which keeps figures unrounded and by class."""
 
 custom_imports = dict(
-    imports=["transfer.segmentation.metric", "transfer.segmentation.autocast"], allow_failed_imports=False
+    imports=["transfer.segmentation.evaluation", "transfer.segmentation.trainer"], allow_failed_imports=False
 )
 default_scope = "mmseg"
 env_cfg = dict(

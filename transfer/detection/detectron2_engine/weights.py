@@ -1,4 +1,4 @@
-"""The backbone into detectron2's model, and the proof that it is there."""
+"""Load a backbone into a detectron2 model and verify every tensor."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from converters.targets import TARGETS
 
 
 def load_backbone(model: nn.Module, backbone: Backbone) -> int:
-    """Loads the backbone the way detectron2's users do, and compares every tensor of its trunk.
+    """Load a backbone with detectron2's own loader and compare every tensor of the built model's backbone with it.
 
-    detectron2 itself only warns when names do not match, and trains from scratch.
+    detectron2 only warns when names do not match, and then trains from scratch.
 
     Returns:
-        How many tensors were compared: 100 for R18, 265 for R50.
+        The number of tensors compared: 100 for R18, 265 for R50.
 
     Raises:
-        VerificationError: names the tensors of the built model that are not the backbone's.
+        VerificationError: names the tensors of the built model that differ from the backbone's.
     """
     quiet = logging.getLogger("fvcore.common.checkpoint"), logging.getLogger("detectron2.checkpoint")
     levels = [logger.level for logger in quiet]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "backbone.pkl"
         TARGETS["detectron2"].save(backbone, path)
-        for logger in quiet:  # they list the heads, which no backbone has
+        for logger in quiet:  # they list the tensors of the heads as missing
             logger.setLevel(logging.ERROR)
         try:
             DetectionCheckpointer(model).load(str(path))
         finally:
             for logger, level in zip(quiet, levels, strict=True):
                 logger.setLevel(level)
-    # BN's step counters are never read, and detectron2's files do without them.
+    # BN's step counters are never used, and detectron2's files do not hold them.
     state = {name: tensor for name, tensor in model.state_dict().items() if not is_counter(name)}
     return backbone.compare(backbone_state(state, "detectron2"), ignore=is_counter)

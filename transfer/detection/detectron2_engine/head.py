@@ -2,7 +2,7 @@
 
 A predictor of a C4 model that was trained here needs nothing else:
 
-    import transfer.detection.head          # MODEL.ROI_HEADS.NAME: "Res5ROIHeadsExtraNorm"
+    import transfer.detection.detectron2_engine.head    # MODEL.ROI_HEADS.NAME: "Res5ROIHeadsExtraNorm"
     predictor = detectron2.engine.DefaultPredictor(cfg)
 """
 
@@ -21,17 +21,17 @@ RES5_BLOCKS = {18: 2, 34: 3, 50: 3, 101: 3, 152: 3}
 
 @ROI_HEADS_REGISTRY.register()
 class Res5ROIHeadsExtraNorm(Res5ROIHeads):
-    """detectron2's C4 head with one more batch norm behind res5 (MoCo, arXiv 1911.05722, appendix A.1).
+    """detectron2's C4 head with an extra batch norm after res5 (MoCo, arXiv 1911.05722, appendix A.1).
 
-    The norm stands before the average pool, hence box and mask head both see it. It is of the kind that
-    MODEL.RESNETS.NORM names, is initialised to 1 and 0, and no pre-trained file has it (`roi_heads.res5.norm`).
+    The norm precedes the average pool, so box and mask head both use it. It is of the kind MODEL.RESNETS.NORM, starts
+    with weight 1 and bias 0, and is in no pre-trained file (`roi_heads.res5.norm`).
 
-    Unlike detectron2's own, it also builds res5 of networks made of BasicBlocks: R18 and R34.
+    Unlike detectron2's own head, it also builds res5 of networks made of BasicBlocks: R18 and R34.
     """
 
     @classmethod
     def _build_res5_block(cls, cfg: Any) -> tuple[nn.Sequential, int]:
-        """Returns res5 with its extra norm, (R, C/2, H, W) to (R, C, H/2, W/2), and C."""
+        """Return res5 with its extra norm, (R, C/2, H, W) to (R, C, H/2, W/2), and C."""
         resnet = cfg.MODEL.RESNETS
         if resnet.DEFORM_ON_PER_STAGE[-1]:
             raise ValueError("MODEL.RESNETS.DEFORM_ON_PER_STAGE: res5 in the head has no deformable convolution")

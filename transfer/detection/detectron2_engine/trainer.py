@@ -1,12 +1,14 @@
-"""detectron2's trainer with our data order, progress, measurements and a stop where the loss is not finite.
+"""detectron2's trainer with our data order, progress bar, metrics and an error where the loss is not finite.
 
-What is random in an iteration is a function of (seed, iteration, rank): a run that was killed and resumed on the CPU
-ends in the bits of an uninterrupted one. On a GPU some of detectron2's backward passes add in any order: there, solver
-position and data order are the same and the last digits are not.
+All randomness of an iteration is a function of (seed, iteration, rank): on the CPU a run that was killed and resumed
+ends bit-identical to an uninterrupted one. On a GPU some backward passes of detectron2 sum in any order: there, solver
+state and data order are identical and the last digits are not.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +25,29 @@ from tqdm import tqdm
 
 from common.run_folder import RunFolder
 from converters import Backbone
-from transfer.detection.data import training_loader
-from transfer.detection.evaluation import Results, build_evaluator
-from transfer.detection.weights import load_backbone
+from transfer.detection.detectron2_engine.data import training_loader
+from transfer.detection.detectron2_engine.evaluation import Results, build_evaluator
+from transfer.detection.detectron2_engine.weights import load_backbone
 
 WRITE_EVERY = 10  # iterations
 
 
 class Trainer(DefaultTrainer):
-    """Trains a detector from a backbone; `results` are its figures afterwards.
+    """Trains a detector from a backbone.
 
     Args:
-        cfg: resolved (transfer/detection/config.py).
-        backbone: to start from.
+        cfg: resolved (config.py).
+        backbone: initial weights.
         folder: run folder.
-        packages: distributions whose versions are written down.
+        packages: distributions whose versions are saved.
+
+    Attributes:
+        compared: number of tensors of the built model that were verified to equal the backbone's.
+        clock: seconds of training, over all starts of the run.
     """
 
-    def __init__(self, cfg: CfgNode, backbone: Backbone, folder: Path, packages: tuple[str, ...] = ()) -> None:
-        self.folder, self.packages = RunFolder(folder), packages
+    def __init__(self, cfg: CfgNode, backbone: Backbone, folder: Path, packages: Sequence[str] = ()) -> None:
+        self.folder, self.packages, self.clock = RunFolder(folder), packages, Clock()
         super().__init__(cfg)
         self.compared = load_backbone(self.network, backbone)
         if cfg.TASK.PRECISION == "bf16":
@@ -49,22 +55,22 @@ class Trainer(DefaultTrainer):
 
     @property
     def network(self) -> nn.Module:
-        """The model itself, without what distributes it."""
+        """The model, without DistributedDataParallel."""
         return getattr(self.checkpointer.model, "module", self.checkpointer.model)
 
     @property
     def results(self) -> Results:
-        """Figures of the last evaluation."""
+        """Results of the last evaluation."""
         return self._last_eval_results
 
     def resume(self) -> int:
-        """Goes on from the run folder's newest checkpoint, if there is one; returns the iterations done."""
+        """Load the run folder's newest checkpoint, if there is one; return the number of iterations done."""
         self.resume_or_load(resume=True)
         self.data_loader.batch_sampler.start = self.start_iter
         return self.start_iter
 
     def train(self) -> None:
-        """Trains to the last iteration and evaluates."""
+        """Train to the last iteration and evaluate."""
         self.folder.start(
             yaml.safe_load(self.cfg.dump()), torch.device(self.cfg.MODEL.DEVICE), self.start_iter,
             packages=self.packages,
@@ -80,9 +86,9 @@ class Trainer(DefaultTrainer):
             self.folder.close()
 
     def build_hooks(self) -> list[HookBase | None]:
-        """detectron2's hooks, with our checkpoints, progress and writer in the place of its own."""
+        """Return detectron2's hooks with our checkpoint limit, writer, seeds, clock and progress bar."""
         built = super().build_hooks()
-        mine: list[HookBase | None] = [_Seeds(self.cfg.SEED)]
+        mine: list[HookBase | None] = [_Seeds(self.cfg.SEED), self.clock]
         for hook in built:
             if isinstance(hook, hooks.PeriodicCheckpointer):
                 hook = hooks.PeriodicCheckpointer(
@@ -94,30 +100,30 @@ class Trainer(DefaultTrainer):
         return [*mine, _Progress()] if comm.is_main_process() else mine
 
     def build_writers(self) -> list[EventWriter]:
-        """One writer: metrics.jsonl and TensorBoard."""
+        """Return one writer: metrics.jsonl and TensorBoard."""
         images = len(self.data_loader.dataset.rows)
         return [_ToFolder(self.folder, self.max_iter, self.cfg.SOLVER.IMS_PER_BATCH / images)]
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """The model, without a print-out of it."""
+        """Build the model without printing it."""
         from detectron2.modeling import build_model
 
         return build_model(cfg)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
-        """Batches that are a function of seed and iteration."""
+        """Return batches that are a function of seed and iteration."""
         return training_loader(cfg)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        """The data set's own figures."""
+        """Return the evaluator of a data set."""
         return build_evaluator(cfg, dataset_name, Path(cfg.OUTPUT_DIR))
 
 
 def train_in_bf16(model: nn.Module, device: str) -> None:
-    """Lets a model compute under bf16 autocast while it trains; it is evaluated in fp32."""
+    """Run a model's forward pass under bf16 autocast in training; it is evaluated in fp32."""
     forward = model.forward
 
     def mixed(batch: Any) -> Any:
@@ -128,7 +134,7 @@ def train_in_bf16(model: nn.Module, device: str) -> None:
 
 
 class _Seeds(HookBase):
-    """Seeds torch anew in each iteration: which regions are sampled does not depend on where a run began."""
+    """Seeds torch in each iteration, so that resuming does not change which regions are sampled."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -138,8 +144,27 @@ class _Seeds(HookBase):
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
 
 
+class Clock(HookBase):
+    """Saves the seconds of training with each checkpoint, over all starts of a run.
+
+    Attributes:
+        earlier: seconds that the resumed checkpoint had taken; 0 for a fresh run.
+    """
+
+    def __init__(self) -> None:
+        self.earlier, self.began = 0.0, time.time()
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the seconds so far."""
+        return {"seconds": self.earlier + time.time() - self.began}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Continue from the seconds of a checkpoint."""
+        self.earlier = state["seconds"]
+
+
 class _Progress(HookBase):
-    """A bar with loss, learning rate and the time that is left."""
+    """A progress bar with loss, learning rate and remaining time."""
 
     def before_train(self) -> None:
         trainer = self.trainer
@@ -156,10 +181,10 @@ class _Progress(HookBase):
 
 
 class _ToFolder(EventWriter):
-    """The newest measurements as a line of metrics.jsonl and in TensorBoard."""
+    """Writes the newest values to metrics.jsonl and TensorBoard."""
 
     def __init__(self, folder: RunFolder, iterations: int, epochs: float) -> None:
-        self.folder, self.iterations, self.epochs = folder, iterations, epochs  # epochs in an iteration
+        self.folder, self.iterations, self.epochs = folder, iterations, epochs  # epochs per iteration
 
     def write(self) -> None:
         storage = get_event_storage()

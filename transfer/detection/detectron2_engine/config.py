@@ -1,13 +1,13 @@
-"""Tasks: detectron2's configuration of one run, from the task's YAML, the backbone, the devices and the command line.
+"""Resolve a task: detectron2's configuration of one run from the YAML file, the backbone, the devices and the options.
 
-The order is: transfer/configs/detection/TASK.yaml, the network of the backbone, the schedule for the devices there
-are, and KEY VALUE pairs, which are taken as they are. What comes out is checked and frozen.
+Later steps override earlier ones: the task's YAML file, the network of the backbone, the schedule for the devices, and
+the KEY VALUE pairs of the command line. The result is checked and frozen.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,42 +15,58 @@ import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
+from common.cli import flatten
 from common.precision import autocast_dtype
 from converters import Backbone
 from converters.targets import TARGETS
 from transfer.detection.devices import Devices
-from transfer.detection.tasks import config_file
+from transfer.detection.tasks import find_task
 from transfer.scaling import Schedule, comparison, for_devices
 
-NETWORK = ("DEPTH", "NUM_GROUPS", "WIDTH_PER_GROUP", "RES2_OUT_CHANNELS")  # of MODEL.RESNETS: what a backbone decides
-# What figures do not depend on, or what a record says elsewhere.
-ASIDE = (
+NETWORK = ("DEPTH", "NUM_GROUPS", "WIDTH_PER_GROUP", "RES2_OUT_CHANNELS")  # of MODEL.RESNETS, set by the backbone
+# Settings that the metrics do not depend on, or that a record holds elsewhere.
+NOT_RECORDED = (
     "DATALOADER.NUM_WORKERS", "MODEL.DEVICE", "OUTPUT_DIR", "SEED", "SOLVER.CHECKPOINT_PERIOD",
-    "SOLVER.REFERENCE_WORLD_SIZE", "TASK.PROTOCOL", "TEST.EVAL_PERIOD", "VERSION",
+    "SOLVER.REFERENCE_WORLD_SIZE", "TASK.HEADLINE", "TEST.EVAL_PERIOD", "VERSION",
 )  # fmt: skip
 
 
 def defaults() -> CfgNode:
-    """detectron2's defaults and a node TASK of ours.
+    """Return detectron2's defaults with our node TASK.
 
-    TASK.DATA: layout of the data (transfer/layouts.py), or "fashion". TASK.PROTOCOL: its name in the record.
-    TASK.SCENES: train scenes, val scenes, size and seed of Fashion Scenes. TASK.PRECISION: of training: fp32, bf16, or
-    auto, which is bf16 where the device is fast at it; SOLVER.AMP.ENABLED is detectron2's own fp16.
+    TASK.DATA: data set tree (transfer/layouts.py), or "fashion". TASK.HEADLINE: the main metric. TASK.SCENES: training
+    scenes, test scenes, size and seed of Fashion Scenes. TASK.PRECISION: of training; fp32, bf16, or auto, which is
+    bf16 where the device computes it fast. SOLVER.AMP.ENABLED is detectron2's own fp16.
     """
     cfg = get_cfg()
-    cfg.TASK = CfgNode({"DATA": "", "PROTOCOL": "", "SCENES": [], "PRECISION": "fp32"})
+    cfg.TASK = CfgNode({"DATA": "", "HEADLINE": "bbox/AP", "SCENES": [], "PRECISION": "fp32"})
     return cfg
 
 
 def read_task(task: str) -> CfgNode:
-    """A task as its YAML gives it.
+    """Read a task as its YAML file states it.
+
+    Args:
+        task: a name or a path.
 
     Raises:
-        ValueError: no such task.
+        ValueError: no such task, or a file with unknown settings.
     """
-    file = config_file(task)
-    cfg = defaults()
-    cfg.merge_from_file(str(file))
+    file, cfg = find_task(task), defaults()
+    try:
+        cfg.merge_from_file(str(file), allow_unsafe=False)
+    except (AssertionError, AttributeError, KeyError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"--task {task}: {file} is not a config of detectron2: {_one_line(error)}") from error
+    if cfg.SOLVER.REFERENCE_WORLD_SIZE < 1:
+        raise ValueError(f"{file}: set SOLVER.REFERENCE_WORLD_SIZE to the number of devices that the schedule is for")
+    return cfg
+
+
+def as_published(task: str) -> CfgNode:
+    """Return a task as it is published: for its reference number of devices and its own network."""
+    cfg = read_task(task)
+    if cfg.SOLVER.REFERENCE_WORLD_SIZE == 1:
+        _without_sync(cfg)
     return cfg
 
 
@@ -58,25 +74,25 @@ def resolve(
     task: str, backbone: Backbone, devices: Devices, seed: int, overrides: Sequence[str] = (), batch: int | None = None,
     scale: bool = True,
 ) -> tuple[CfgNode, str]:  # fmt: skip
-    """Resolves the configuration of one run.
+    """Resolve the configuration of one run.
 
     Args:
-        task: its name (transfer/detection/tasks.py).
-        backbone: what is measured; its network takes the place of the task's.
+        task: a name or the path of a YAML file.
+        backbone: what is measured; its network replaces the task's.
         devices: what it runs on.
         seed: of everything random.
-        overrides: KEY VALUE KEY VALUE …
-        batch: images an iteration over all devices; None: as many a device as published.
-        scale: whether the schedule follows the batch.
+        overrides: KEY VALUE KEY VALUE ...
+        batch: images per iteration over all devices; None: per device as many as published.
+        scale: scale the schedule to the batch.
 
     Returns:
-        The frozen configuration, and what was changed, for the screen.
+        The frozen configuration, and a description of what was changed.
 
     Raises:
         ValueError: names the setting that is wrong and the fix.
     """
     cfg = read_task(task)
-    told = [*_take_network(cfg, backbone), *_schedule(cfg, devices, batch, scale)]
+    changes = [*_set_network(cfg, backbone), *_scale_schedule(cfg, devices, batch, scale)]
     if devices.kind == "cpu":
         cfg.DATALOADER.NUM_WORKERS = 0
     cfg.MODEL.DEVICE = devices.kind
@@ -84,15 +100,15 @@ def resolve(
     cfg.SEED = seed
     cfg.MODEL.WEIGHTS = ""  # the backbone is loaded and compared by transfer/detection/weights.py
     if devices.world == 1 and (swapped := _without_sync(cfg)):
-        told.append(f"one process: BN in place of SyncBN in {', '.join(swapped)}")
-    _precision(cfg)
+        changes.append(f"one process: BN replaces SyncBN in {', '.join(swapped)}")
+    _set_precision(cfg)
     _check(cfg, backbone, devices)
     cfg.freeze()
-    return cfg, "\n".join(told)
+    return cfg, "\n".join(changes)
 
 
-def _take_network(cfg: CfgNode, backbone: Backbone) -> list[str]:
-    """Sets MODEL.RESNETS to the backbone's network."""
+def _set_network(cfg: CfgNode, backbone: Backbone) -> list[str]:
+    """Set MODEL.RESNETS to the backbone's network; return what changed."""
     settings = expected_settings(backbone)
     changed = []
     for name in NETWORK:
@@ -104,7 +120,7 @@ def _take_network(cfg: CfgNode, backbone: Backbone) -> list[str]:
 
 
 def expected_settings(backbone: Backbone) -> dict[str, Any]:
-    """The settings of detectron2 that belong to a backbone, by dotted key, as converters writes them.
+    """Return the settings of detectron2 that a backbone needs, by dotted key, as converters writes them.
 
     Raises:
         ValueError: detectron2 has no such network.
@@ -116,17 +132,15 @@ def expected_settings(backbone: Backbone) -> dict[str, Any]:
     return {key: value for key, value in flat(yaml.safe_load(text)).items() if key != "VERSION"}
 
 
-def _schedule(cfg: CfgNode, devices: Devices, batch: int | None, scale: bool) -> list[str]:
+def _scale_schedule(cfg: CfgNode, devices: Devices, batch: int | None, scale: bool) -> list[str]:
     solver = cfg.SOLVER
-    before = Schedule(
-        solver.IMS_PER_BATCH, solver.BASE_LR, solver.WARMUP_ITERS, tuple(solver.STEPS), solver.MAX_ITER
-    )  # fmt: skip
+    before = Schedule(solver.IMS_PER_BATCH, solver.BASE_LR, solver.WARMUP_ITERS, tuple(solver.STEPS), solver.MAX_ITER)
     published = solver.REFERENCE_WORLD_SIZE
-    solver.REFERENCE_WORLD_SIZE = 0  # so that detectron2's trainer does not scale once more
+    solver.REFERENCE_WORLD_SIZE = 0  # else detectron2's trainer would scale again
     if not scale:
         if batch is not None:
             raise ValueError("--batch changes the schedule and --no-scale keeps it: leave one of them out")
-        return [f"--no-scale: the schedule for {published} devices as it is"] if devices.world != published else []
+        return [f"--no-scale: the schedule for {published} devices is kept"] if devices.world != published else []
     after = for_devices(before, published, devices.world, batch)
     solver.IMS_PER_BATCH, solver.BASE_LR, solver.WARMUP_ITERS = after.batch, after.lr, after.warmup
     solver.STEPS, solver.MAX_ITER = after.steps, after.iterations
@@ -152,22 +166,27 @@ def _override(cfg: CfgNode, overrides: Sequence[str], scale: bool) -> None:
         try:
             cfg.merge_from_list([key, value])
         except (AssertionError, KeyError, ValueError) as error:
-            told = " ".join(str(error).split()).strip("'\"")
-            raise ValueError(f"{key} {value}: not a setting of detectron2 ({told})") from error
+            raise ValueError(f"{key} {value}: not a setting of detectron2 ({_one_line(error)})") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).strip("'\"")
 
 
 def _without_sync(cfg: CfgNode) -> list[str]:
-    """Puts BN in the place of synchronised BN, which wants several processes; returns the keys."""
+    """Replace synchronised batch norm, which needs several processes, by BN; return the keys."""
     synced = sorted(k for k, v in flat(cfg).items() if k.endswith(".NORM") and v in ("SyncBN", "naiveSyncBN"))
     for key in synced:
         cfg.merge_from_list([key, "BN"])
     return synced
 
 
-def _precision(cfg: CfgNode) -> None:
+def _set_precision(cfg: CfgNode) -> None:
     if cfg.TASK.PRECISION not in ("fp32", "bf16", "auto"):
         raise ValueError(f"TASK.PRECISION {cfg.TASK.PRECISION}: use fp32, bf16 or auto")
     if cfg.TASK.PRECISION == "auto":
+        if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():  # --dry-run plans for GPUs elsewhere
+            raise ValueError("TASK.PRECISION auto depends on the GPU: add TASK.PRECISION bf16 or fp32")
         fast = autocast_dtype("auto", torch.device(cfg.MODEL.DEVICE))
         cfg.TASK.PRECISION = "fp32" if fast is None else "bf16"
     if cfg.SOLVER.AMP.ENABLED and (cfg.MODEL.DEVICE != "cuda" or cfg.TASK.PRECISION != "fp32"):
@@ -187,25 +206,25 @@ def _check(cfg: CfgNode, backbone: Backbone, devices: Devices) -> None:
         raise ValueError(f"SOLVER.IMS_PER_BATCH {solver.IMS_PER_BATCH}: not a multiple of {devices.world} processes")
     if solver.MAX_ITER < 1:
         raise ValueError(f"SOLVER.MAX_ITER {solver.MAX_ITER}: must be at least 1")
-    if any(step >= solver.MAX_ITER for step in solver.STEPS):  # a shortened run keeps its first learning rate
+    if any(step >= solver.MAX_ITER for step in solver.STEPS):  # of a shortened run
         solver.STEPS = tuple(step for step in solver.STEPS if step < solver.MAX_ITER)
 
 
 def for_record(cfg: CfgNode) -> dict[str, Any]:
-    """What the figures depend on: each setting that is not detectron2's default, by dotted key."""
+    """Return what the metrics depend on: each setting that is not detectron2's default, by dotted key."""
     before = flat(defaults())
-    return {key: value for key, value in flat(cfg).items() if key not in ASIDE and value != before.get(key)}
+    return {key: value for key, value in flat(cfg).items() if key not in NOT_RECORDED and value != before.get(key)}
 
 
-def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested mapping as one level of dotted keys; tuples become lists, as YAML has them."""
-    rows: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            rows |= flat(value, f"{prefix}{key}.")
-        else:
-            rows[f"{prefix}{key}"] = _plain(value)
-    return rows
+def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the recorded settings that differ, with both values; the arguments are from `flat`."""
+    keys = [key for key in sorted(after | before) if key not in NOT_RECORDED and after.get(key) != before.get(key)]
+    return {key: (before.get(key), after.get(key)) for key in keys}
+
+
+def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Flatten a nested mapping to dotted keys; tuples become lists, as in YAML."""
+    return {key: _plain(value) for key, value in flatten(tree).items()}
 
 
 def _plain(value: Any) -> Any:
@@ -213,7 +232,7 @@ def _plain(value: Any) -> Any:
 
 
 def with_output(cfg: CfgNode, folder: Path) -> CfgNode:
-    """The configuration with its run folder."""
+    """Return the configuration with its run folder set."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.OUTPUT_DIR = str(folder)
@@ -222,6 +241,6 @@ def with_output(cfg: CfgNode, folder: Path) -> CfgNode:
 
 
 def packages() -> tuple[str, ...]:
-    """Distributions whose versions belong to a figure: detectron2 goes by several names."""
+    """Return the distributions whose versions are recorded; detectron2's has several names."""
     installed = importlib.metadata.packages_distributions()["detectron2"]
     return (*dict.fromkeys(installed), "faster-coco-eval", "pycocotools")

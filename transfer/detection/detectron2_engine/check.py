@@ -1,0 +1,63 @@
+"""What works on this machine: versions, devices, operators of detectron2, data sets."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from tabulate import tabulate
+
+from transfer.detection.data import CITYSCAPES
+from transfer.layouts import LAYOUTS
+from transfer.options import machine, require
+
+
+def report(root: Path) -> str:
+    """Return two tables for the screen: versions and devices, and what works and what it is for.
+
+    Args:
+        root: --data-root.
+    """
+    names = importlib.metadata.packages_distributions().get("detectron2", ["detectron2"])
+    rows = [[name, _try(work), use] for name, work, use in _PARTS]
+    for name, layout in LAYOUTS.items():
+        missing = layout.missing(root)
+        found = f"lacks {len(missing)} of {len(layout.parts)} parts" if missing else "found"
+        rows.append([f"data: {name}", found, str(root)])
+    parts = tabulate(rows, headers=["", "works", ""])
+    return f"{machine([*dict.fromkeys(names), 'faster-coco-eval', 'pycocotools'])}\n\n{parts}"
+
+
+def _try(work: Callable[[], object]) -> str:
+    """Return "works", or the start of the error message."""
+    try:
+        work()
+    except Exception as error:  # noqa: BLE001  whatever is wrong with it is the answer
+        return f"no: {' '.join(str(error).split())[:60]}"
+    return "works"
+
+
+def _roi_align() -> None:
+    from detectron2.layers import ROIAlign
+
+    ROIAlign((7, 7), 0.25, 0)(torch.rand(1, 4, 32, 32), torch.tensor([[0.0, 4.0, 4.0, 60.0, 60.0]]))
+
+
+def _nms() -> None:
+    from detectron2.layers import batched_nms
+
+    batched_nms(torch.rand(4, 4).cumsum(1), torch.rand(4), torch.zeros(4), 0.5)
+
+
+_HEAD = "transfer.detection.detectron2_engine.head"
+_PARTS = (
+    ("RoIAlign", _roi_align, "all R-CNN tasks; torchvision's"),
+    ("NMS", _nms, "all tasks; torchvision's"),
+    ("Res5ROIHeadsExtraNorm", partial(importlib.import_module, _HEAD), "C4 tasks; this project's"),
+    ("detectron2._C", partial(importlib.import_module, "detectron2._C"), "deformable, rotated operators: no task here"),
+    ("cityscapesscripts", partial(require, "cityscapesscripts", CITYSCAPES), "cityscapes-instance"),
+)
