@@ -42,11 +42,10 @@ def parser() -> CommandParser:
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Return the options, and the KEY VALUE pairs after them: from the first word that looks like a key."""
-    for i, word in enumerate(arguments):
-        if SETTING.fullmatch(word):
-            return arguments[:i], arguments[i:]
-    return arguments, []
+    """Return the options and the KEY VALUE pairs: the words from the first that looks like a key to the next option."""
+    start = next((i for i, word in enumerate(arguments) if SETTING.fullmatch(word)), len(arguments))
+    stop = next((i for i in range(start, len(arguments)) if arguments[i].startswith("--")), len(arguments))
+    return arguments[:start] + arguments[stop:], arguments[start:stop]
 
 
 def data_root(options: Namespace) -> Path:

@@ -1,4 +1,4 @@
-"""Where detectron2 and mmsegmentation expect public data sets, and what to do where they are not."""
+"""The folder trees in which detectron2 and mmsegmentation expect public data sets, and where to get them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Layout:
-    """What must lie below the data root.
+    """The tree of a data set below --data-root.
 
     Attributes:
         parts: patterns of files; each must match at least one file that is not empty.
-        tree: the same, short enough to be printed.
-        source: where to get it.
+        tree: the same in short, for messages.
+        source: where to get the data set.
     """
 
     parts: tuple[str, ...]
@@ -21,7 +21,7 @@ class Layout:
     source: str
 
     def missing(self, root: Path) -> list[str]:
-        """Patterns without a file below `root`."""
+        """Return the patterns without a file below `root`."""
         return [part for part in self.parts if not _found(root, part)]
 
 
@@ -107,15 +107,17 @@ LAYOUTS = {
 
 
 def require_data(name: str, root: Path) -> None:
-    """Checks that a data set lies below `root` as its readers expect it.
+    """Check that a data set is complete.
 
     Args:
         name: key of LAYOUTS.
         root: --data-root.
 
     Raises:
-        ValueError: names what is missing, the layout expected and where to get it.
+        ValueError: an unknown name; or names what is missing, the tree expected and where to get it.
     """
+    if name not in LAYOUTS:
+        raise ValueError(f"no data set tree is named {name!r}: use {', '.join(LAYOUTS)}")
     layout = LAYOUTS[name]
     if missing := layout.missing(root):
         raise ValueError(

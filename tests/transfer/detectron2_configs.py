@@ -1,7 +1,8 @@
-"""Resolved configurations against the protocols, and what options make of them. Run by test_detect.py on its own."""
+"""Resolved configurations against the protocols, options and titles. Run by test_detect.py in a process of its own."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,17 +10,18 @@ import yaml
 
 from converters.backbone import Backbone
 from transfer.benchmark import read_checkpoint
-from transfer.detection import config
-from transfer.detection.config import flat, for_record, resolve
+from transfer.detection.detectron2_engine import config
+from transfer.detection.detectron2_engine.config import flat, for_record, resolve
+from transfer.detection.detectron2_engine.title import compose_title
 from transfer.detection.devices import Devices
-from transfer.detection.tasks import TASKS, config_file, headline
+from transfer.detection.tasks import describe, find_task, task_names
 
 R18, R50 = (read_checkpoint(f"random:{arch}", 0) for arch in ("resnet18", "resnet50"))
 EIGHT = Devices("cuda", 8)
 ONE, CPU = Devices("cuda", 1), Devices("cpu", 0)
 
-# Written out from the sources that protocols name (MoCo's detection code and paper, PyContrast, mmselfsup, SoCo), not
-# from our YAML. What stands here is compared key by key with what the task resolves to on eight GPUs.
+# Copied from the sources that the tasks name (MoCo's detection code and paper, PyContrast, mmselfsup, SoCo), not from
+# our YAML files. The values are compared key by key with what a task resolves to on eight GPUs.
 COMMON: dict[str, Any] = {
     "INPUT.FORMAT": "RGB", "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53], "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
     "MODEL.RESNETS.DEPTH": 50, "MODEL.RESNETS.STRIDE_IN_1X1": False, "MODEL.BACKBONE.FREEZE_AT": 0,
@@ -115,7 +117,7 @@ def resolved(task: str, backbone: Backbone = R50, devices: Devices = EIGHT, **op
 
 
 def test_every_paper_scale_task_has_its_protocol_here() -> None:
-    assert {task for task in TASKS if not task.startswith("fashion")} == PROTOCOLS.keys()
+    assert {task for task in task_names() if not task.startswith("fashion")} == PROTOCOLS.keys()
 
 
 @pytest.mark.parametrize("task", PROTOCOLS)
@@ -124,49 +126,50 @@ def test_a_task_is_its_protocol(task: str) -> None:
     wanted = COMMON | PROTOCOLS[task]
     differ = {key: (found.get(key, "absent"), value) for key, value in wanted.items() if found.get(key) != value}
     assert not differ
-    # … and what is no default of detectron2 is written out above: nothing else was changed
+    # and every setting that differs from detectron2's default is listed above: nothing else was changed
     before = flat(config.defaults())
     changed = {key for key, value in found.items() if value != before[key]}
-    aside = {"SEED", "TASK.DATA", "TASK.PROTOCOL", "SOLVER.REFERENCE_WORLD_SIZE", "VERSION", "OUTPUT_DIR"}
+    aside = {"SEED", "TASK.DATA", "TASK.HEADLINE", "SOLVER.REFERENCE_WORLD_SIZE", "VERSION", "OUTPUT_DIR"}
     assert changed - wanted.keys() - aside == set()
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_a_config_opens_with_command_cost_and_figures(task: str) -> None:
-    head = [line for line in config_file(task).read_text().splitlines() if line.startswith("# ")]
+@pytest.mark.parametrize("task", task_names())
+def test_a_config_opens_with_command_cost_and_published_scores(task: str) -> None:
+    head = [line for line in find_task(task).read_text().splitlines() if line.startswith("# ")]
     assert head[0].startswith("# python transfer/detect.py --ckpt CHECKPOINT --task " + task)
-    assert any(line.startswith("# Cost: some ") for line in head)
-    assert any(line.startswith(("# Published", "# Measured here")) for line in head)
-    assert headline(task) in head[1]
-    assert resolved(task)["TASK.PROTOCOL"]
+    assert any(line.startswith("# Cost: about ") for line in head)
+    assert any(line.startswith("# Published") for line in head)
+    assert describe(task) in head[1]
+    found = config.read_task(task).TASK.HEADLINE
+    assert found == {"coco-keypoint-2x": "keypoints/AP", "cityscapes-instance": "segm/AP"}.get(task, "bbox/AP")
 
 
 def test_one_process_gets_plain_batch_norm_and_a_scaled_schedule() -> None:
-    cfg, told = resolve("coco-fpn-b-1x", R50, ONE, 0)
+    cfg, changes = resolve("coco-fpn-b-1x", R50, ONE, 0)
     norms = {key: value for key, value in flat(cfg).items() if key.endswith(".NORM") and value}
-    assert set(norms.values()) - {"GN"} == {"BN"}  # GN: a head that is not there
-    assert "one process: BN in place of SyncBN in MODEL.FPN.NORM, MODEL.RESNETS.NORM, MODEL.ROI_BOX_HEAD.NORM" in told
+    assert set(norms.values()) - {"GN"} == {"BN"}  # GN: a head that is not built
+    assert "one process: BN replaces SyncBN in MODEL.FPN.NORM, MODEL.RESNETS.NORM, MODEL.ROI_BOX_HEAD.NORM" in changes
     solver = cfg.SOLVER
     assert (solver.IMS_PER_BATCH, solver.BASE_LR, solver.WARMUP_ITERS) == (2, 0.0025, 8000)
     assert (solver.STEPS, solver.MAX_ITER, solver.REFERENCE_WORLD_SIZE) == ((480_000, 640_000), 720_000, 0)
-    assert "90000" in told
-    assert "720000" in told
+    assert "90000" in changes
+    assert "720000" in changes
     assert resolved("coco-fpn-b-1x", devices=CPU)["MODEL.DEVICE"] == "cpu"
 
 
 def test_the_schedule_can_be_kept_or_batched() -> None:
-    kept, told = resolve("coco-c4-1x", R50, ONE, 0, scale=False)
+    kept, changes = resolve("coco-c4-1x", R50, ONE, 0, scale=False)
     assert (kept.SOLVER.IMS_PER_BATCH, kept.SOLVER.MAX_ITER, kept.SOLVER.BASE_LR) == (16, 90_000, 0.02)
-    assert "--no-scale: the schedule for 8 devices as it is" in told
+    assert "--no-scale: the schedule for 8 devices is kept" in changes
     batched = resolved("coco-c4-1x", devices=Devices("cuda", 8, 2), batch=64)
     assert (batched["SOLVER.IMS_PER_BATCH"], batched["SOLVER.BASE_LR"]) == (64, 0.08)
     assert batched["MODEL.RESNETS.NORM"] == "SyncBN"
 
 
 def test_the_network_is_the_checkpoints() -> None:
-    cfg, told = resolve("coco-c4-1x", R18, EIGHT, 0)
+    cfg, changes = resolve("coco-c4-1x", R18, EIGHT, 0)
     assert (cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS) == (18, 64)
-    assert "MODEL.RESNETS.DEPTH 50 → 18" in told
+    assert "MODEL.RESNETS.DEPTH 50 → 18" in changes
     wide = resolved("coco-fpn-1x", read_checkpoint("random:resnext50_32x4d", 0))
     assert (wide["MODEL.RESNETS.NUM_GROUPS"], wide["MODEL.RESNETS.WIDTH_PER_GROUP"]) == (32, 4)
 
@@ -207,13 +210,61 @@ def test_what_detectron2_cannot_build_is_refused() -> None:
         resolve("fashion-fpn", read_checkpoint("random:resnet18_cifar", 0), CPU, 0)
 
 
-def test_a_record_tells_what_figures_depend_on() -> None:
+def test_a_record_holds_what_the_metrics_depend_on() -> None:
     cfg = resolve("fashion-fpn", R18, CPU, 0)[0]
-    told = for_record(cfg)
-    assert told["SOLVER.MAX_ITER"] == cfg.SOLVER.MAX_ITER
-    assert told["TASK.SCENES"] == [2000, 500, 128, 0]
-    assert told["MODEL.RESNETS.NORM"] == "BN"
-    assert not {"OUTPUT_DIR", "SEED", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS"} & told.keys()
-    assert yaml.safe_load(yaml.safe_dump(told)) == told
+    recorded = for_record(cfg)
+    assert recorded["SOLVER.MAX_ITER"] == cfg.SOLVER.MAX_ITER
+    assert recorded["TASK.SCENES"] == [2000, 500, 128, 0]
+    assert recorded["MODEL.RESNETS.NORM"] == "BN"
+    assert not {"OUTPUT_DIR", "SEED", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS"} & recorded.keys()
+    assert yaml.safe_load(yaml.safe_dump(recorded)) == recorded
     other = for_record(resolve("fashion-fpn", R18, CPU, 0, ["DATALOADER.NUM_WORKERS", "1"])[0])
-    assert other == told
+    assert other == recorded
+
+
+def title(task: str, arch: str, devices: Devices, *overrides: str) -> str:
+    return compose_title(task, resolve(task, read_checkpoint(f"random:{arch}", 0), devices, 0, overrides)[0])
+
+
+def test_a_task_as_published_has_a_title_without_changes() -> None:
+    assert title("coco-c4-1x", "resnet50", EIGHT) == (
+        "Mask R-CNN R50-C4 with extra norm, SyncBN in backbone, coco_2017_train to coco_2017_val, "
+        "90000 iterations of 16, lr 0.02, fp32"
+    )
+    for task in task_names():
+        arch, devices = ("resnet18", CPU) if task.startswith("fashion") else ("resnet50", EIGHT)
+        assert "changed" not in title(task, arch, devices), task
+    assert len({title(task, "resnet50", EIGHT) for task in PROTOCOLS}) == len(PROTOCOLS)
+
+
+@pytest.mark.parametrize(("arch", "network"), [("resnet18", "R18"), ("resnet50", "R50"), ("resnet101", "R101")])
+def test_coco_c4_1x_on_one_process_does_not_carry_the_published_title(arch: str, network: str) -> None:
+    line, _, changes = title("coco-c4-1x", arch, ONE).partition("; changed: ")
+    assert line.startswith(f"Mask R-CNN {network}-C4 with extra norm, BN in backbone, ")
+    assert "SyncBN" not in line
+    assert "720000 iterations of 2, lr 0.0025" in line
+    assert {"MODEL.RESNETS.NORM=BN", "SOLVER.IMS_PER_BATCH=2"} <= set(changes.split())
+    assert ("MODEL.RESNETS.DEPTH=" in changes) == (arch != "resnet50")
+
+
+def test_a_network_or_an_option_alone_changes_the_title() -> None:
+    assert title("coco-c4-1x", "resnet101", EIGHT).endswith("; changed: MODEL.RESNETS.DEPTH=101")
+    assert title("coco-fpn-1x", "resnext50_32x4d", EIGHT).startswith("Mask R-CNN X50-32x4d-FPN")
+    changed = title("coco-fpn-b-1x", "resnet50", EIGHT, "MODEL.ROI_BOX_HEAD.NORM", "GN")
+    assert "SyncBN in backbone, FPN, mask head, GN in box head" in changed
+    assert changed.endswith("; changed: MODEL.ROI_BOX_HEAD.NORM=GN")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("MODEL: [", "mine.yaml: not a config of detectron2"),
+        ("TASK:\n  PROTOKOL: x", "mine.yaml: not a config of detectron2: .*TASK.PROTOKOL"),
+        ("_BASE_: no_such.yaml", "mine.yaml: not a config of detectron2|no_such.yaml"),
+        ("VERSION: 2", "mine.yaml: set SOLVER.REFERENCE_WORLD_SIZE"),
+    ],
+)
+def test_a_mistake_in_a_user_s_config_is_named(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises((ValueError, OSError), match=message):
+        config.read_task(str(tmp_path / "mine.yaml"))

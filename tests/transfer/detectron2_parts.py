@@ -1,4 +1,4 @@
-"""Head, weights, data order and figures against detectron2's and pycocotools' own. Run by test_detect.py on its own."""
+"""Head, weights, data order and metrics against detectron2's and pycocotools'. Run by test_detect.py."""
 
 from __future__ import annotations
 
@@ -25,13 +25,15 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch.multiprocessing.spawn import ProcessRaisedException
 
-import transfer.detection.head  # noqa: F401
+import transfer.detection.detectron2_engine.head  # noqa: F401
 from converters import VerificationError
 from transfer.benchmark import read_checkpoint
-from transfer.detection import data, run, weights
-from transfer.detection.config import resolve
+from transfer.detect import parser
+from transfer.detection.detectron2_engine import data, run, weights
+from transfer.detection.detectron2_engine.config import resolve
+from transfer.detection.detectron2_engine.evaluation import VocEvaluator
 from transfer.detection.devices import Devices
-from transfer.detection.evaluation import VocEvaluator, coco_metrics, shares
+from transfer.detection.evaluation import coco_metrics, fractions
 
 CPU = Devices("cpu", 0)
 
@@ -49,7 +51,7 @@ def settings(task: str, arch: str) -> CfgNode:
         ("coco-retinanet-1x", "resnet18", 100),
     ],
 )
-def test_every_tensor_of_the_trunk_is_loaded_and_compared(task: str, arch: str, count: int) -> None:
+def test_every_tensor_of_the_backbone_is_loaded_and_compared(task: str, arch: str, count: int) -> None:
     backbone = read_checkpoint(f"random:{arch}", 7)
     model = build_model(settings(task, arch))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -61,7 +63,7 @@ def test_every_tensor_of_the_trunk_is_loaded_and_compared(task: str, arch: str, 
 
 
 def test_a_built_model_that_is_not_the_backbone_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """detectron2's own loader warns and goes on when a file's names do not match: here that stops the run."""
+    """detectron2's own loader only warns when a file's names do not match: here that stops the run."""
     backbone = read_checkpoint("random:resnet18", 7)
     model = build_model(settings("coco-fpn-1x", "resnet18"))
     weights.load_backbone(model, backbone)
@@ -122,15 +124,15 @@ def test_batches_are_detectron2s_own_from_any_start(start: int) -> None:
     assert [[image for _, image in batch] for batch in itertools.islice(ours, 30 - start)] == theirs[start:]
 
 
-def test_an_image_is_augmented_by_its_place_alone() -> None:
+def test_augmentation_depends_on_the_position_alone() -> None:
     def jitter(row: dict[str, Any]) -> dict[str, Any]:
         return row | {"flip": np.random.rand()}
 
     images = data.Augmented([{"name": i} for i in range(5)], jitter, seed=3)
     np.random.seed(0)
-    first = [images[place, place % 5]["flip"] for place in range(10)]
+    first = [images[position, position % 5]["flip"] for position in range(10)]
     np.random.seed(1)
-    assert [images[place, place % 5]["flip"] for place in reversed(range(10))] == first[::-1]
+    assert [images[position, position % 5]["flip"] for position in reversed(range(10))] == first[::-1]
     assert len(set(first)) == 10
     assert data.Augmented([{"name": 0}], jitter, seed=4)[0, 0]["flip"] != first[0]
 
@@ -171,7 +173,7 @@ def _disc(left: float, top: float, side: float) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_figures_are_pycocotools(kind: str, seed: int, tmp_path: Path) -> None:
+def test_metrics_are_pycocotools(kind: str, seed: int, tmp_path: Path) -> None:
     truth, found = scattered(seed)
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     ours = coco_metrics(FastCOCO(str(tmp_path / "truth.json"), print_function=print), found, kind)
@@ -184,13 +186,13 @@ def test_figures_are_pycocotools(kind: str, seed: int, tmp_path: Path) -> None:
     wanted = dict(zip(("AP", "AP50", "AP75", "APs", "APm", "APl"), 100 * theirs.stats[:6], strict=True))
     assert {name: ours[name] for name in wanted} == pytest.approx(wanted, abs=1e-9)
     assert 1 < wanted["AP"] < 99
-    for place, name in enumerate(f"AP-class {i}" for i in range(1, 5)):
-        curve = theirs.eval["precision"][:, :, place, 0, 2]
+    for index, name in enumerate(f"AP-class {i}" for i in range(1, 5)):
+        curve = theirs.eval["precision"][:, :, index, 0, 2]
         mean = 100 * curve[curve > -1].mean() if (curve > -1).any() else float("nan")
         assert ours[name] == pytest.approx(mean, abs=1e-9, nan_ok=True)
     assert np.isnan(ours["AP-class 4"])
-    assert "bbox/AP-class 4" not in shares({"bbox": ours})
-    assert shares({"bbox": ours})["bbox/AP"] == pytest.approx(wanted["AP"] / 100)
+    assert "bbox/AP-class 4" not in fractions({"bbox": ours})
+    assert fractions({"bbox": ours})["bbox/AP"] == pytest.approx(wanted["AP"] / 100)
 
 
 def test_keypoints_are_pycocotools(tmp_path: Path) -> None:
@@ -221,7 +223,7 @@ def test_keypoints_are_pycocotools(tmp_path: Path) -> None:
 
 
 def test_lvis_counts_what_it_should(tmp_path: Path) -> None:
-    """By hand: a class that an image does not speak of counts neither for nor against; one it denies counts against."""
+    """By hand: detections of a class that an image does not list are ignored; of one it excludes they are false."""
     box = {"bbox": [10.0, 10.0, 40.0, 40.0], "segmentation": _disc(10, 10, 40), "area": 1256.0, "iscrowd": 0}
     truth: dict[str, Any] = {
         "images": [{"id": 1, "height": 200, "width": 200, "neg_category_ids": [2], "not_exhaustive_category_ids": []}],
@@ -232,16 +234,16 @@ def test_lvis_counts_what_it_should(tmp_path: Path) -> None:
     right = {"image_id": 1, "category_id": 1, "score": 0.5, "bbox": box["bbox"]}
     wrong = right | {"bbox": [100.0, 100.0, 40.0, 40.0], "score": 0.9}
 
-    def figures(*found: dict[str, Any]) -> dict[str, float]:
+    def metrics(*found: dict[str, Any]) -> dict[str, float]:
         file.write_text(json.dumps(truth))
         return coco_metrics(FastCOCO(str(file), print_function=print), list(found), "bbox", 300, lvis=True)
 
-    assert figures(right)["AP"] == pytest.approx(100)
-    assert figures(right)["APr"] == pytest.approx(100)
-    assert figures(right, right | {"category_id": 3, "score": 0.9})["AP"] == pytest.approx(100)
-    assert figures(right, wrong)["AP"] == pytest.approx(50)
+    assert metrics(right)["AP"] == pytest.approx(100)
+    assert metrics(right)["APr"] == pytest.approx(100)
+    assert metrics(right, right | {"category_id": 3, "score": 0.9})["AP"] == pytest.approx(100)
+    assert metrics(right, wrong)["AP"] == pytest.approx(50)
     truth["images"][0]["not_exhaustive_category_ids"] = [1]
-    assert figures(right, wrong)["AP"] == pytest.approx(100)
+    assert metrics(right, wrong)["AP"] == pytest.approx(100)
 
 
 def test_nothing_found_is_zero(tmp_path: Path) -> None:
@@ -252,7 +254,7 @@ def test_nothing_found_is_zero(tmp_path: Path) -> None:
         assert coco_metrics(FastCOCO(str(file), print_function=print), [], kind)["AP"] == 0
 
 
-def test_voc_figures_are_detectron2s(tmp_path: Path) -> None:
+def test_voc_metrics_are_detectron2s(tmp_path: Path) -> None:
     """And the area under the curve is what detectron2 computes for another year than 2007."""
     rng = random.Random(0)
     for folder in ("Annotations", "ImageSets/Main"):
@@ -276,7 +278,7 @@ def test_voc_figures_are_detectron2s(tmp_path: Path) -> None:
         instances = Instances((100, 100), pred_boxes=Boxes(torch.tensor(boxes)), pred_classes=torch.tensor(classes))
         instances.scores = torch.rand(len(boxes), generator=torch.Generator().manual_seed(image))
         outputs.append(({"image_id": str(image)}, {"instances": instances}))
-    figures = {}
+    results = {}
     for kind, evaluator in itertools.product((2007, 2012), (PascalVOCDetectionEvaluator, VocEvaluator)):
         name = f"voc_{kind}_{evaluator.__name__}"
         MetadataCatalog.get(name).set(thing_classes=["a", "b"], dirname=str(tmp_path), year=kind, split="test")
@@ -284,10 +286,10 @@ def test_voc_figures_are_detectron2s(tmp_path: Path) -> None:
         judge.reset()
         for row, output in outputs:
             judge.process([row], [output])
-        figures[kind, evaluator.__name__] = judge.evaluate()["bbox"]
-    ours, own = figures[2007, "VocEvaluator"], figures[2007, "PascalVOCDetectionEvaluator"]
+        results[kind, evaluator.__name__] = judge.evaluate()["bbox"]
+    ours, own = results[2007, "VocEvaluator"], results[2007, "PascalVOCDetectionEvaluator"]
     assert {name: ours[name] for name in ("AP", "AP50", "AP75")} == pytest.approx(dict(own))
-    later = figures[2012, "PascalVOCDetectionEvaluator"]
+    later = results[2012, "PascalVOCDetectionEvaluator"]
     assert {name: ours[f"area-{name}"] for name in ("AP", "AP50", "AP75")} == pytest.approx(dict(later))
     assert ours["AP50"] != pytest.approx(ours["area-AP50"])
     assert (ours["AP-a"] + ours["AP-b"]) / 2 == pytest.approx(ours["AP"])
@@ -297,12 +299,14 @@ def test_voc_figures_are_detectron2s(tmp_path: Path) -> None:
     ("Traceback …\nValueError: the loss is not finite", ValueError, "^the loss is not finite$"),
     ("Traceback …\nRuntimeError: out of memory", ProcessRaisedException, "out of memory"),
 ])  # fmt: skip
-def test_a_mistake_in_another_process_is_told_alike(
+def test_a_mistake_in_another_process_is_reported_alike(
     raised: str, kind: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def launch(*arguments: Any, **options: Any) -> None:
         raise ProcessRaisedException(raised, 0, 1)
 
     monkeypatch.setattr("detectron2.engine.launch", launch)
+    options = parser().parse(["--task", "fashion-fpn", "--ckpt", "random"])
+    planned = run.plan_run(options, CPU, 0)
     with pytest.raises(kind, match=message):
-        run.launch(run.Job(CfgNode(), read_checkpoint("random:resnet18", 0), Path()), Devices("cuda", 2), 0, "auto")
+        run.launch(planned, planned.cfg, Path(), Devices("cuda", 2), options)

@@ -1,4 +1,4 @@
-"""The command on small data: public layouts, mistakes, records. Run by test_segment.py in a process of its own."""
+"""The command on small data: public data set trees, mistakes, records. Run by test_segment.py in its own process."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from results.record import read
+from results.record import read_all
 from tests.converters.samples import SAMPLES
 from transfer.scenes import ensure_scenes
 from transfer.segment import main, parser
-from transfer.segmentation import FOLDER, task_names
+from transfer.segmentation.tasks import CONFIGS, task_names
 
 ROOT = Path(__file__).parents[2]
 CLASSES = {"voc12aug": 21, "cityscapes": 19, "ade20k": 150}
@@ -42,7 +42,7 @@ def public(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def pair(image: Path, mask: Path, labels: int) -> None:
         write(image, rng.integers(0, 256, (72, 96, 3), dtype=np.uint8))
         content = rng.integers(0, labels, (72, 96), dtype=np.uint8)
-        content[:4] = 255 if labels < 150 else 0  # borders count for nothing
+        content[:4] = 255 if labels < 150 else 0  # ignored
         write(mask, content)
 
     voc = root / "VOCdevkit" / "VOC2012"
@@ -67,35 +67,36 @@ def small(task: str) -> list[str]:
     values = {"train_cfg.max_iters": 2, "train_cfg.val_interval": 2, "model.data_preprocessor.size": "(64,64)"}
     crop, scale, resize = "3.crop_size=(64,64)", "2.scale=(96,72)", "1.scale=(96,72)"
     inner = ["datasets.0.", "datasets.1."] if task.startswith("voc") else [""]
-    told = [f"train_dataloader.dataset.{which}pipeline.{value}" for which in inner for value in (crop, scale)]
+    given = [f"train_dataloader.dataset.{which}pipeline.{value}" for which in inner for value in (crop, scale)]
     if "16s" not in task:
-        told += [f"val_dataloader.dataset.pipeline.{resize}"]
+        given += [f"val_dataloader.dataset.pipeline.{resize}"]
     if task == "cityscapes-fcn-40k":
         values |= {"model.test_cfg.crop_size": "(64,64)", "model.test_cfg.stride": "(43,43)"}
     values |= {"images.train": 4, "images.val": 2}
-    return ["--batch", "2", "--cfg-options", *told, *(f"{key}={value}" for key, value in values.items())]
+    return ["--batch", "2", "--cfg-options", *given, *(f"{key}={value}" for key, value in values.items())]
 
 
 @pytest.mark.parametrize("task", [name for name in task_names() if name != "fashion-fcn"])
-def test_each_published_task_trains_and_evaluates_in_its_layout(
+def test_each_published_task_trains_and_evaluates_on_its_data_set_tree(
     task: str, public: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    records = tmp_path / "r.jsonl"
+    records = tmp_path / "records"
     arguments = ["--ckpt", "random", "--task", task, "--data-root", str(public), "--records", str(records)]
     assert main([*arguments, "--out", str(tmp_path / "out"), *small(task)]) == 0, capsys.readouterr().err
     said = capsys.readouterr().out
     assert "backbone: 318 of 318 tensors in the built model equal those of the checkpoint" in said
-    assert int(re.findall(r"SyncBN is BN here \((\d+) settings\)", said)[0]) >= 2  # of backbone and heads
-    assert "4 images to train on, 2 to report on" in said
-    (record,) = read(records)
+    assert int(re.findall(r"BN replaces SyncBN \((\d+) settings\)", said)[0]) >= 2  # of backbone and heads
+    assert "4 training images, 2 test images" in said
+    (record,) = read_all(records)
     assert record.config["images"] == {"train": 4, "val": 2}
-    assert "images.train=4 images.val=2" in record.protocol
-    assert record.checkpoint["arch"] == "resnet50"
+    assert "images.train=4 images.val=2" in record.title
+    assert record.backbone["arch"] == "resnet50"
+    assert record.headline == "mIoU"
     classes = CLASSES[task.split("-")[0]]
-    figures = record.metrics
-    assert len([name for name in figures if name.startswith("IoU/")]) == classes
-    assert figures["mIoU"] == pytest.approx(np.mean([v for k, v in figures.items() if k.startswith("IoU/")]))
-    assert 0 <= figures["mIoU"] <= figures["mAcc"] <= 1
+    metrics = record.metrics
+    assert len([name for name in metrics if name.startswith("IoU/")]) == classes
+    assert metrics["mIoU"] == pytest.approx(np.mean([v for k, v in metrics.items() if k.startswith("IoU/")]))
+    assert 0 <= metrics["mIoU"] <= metrics["mAcc"] <= 1
     (run,) = (tmp_path / "out").glob("*/*/seed0")
     for name in ("vis/predictions.png", "curve.png"):
         assert cv2.imread(str(run / name)) is not None
@@ -121,10 +122,10 @@ def fashion(garments: Path, tmp_path: Path) -> Command:
     sizes = ["scenes.train=16", "scenes.val=4", "scenes.size=48", "train_cfg.max_iters=2", "train_cfg.val_interval=2"]
 
     def run(*more: str, options: tuple[str, ...] = ()) -> int:
-        where = {"data-root": garments, "out": tmp_path / "out", "records": tmp_path / "r.jsonl"}
-        places = [f"--{name}={value}" for name, value in where.items()]
+        where = {"data-root": garments, "out": tmp_path / "out", "records": tmp_path / "records"}
+        folders = [f"--{name}={value}" for name, value in where.items()]
         fixed = ["--ckpt", "random", "--task", "fashion-fcn"]
-        return main([*fixed, *places, *more, "--cfg-options", *sizes, *options])
+        return main([*fixed, *folders, *more, "--cfg-options", *sizes, *options])
 
     return run
 
@@ -132,67 +133,70 @@ def fashion(garments: Path, tmp_path: Path) -> Command:
 def test_a_run_is_measured_once_resumed_and_evaluated_again(
     fashion: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    records = tmp_path / "r.jsonl"
+    records = tmp_path / "records"
     assert fashion("--eval-only") == 2
     assert "holds no trained model" in capsys.readouterr().err
     assert fashion("--seeds", "0", "1") == 0
     assert "std (n = 2)" in capsys.readouterr().out
     assert fashion("--seeds", "0") == 0
     assert "on record" in capsys.readouterr().out
-    one, other = read(records)
-    assert one.key != other.key
+    one, other = read_all(records)
+    assert one.config_hash == other.config_hash
+    assert (one.seed, one.pretrain_seed, other.seed, other.pretrain_seed) == (0, 0, 1, 1)
     assert {"seconds", "seconds_per_iteration", "data_share", "peak_mib", "images"} <= one.cost.keys()
     assert one.environment["versions"]["onedl-mmsegmentation"]
     assert fashion("--eval-only", "--force") == 0
-    assert read(records)[-1].metrics == one.metrics
+    again, _ = read_all(records)
+    assert again.metrics == one.metrics
+    assert again.cost["seconds_before_resuming"] > 0
     assert fashion("--resume", options=("optim_wrapper.optimizer.lr=0.5",)) == 2
-    assert "was begun with other options" in capsys.readouterr().err
-    # The run in the folder is on record: what hinders is that it has other options.
+    assert "was started with other options" in capsys.readouterr().err
+    # The run in the folder is on record; the message must name the other options instead.
     assert fashion(options=("optim_wrapper.optimizer.lr=0.5",)) == 2
     error = capsys.readouterr().err
-    assert "was begun with other options" in error
+    assert "was started with other options" in error
     assert "not on record" not in error
-    assert fashion("--records", str(tmp_path / "other.jsonl")) == 2
+    assert fashion("--records", str(tmp_path / "other")) == 2
     assert "--resume continues it, --force starts afresh" in capsys.readouterr().err
-    assert len(read(records)) == 3
+    assert len(read_all(records)) == 2
 
 
 def test_an_unfinished_run_is_resumed_and_not_evaluated(
     fashion: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    records, pieces = tmp_path / "r.jsonl", ("train_cfg.max_iters=4", "default_hooks.checkpoint.interval=2")
+    records, pieces = tmp_path / "records", ("train_cfg.max_iters=4", "default_hooks.checkpoint.interval=2")
     assert fashion(options=pieces) == 0
-    (whole,) = read(records)
-    records.unlink()
+    (whole,) = read_all(records)
+    shutil.rmtree(records)
     (pointer,) = tmp_path.glob("out/*/*/seed0/last_checkpoint")
-    pointer.write_text(str(pointer.parent / "iter_2.pth"))  # as a run leaves it that is killed at its third iteration
+    pointer.write_text(str(pointer.parent / "iter_2.pth"))  # as after SIGKILL in the third iteration
     capsys.readouterr()
     assert fashion("--eval-only", options=pieces) == 2
     assert f"{pointer.parent} is at iteration 2 of 4; --resume finishes it" in capsys.readouterr().err
     assert not records.exists()
     assert fashion("--resume", options=pieces) == 0
-    (record,) = read(records)
+    (record,) = read_all(records)
     assert record.metrics == whole.metrics
     assert record.cost["images"] == whole.cost["images"] == 16
     assert "seconds_before_resuming" not in whole.cost
     assert 0 < record.cost["seconds_before_resuming"] < whole.cost["seconds"]
     assert fashion("--eval-only", "--force", options=pieces) == 0
-    again = read(records)[-1].cost
+    again = read_all(records)[0].cost
     assert again["images"] == 16
     assert again["seconds_before_resuming"] > record.cost["seconds_before_resuming"]
 
 
-def test_a_window_slides_where_help_says_so(fashion: Command, tmp_path: Path) -> None:
-    told = re.findall(r"(model\.test_cfg\.\w+)=([^\s;]+)", parser().format_help())
-    assert [key.rpartition(".")[2] for key, _ in told] == ["mode", "crop_size", "stride"]
+def test_the_options_of_the_help_make_the_window_slide(fashion: Command, tmp_path: Path) -> None:
+    given = re.findall(r"(model\.test_cfg\.\w+)=([^\s;]+)", parser().format_help())
+    assert [key.rpartition(".")[2] for key, _ in given] == ["mode", "crop_size", "stride"]
     sizes = {"512,512": "32,32", "341,341": "21,21"}
-    assert fashion(options=tuple(f"{key}={sizes.get(value, value)}" for key, value in told)) == 0
-    (record,) = read(tmp_path / "r.jsonl")
+    assert fashion(options=tuple(f"{key}={sizes.get(value, value)}" for key, value in given)) == 0
+    (record,) = read_all(tmp_path / "records")
     assert record.config["model"]["test_cfg"] == {"mode": "slide", "crop_size": [32, 32], "stride": [21, 21]}
 
 
 @pytest.mark.parametrize(("arch", "tensors"), [("resnet18", 120), ("resnet50", 318)])
-def test_a_checkpoint_file_arrives_whole(
+def test_every_tensor_of_a_checkpoint_file_is_loaded(
     arch: str, tensors: int, fashion: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.manual_seed(3)
@@ -206,25 +210,27 @@ def test_a_checkpoint_file_arrives_whole(
     assert fashion(f"--ckpt={path}") == 0, capsys.readouterr().err
     said = capsys.readouterr().out
     assert f"backbone: {tensors} of {tensors} tensors in the built model equal those of the checkpoint" in said
-    (record,) = read(tmp_path / "r.jsonl")
-    assert (record.checkpoint["format"], record.checkpoint["arch"]) == ("moco", arch)
+    (record,) = read_all(tmp_path / "records")
+    assert (record.backbone["format"], record.backbone["arch"]) == ("moco", arch)
 
 
 def test_mixed_precision_and_accumulation_train(fashion: Command, tmp_path: Path) -> None:
     assert fashion("--amp", "--accumulate", "2") == 0
-    (record,) = read(tmp_path / "r.jsonl")
+    (record,) = read_all(tmp_path / "records")
     assert record.config["optim_wrapper"]["type"] == "CpuAmpOptimWrapper"
     assert record.config["batch"] == 8
-    assert "iterations of 8" in record.protocol
-    assert "bfloat16 autocast, gradients of 2 batches added up" in record.protocol
+    assert "iterations of 8" in record.title
+    assert "bfloat16 autocast, gradients of 2 batches accumulated" in record.title
 
 
-def test_a_loss_that_is_no_number_stops(fashion: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run(
+    fashion: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert fashion(options=("optim_wrapper.optimizer.lr=1e30", "train_cfg.max_iters=9")) == 2
     error = capsys.readouterr().err
     assert "the loss is " in error.splitlines()[-1]
     assert "a lower lr may help" in error
-    assert not (tmp_path / "r.jsonl").exists()
+    assert not (tmp_path / "records").exists()
 
 
 @pytest.mark.parametrize(
@@ -243,18 +249,18 @@ def test_a_loss_that_is_no_number_stops(fashion: Command, tmp_path: Path, capsys
         ([], ("model.decode_head.num_convolutions=7",), "num_convolutions"),
         ([], ("train_cfg.max_iter=7",), "max_iter"),
         ([], ("train_cfg.max_iters=abc",), "--cfg-options train_cfg.max_iters=abc: must be a number, as 2 is"),
-        ([], ("train_cfg.max_iters=0",), "train_cfg.max_iters=0: must be a whole number, at least 1"),
-        ([], ("train_cfg.val_interval=1.5",), "train_cfg.val_interval=1.5: must be a whole number"),
-        ([], ("train_dataloader.batch_size=0",), "train_dataloader.batch_size=0: must be a whole number"),
-        ([], ("default_hooks.logger.interval=0",), "default_hooks.logger.interval=0: must be a whole number"),
+        ([], ("train_cfg.max_iters=0",), "train_cfg.max_iters=0: must be an integer, at least 1"),
+        ([], ("train_cfg.val_interval=1.5",), "train_cfg.val_interval=1.5: must be an integer"),
+        ([], ("train_dataloader.batch_size=0",), "train_dataloader.batch_size=0: must be an integer"),
+        ([], ("default_hooks.logger.interval=0",), "default_hooks.logger.interval=0: must be an integer"),
         ([], ("optim_wrapper.optimizer.lr=abc",), "--cfg-options optim_wrapper.optimizer.lr=abc: must be a number"),
         ([], ("optim_wrapper.optimizer=None",), "--cfg-options"),
         ([], ("model.decode_head=None",), "--cfg-options"),
         ([], ("model.data_preprocessor.size=64",), "--cfg-options model.data_preprocessor.size=64: must be a list"),
-        ([], ("model.data_preprocessor.size=64,",), "model.data_preprocessor.size=[64]: must be two whole numbers"),
+        ([], ("model.data_preprocessor.size=64,",), "model.data_preprocessor.size=[64]: must be two integers"),
         ([], ("model.data_preprocessor.size=(64",), "--cfg-options model.data_preprocessor.size=(64: "),
         ([], ("param_scheduler.0=1",), "--cfg-options param_scheduler.0=1: must be a dict"),
-        ([], ("model.test_cfg.mode=slide",), "model.test_cfg.crop_size=None: mode=slide needs two whole numbers"),
+        ([], ("model.test_cfg.mode=slide",), "model.test_cfg.crop_size=None: mode=slide needs two integers"),
         ([], ("model.test_cfg.mode=tiles",), "model.test_cfg.mode='tiles': must be slide or whole"),
         ([], ("model.test_cfg.strides=2,2",), "no such key; did you mean stride?"),
         (
@@ -278,7 +284,7 @@ def test_a_mistake_is_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert len(error.strip().splitlines()) == 1
-    assert not (tmp_path / "r.jsonl").exists()
+    assert not (tmp_path / "records").exists()
 
 
 VOC = "_base_ = ['{folder}/voc12aug-fcn-20k.py']\n"
@@ -295,6 +301,7 @@ VOC = "_base_ = ['{folder}/voc12aug-fcn-20k.py']\n"
         (VOC + "model = dict(decode_head=[dict(type='FCNHead')])", "mine.py: the config does not fit"),
         (VOC + "train_cfg = dict(_delete_=True, type='EpochBasedTrainLoop', max_epochs=2)", "train_cfg.max_iters=None"),
         (VOC + "layout = 'voc'", "lacks VOC2007/JPEGImages"),
+        (VOC + "layout = 'vox'", "no data set tree is named 'vox': use coco, "),
         (
             VOC + "layout = None\ndata_root = 'mine'",
             "train_dataloader.dataset cannot be read, AssertionError: Failed to",
@@ -304,7 +311,7 @@ VOC = "_base_ = ['{folder}/voc12aug-fcn-20k.py']\n"
 def test_a_mistake_in_a_config_of_one_s_own_is_one_line(
     text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "mine.py").write_text(text.replace("{folder}", str(FOLDER)))
+    (tmp_path / "mine.py").write_text(text.replace("{folder}", str(CONFIGS)))
     assert bare(["--task", str(tmp_path / "mine.py"), "--out", str(tmp_path / "out")], tmp_path) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -312,10 +319,10 @@ def test_a_mistake_in_a_config_of_one_s_own_is_one_line(
 
 
 def bare(arguments: list[str], root: Path) -> int:
-    return main(["--ckpt", "random:resnet18", "--data-root", str(root), "--records", str(root / "r.jsonl"), *arguments])
+    return main(["--ckpt", "random:resnet18", "--data-root", str(root), "--records", str(root / "records"), *arguments])
 
 
-def test_a_foreign_file_is_told(fashion: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_foreign_file_is_named(fashion: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"state_dict": {"transformer.0.weight": torch.zeros(3)}}, tmp_path / "foreign.pth")
     assert fashion(f"--ckpt={tmp_path / 'foreign.pth'}") == 2
     error = capsys.readouterr().err
@@ -323,7 +330,7 @@ def test_a_foreign_file_is_told(fashion: Command, tmp_path: Path, capsys: pytest
     assert len(error.strip().splitlines()) == 1
 
 
-def test_missing_mmseg_is_told(
+def test_missing_mmseg_is_reported(
     fashion: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = importlib.util.find_spec
@@ -345,12 +352,12 @@ def test_missing_mmseg_is_told(
         ),
         (
             lambda voc: None,
-            "VOCdevkit/VOC2012: 4 images to train on and 2 to report on are not the 10582 and 1449 of the published "
-            "set; to go on with them, and have the record say so, add --cfg-options images.train=4 images.val=2",
+            "VOCdevkit/VOC2012: 4 training and 2 test images are not the 10582 and 1449 of the published set; to use "
+            "them, and record that, add --cfg-options images.train=4 images.val=2",
         ),
     ],
 )
-def test_data_that_do_not_fit_are_told(
+def test_data_that_do_not_fit_are_named(
     break_it: Callable[[Path], None], message: str, public: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(public / "VOCdevkit", tmp_path / "VOCdevkit")

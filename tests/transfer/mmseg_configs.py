@@ -1,4 +1,4 @@
-"""Resolved configs against the protocols, one network after another. Run by test_segment.py in its own process."""
+"""Resolved configs against the protocols, for several networks. Run by test_segment.py in a process of its own."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from jsonargparse import Namespace
 from mmseg.registry import MODELS
 from mmseg.utils import register_all_modules
 
 from converters import VerificationError, backbone_state
 from transfer.benchmark import read_checkpoint
 from transfer.segment import parser
-from transfer.segmentation import session, task_names, tasks
+from transfer.segmentation import config
+from transfer.segmentation.tasks import task_names
 
 register_all_modules()
-CPU = session.join("none")
 D8 = {"strides": (1, 2, 1, 1), "dilations": (1, 1, 2, 4), "contract_dilation": True}
 POLY = {"lr": 0.01, "weight_decay": 5e-4, "scheduler": "PolyLR", "power": 0.9, "eta_min": 1e-4}
 HEAD = {"type": "FCNHead", "channels": 512, "num_convs": 2, "concat_input": True, "dropout_ratio": 0.1}
@@ -57,7 +56,7 @@ PROTOCOLS: dict[str, tuple[Any, ...]] = {
 # Processes of the published batch and images of each; mmseg's zoo and DenseCL: 4 GPUs; MoCo: 8
 PROCESSES = {"cityscapes-fcn-40k": (4, 2), "voc12aug-fcn16s-30k": (8, 2), "cityscapes-fcn16s-90k": (8, 2)}
 IMAGES = {"voc12aug": (10582, 1449), "cityscapes": (2975, 500), "ade20k": (20210, 2000)}
-# Data sets to train on and to report on: images, masks, list of names
+# Training and test sets: images, masks, list of names
 SPLITS: dict[str, tuple[list[tuple[str, str, str]], list[tuple[str, str, str]]]] = {
     "voc12aug": (
         [
@@ -74,13 +73,13 @@ SPLITS: dict[str, tuple[list[tuple[str, str, str]], list[tuple[str, str, str]]]]
 BASE_SCALES = {"voc12aug": (2048, 512), "ade20k": (2048, 512), "cityscapes-fcn": (2049, 1025)}
 
 
-def resolve(task: str, *options: str, arch: str = "resnet50") -> session.Plan:
-    parsed: Namespace = parser().parse_args(["--task", task, *options])
-    return session.resolve(parsed, read_checkpoint(f"random:{arch}", 0), CPU)
+def resolve(task: str, *options: str, arch: str = "resnet50", kind: str = "cpu", processes: int = 1) -> config.Resolved:
+    parsed = parser().parse(["--task", task, *options])
+    return config.resolve(parsed, read_checkpoint(f"random:{arch}", 0), kind, processes)
 
 
 def pipeline(loader: Any) -> dict[str, Any]:
-    (steps, *others) = [dataset.pipeline for dataset in tasks.datasets(loader)]
+    (steps, *others) = [dataset.pipeline for dataset in config.datasets(loader)]
     assert all(other == steps for other in others)
     return {step.type: step for step in steps}
 
@@ -91,7 +90,7 @@ def holds(found: Any, wanted: dict[str, Any]) -> None:
         assert (tuple(own) if isinstance(value, tuple) else own) == value, name
 
 
-def test_every_task_is_compared() -> None:
+def test_every_task_is_compared_with_its_protocol() -> None:
     assert set(PROTOCOLS) | {"fashion-fcn"} == set(task_names())
 
 
@@ -104,12 +103,12 @@ def norms(cfg: Any) -> list[Any]:
 
 @pytest.mark.parametrize("task", PROTOCOLS)
 def test_a_task_as_written_is_for_several_processes_with_synchronised_batch_norm(task: str) -> None:
-    cfg, auxiliary = tasks.read(task), PROTOCOLS[task][8]
+    cfg, auxiliary = config.read_task(task), PROTOCOLS[task][8]
     found = norms(cfg.model)
     assert len(found) == (3 if auxiliary else 2), "of the backbone and of each head"
     assert all(norm == {"type": "SyncBN", "requires_grad": True} for norm in found)
     assert (cfg.reference_processes, cfg.train_dataloader.batch_size) == PROCESSES.get(task, (4, 4))
-    (said,) = [note for note in resolve(task).notes if "SyncBN is BN here" in note]
+    (said,) = [note for note in resolve(task).changes if "BN replaces SyncBN" in note]
     assert f"({len(found)} settings)" in said
     assert all(norm.type == "BN" for norm in norms(resolve(task).cfg.model))
 
@@ -120,13 +119,13 @@ def test_a_task_names_its_splits_and_their_sizes(task: str) -> None:
     start = task.partition("-")[0]
     assert (cfg.images.train, cfg.images.val) == IMAGES[start]
     train, val = SPLITS[start]
-    for name, wanted in zip(tasks.LOADERS, (train, val, val), strict=True):
+    for name, wanted in zip(config.LOADERS, (train, val, val), strict=True):
         found = [
             (dataset.data_prefix.img_path, dataset.data_prefix.seg_map_path, dataset.get("ann_file", ""))
-            for dataset in tasks.datasets(cfg[name])
+            for dataset in config.datasets(cfg[name])
         ]
         assert found == wanted, name
-        assert all(dataset.data_root == cfg.data_root for dataset in tasks.datasets(cfg[name])), name
+        assert all(dataset.data_root == cfg.data_root for dataset in config.datasets(cfg[name])), name
 
 
 @pytest.mark.parametrize("task", PROTOCOLS)
@@ -171,7 +170,7 @@ def test_a_resolved_config_is_its_protocol(task: str) -> None:
     if not auxiliary:
         assert "Resize" not in pipeline(cfg.val_dataloader), "MoCo evaluates at the original size"
     assert all(
-        dataset.get("reduce_zero_label", False) == (classes == 150) for dataset in tasks.datasets(cfg.val_dataloader)
+        dataset.get("reduce_zero_label", False) == (classes == 150) for dataset in config.datasets(cfg.val_dataloader)
     )
 
 
@@ -182,9 +181,9 @@ def test_one_device_takes_a_quarter_of_the_batch_and_four_times_as_long() -> Non
     (schedule,) = plan.cfg.param_scheduler
     assert (schedule.end, schedule.eta_min) == (80000, pytest.approx(0.25e-4))
     assert plan.cfg.train_cfg.val_interval == 8000
-    assert "20000" in plan.notes[0]
-    assert "80000" in plan.notes[0]
-    assert any("SyncBN is BN" in note for note in plan.notes)
+    assert "20000" in plan.changes[0]
+    assert "80000" in plan.changes[0]
+    assert any("BN replaces SyncBN" in note for note in plan.changes)
     moco = resolve("cityscapes-fcn16s-90k").cfg
     assert moco.param_scheduler[0].milestones == [8 * 63000, 8 * 81000]
 
@@ -195,7 +194,7 @@ def test_accumulated_gradients_keep_the_published_schedule() -> None:
     assert plan.cfg.optim_wrapper.optimizer.lr == 0.01
     assert plan.cfg.optim_wrapper.accumulative_counts == 4
     assert plan.cfg.train_cfg.max_iters == plan.cfg.param_scheduler[0].end == 160000  # mmengine counts batches
-    assert "40000 iterations of 8" in tasks.protocol(plan.cfg, plan.batch)
+    assert "40000 iterations of 8" in plan.title
 
 
 def test_no_scale_keeps_the_published_schedule() -> None:
@@ -221,22 +220,33 @@ def test_heads_take_the_widths_of_the_backbone(arch: str, widths: tuple[int, int
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnext50_32x4d", "resnet50d"])
-def test_other_networks_arrive_whole(arch: str) -> None:
+def test_every_tensor_of_other_networks_is_loaded(arch: str) -> None:
     plan = resolve("voc12aug-fcn16s-30k", arch=arch)
     model = MODELS.build(plan.cfg.model)
-    assert plan.trunk.load(model) == len(plan.trunk.backbone.tensors)
+    assert plan.weights.load(model) == len(plan.weights.backbone.tensors)
     with torch.no_grad():
         next(model.backbone.layer4[0].bn1.parameters())[3] += 1
     with pytest.raises(VerificationError, match=r"layer4\.0\.bn1\.weight"):
-        plan.trunk.backbone.compare(backbone_state(model.state_dict(), "openmmlab"))
+        plan.weights.backbone.compare(backbone_state(model.state_dict(), "openmmlab"))
 
 
-def test_a_network_that_mmseg_does_not_have_is_told() -> None:
+def test_a_network_that_mmseg_does_not_have_is_named() -> None:
     with pytest.raises(ValueError, match="openmmlab builds no wide_resnet50_2"):
         resolve("voc12aug-fcn-20k", arch="wide_resnet50_2")
 
 
-def test_a_model_with_another_trunk_stops() -> None:
+def test_a_model_with_another_backbone_is_refused() -> None:
     plan = resolve("voc12aug-fcn-20k", "--cfg-options", "model.backbone.base_channels=32", arch="resnet18")
     with pytest.raises(VerificationError, match="different"):
-        plan.trunk.load(MODELS.build(plan.cfg.model))
+        plan.weights.load(MODELS.build(plan.cfg.model))
+
+
+def test_a_title_follows_from_network_processes_and_norm() -> None:
+    published = resolve("cityscapes-fcn-40k", kind="cuda", processes=4).title
+    assert published == (
+        "FCNHead on ResNet-50, stride 8, SyncBN, cityscapes, 40000 iterations of 8, crop 769x769, "
+        "SGD lr 0.01 wd 0.0005 PolyLR, slide image, single scale"
+    )
+    alone = resolve("cityscapes-fcn-40k", arch="resnext50_32x4d").title
+    assert "FCNHead on ResNeXt-50, stride 8, BN, cityscapes, 160000 iterations of 2" in alone
+    assert resolve("cityscapes-fcn-40k", processes=4).title.endswith("single scale, batch norm of each process")

@@ -1,4 +1,4 @@
-"""What options, launchers and configs of one's own make of a task. Run by test_segment.py in a process of its own."""
+"""Options, launchers and users' configs. Run by test_segment.py in a process of its own."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import mmseg
 import pytest
 import torch
 
+from results.record import hash_config
 from tests.transfer.mmseg_configs import resolve
-from transfer.benchmark import Run, read_checkpoint
-from transfer.segmentation import session, tasks
-from transfer.segmentation.run import config_hash
-from transfer.segmentation.trunk import Trunk
+from transfer.benchmark import read_checkpoint
+from transfer.segmentation import config, devices
+from transfer.segmentation.tasks import CONFIGS
+from transfer.segmentation.weights import SegmentorBackbone
 
 
 @pytest.mark.parametrize(
@@ -71,18 +72,18 @@ OVERRIDES = [
 ]  # fmt: skip
 
 
-def test_other_figures_have_another_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
-    trunk = Trunk.of(read_checkpoint("random:resnet18", 0))
-    monkeypatch.setattr(session.Trunk, "of", lambda backbone: trunk)  # converting it takes most of the time
+def test_options_that_change_the_metrics_change_config_and_title(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = SegmentorBackbone.of(read_checkpoint("random:resnet18", 0))
+    monkeypatch.setattr(SegmentorBackbone, "of", lambda backbone: weights)  # converting it takes most of the time
     plans = [resolve("voc12aug-fcn-20k", *options, arch="resnet18") for options in OVERRIDES]
     for one in range(len(plans)):
         for other in range(one):
-            told = OVERRIDES[one], OVERRIDES[other]
-            assert plans[one].config != plans[other].config, told
-            assert plans[one].protocol != plans[other].protocol, told
-    assert "changed" not in plans[0].protocol
-    assert plans[1].protocol == plans[0].protocol + ", bfloat16 autocast"
-    assert plans[5].protocol == plans[0].protocol + "; changed: param_scheduler.0.power=2"
+            pair = OVERRIDES[one], OVERRIDES[other]
+            assert plans[one].config != plans[other].config, pair
+            assert plans[one].title != plans[other].title, pair
+    assert "changed" not in plans[0].title
+    assert plans[1].title == plans[0].title + ", bfloat16 autocast"
+    assert plans[5].title == plans[0].title + "; changed: param_scheduler.0.power=2"
 
 
 @pytest.mark.parametrize(
@@ -92,27 +93,27 @@ def test_other_figures_have_another_protocol(monkeypatch: pytest.MonkeyPatch) ->
         "param_scheduler.0.power=0.90", "val_dataloader.batch_size=2", "model.data_preprocessor.size=[512,512]",
     ],
 )  # fmt: skip
-def test_what_changes_no_figures_leaves_the_protocol(option: str) -> None:
+def test_options_that_change_no_metrics_keep_config_and_title(option: str) -> None:
     plain, other = resolve("voc12aug-fcn-20k"), resolve("voc12aug-fcn-20k", "--cfg-options", option)
-    assert plain.protocol == other.protocol
+    assert plain.title == other.title
     assert json.dumps(plain.config) == json.dumps(other.config)
 
 
-def test_records_of_fashion_fcn_keep_their_hash_and_words() -> None:
+def test_records_of_fashion_fcn_keep_their_hash() -> None:
     plan = resolve("fashion-fcn", arch="resnet18")
-    run = Run(read_checkpoint("random:resnet18", 0), "fashion-fcn", plan.protocol, 0, plan.config, Path("runs"))
-    assert config_hash(run) == "28c8dc110413"
-    assert plan.protocol == (
-        "FCNHead, 300 iterations of 4, crop 96x96, AdamW lr 0.001 wd 0.01 PolyLR, whole image, single scale"
+    assert hash_config(plan.config) == "28c8dc110413"
+    assert plan.title == (
+        "FCNHead on ResNet-18, stride 8, BN, scenes, 300 iterations of 4, crop 96x96, AdamW lr 0.001 wd 0.01 PolyLR, "
+        "whole image, single scale"
     )
 
 
-def test_figures_do_not_depend_on_paths_and_workers() -> None:
+def test_the_recorded_config_holds_no_paths_and_workers() -> None:
     one = resolve("ade20k-fcn-80k")
     other = resolve("ade20k-fcn-80k", "--cfg-options", "train_dataloader.num_workers=9", "train_cfg.val_interval=5")
     third = resolve("ade20k-fcn-80k", "--cfg-options", "optim_wrapper.optimizer.lr=1")
-    told = [tasks.figures_depend_on(plan.cfg, plan.batch) for plan in (one, other, third)]
-    assert told[0] == told[1] != told[2]
+    recorded = [config.recorded(plan.cfg, plan.batch) for plan in (one, other, third)]
+    assert recorded[0] == recorded[1] != recorded[2]
 
 
 @pytest.fixture
@@ -138,9 +139,9 @@ def test_srun_is_found_and_translated_for_torch(
     launcher: str, tasks_per_node: str, node: int, here: str, srun: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     joined: list[dict[str, str]] = []
-    monkeypatch.setattr(session, "start", lambda device: joined.append(dict(srun)) or torch.device("cpu"))
+    monkeypatch.setattr(devices, "start", lambda device: joined.append(dict(srun)) or torch.device("cpu"))
     srun |= {"SLURM_TASKS_PER_NODE": tasks_per_node, "SLURM_NODEID": str(node)}
-    session.join(launcher)
+    devices.join(launcher)
     wanted = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": here, "MASTER_ADDR": "node1"}
     assert {name: joined[0].get(name) for name in wanted} == wanted
     assert joined[0]["MASTER_PORT"].isdigit()
@@ -153,45 +154,45 @@ def test_srun_is_found_and_translated_for_torch(
 def test_a_lone_task_joins_nothing(
     launcher: str, more: dict[str, str], srun: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "start", lambda device: torch.device("cpu"))
+    monkeypatch.setattr(devices, "start", lambda device: torch.device("cpu"))
     srun |= more
-    session.join(launcher)
+    devices.join(launcher)
     assert "RANK" not in srun
 
 
-def test_torchrun_below_srun_is_taken_as_it_is(srun: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "start", lambda device: torch.device("cpu"))
+def test_torchrun_below_srun_is_kept(srun: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "start", lambda device: torch.device("cpu"))
     srun |= {"RANK": "2", "LOCAL_RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
-    session.join("auto")
+    devices.join("auto")
     assert srun["RANK"] == "2"
 
 
-def test_a_broken_launch_is_told(srun: dict[str, str], tmp_path: Path) -> None:
+def test_a_broken_launch_is_named(srun: dict[str, str], tmp_path: Path) -> None:
     srun["PATH"] = str(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"scontrol does not say the first of node\[1-2\] .*set MASTER_ADDR"):
-        session.join("auto")
+    with pytest.raises(ValueError, match=r"scontrol cannot name the first of node\[1-2\] .*set MASTER_ADDR"):
+        devices.join("auto")
     srun["RANK"] = "0"
     with pytest.raises(ValueError, match="RANK is set and LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT not"):
-        session.join("auto")
+        devices.join("auto")
 
 
-def test_workers_fit_the_cores_and_are_not_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_fit_the_cores_and_at_least_one_remains(monkeypatch: pytest.MonkeyPatch) -> None:
     for cores, processes, wanted in ((8, "1", 4), (8, "4", 1), (1, "1", 1), (2, "8", 1)):
         monkeypatch.setattr(os, "sched_getaffinity", lambda process, cores=cores: set(range(cores)))
         monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
-        cfg = tasks.read("ade20k-fcn-80k")
-        tasks.limit_workers(cfg)
+        cfg = config.read_task("ade20k-fcn-80k")
+        config.limit_workers(cfg)
         assert cfg.train_dataloader.num_workers == wanted
         assert cfg.train_dataloader.persistent_workers is True
-        cfg = tasks.read("fashion-fcn")
-        tasks.limit_workers(cfg)
+        cfg = config.read_task("fashion-fcn")
+        config.limit_workers(cfg)
         assert cfg.train_dataloader.num_workers == 0
 
 
 STOCK = Path(mmseg.__file__).parent / ".mim" / "configs" / "fcn" / "fcn_r50-d8_4xb2-40k_cityscapes-769x769.py"
 
 
-def test_a_stock_config_says_what_its_schedule_is_for(tmp_path: Path) -> None:
+def test_a_stock_config_must_name_the_processes_of_its_schedule(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="add reference_processes = N, the number of processes, with 2 images each"):
         resolve(str(STOCK))
     mine = tmp_path / "mine.py"
@@ -202,7 +203,7 @@ def test_a_stock_config_says_what_its_schedule_is_for(tmp_path: Path) -> None:
         assert plan.cfg.optim_wrapper.optimizer.lr == pytest.approx(0.0025)
         assert (plan.cfg.model.backbone.type, plan.cfg.model.pretrained) == ("ResNet", None)
     for more, message in (
-        ("reference_processes = 0", "reference_processes=0: must be a whole number"),
+        ("reference_processes = 0", "reference_processes=0: must be an integer"),
         ("auto_scale_lr = dict(base_batch_size=7)", "base_batch_size=7 is no multiple of batch_size=2"),
     ):
         mine.write_text(f"_base_ = '{STOCK}'\n{more}\n")
@@ -212,7 +213,7 @@ def test_a_stock_config_says_what_its_schedule_is_for(tmp_path: Path) -> None:
 
 def test_a_config_of_mmseg_s_own_takes_the_weights_of_ckpt(tmp_path: Path) -> None:
     text = f"""
-_base_ = "{tasks.FOLDER / "voc12aug-fcn-20k.py"}"
+_base_ = "{CONFIGS / "voc12aug-fcn-20k.py"}"
 model = dict(pretrained="open-mmlab://resnet50_v1c", backbone=dict(type="ResNetV1c", depth=101))
 val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
 default_hooks = dict(visualization=dict(type="SegVisualizationHook"))

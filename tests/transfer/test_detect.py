@@ -1,15 +1,21 @@
-"""Detection. What needs detectron2 runs in processes of its own: it does not go together with mmseg."""
+"""Detection. Tests that need detectron2 run in processes of their own: it cannot share one with mmseg."""
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
-from transfer.detect import split
-from transfer.detection.tasks import TASKS, config_file, headline
+from transfer.detect import main, split
+from transfer.detection.pictures import SIDE, Objects, side_by_side
+from transfer.detection.tasks import CONFIGS, describe, find_task, task_names
 
 ROOT = Path(__file__).parents[2]
 INSIDE = sorted(Path(__file__).parent.glob("detectron2_*.py"))
@@ -18,7 +24,7 @@ INSIDE = sorted(Path(__file__).parent.glob("detectron2_*.py"))
 @pytest.mark.slow
 @pytest.mark.parametrize("file", INSIDE, ids=lambda path: path.stem)
 def test_inside_detectron2(file: Path) -> None:
-    """Runs the tests of a file that imports detectron2."""
+    """Run the tests of a file that imports detectron2."""
     done = subprocess.run(
         [sys.executable, "-m", "pytest", str(file), "-q", "-p", "no:cacheprovider"],
         cwd=ROOT, capture_output=True, text=True, timeout=900, check=False,
@@ -40,9 +46,74 @@ def test_it_imports_and_helps_without_detectron2() -> None:
     done = run(code)
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stdout.split())
-    for task in TASKS:
+    for task in task_names():
         assert task in said
     assert "family B" in said
+
+
+def plan(*options: str, code: int = 0) -> list[dict[str, Any]]:
+    """Return what --dry-run prints, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "transfer" / "detect.py"), *options, "--dry-run"],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_a_dry_run_keeps_the_hash_of_the_records_of_fashion_fpn(tmp_path: Path) -> None:
+    (planned,) = plan(
+        "--ckpt", "random:resnet18?seed=0", "--task", "fashion-fpn", "--device", "cpu", "--data-root", str(tmp_path),
+        "--out", str(tmp_path / "out"), "TASK.PRECISION", "bf16",
+    )  # fmt: skip
+    assert planned["config_hash"] == "e59598c2a319"
+    stored = ROOT / "results" / "records" / planned["path"]
+    assert planned["config"] == json.loads(stored.read_text())["config"]
+    assert "changed" not in planned["title"]
+    assert not list(tmp_path.iterdir()), "no data set, no run folder"
+
+
+def test_a_dry_run_plans_for_gpus_that_are_elsewhere() -> None:
+    options = ("--ckpt", "random:resnet50", "--task", "coco-c4-1x", "--data-root", "/no/data", "--seeds", "0", "1")
+    planned = plan(*options, "--device", "cuda", "--num-gpus", "8")
+    assert [row["seed"] for row in planned] == [0, 1]
+    assert len({row["config_hash"] for row in planned}) == 1
+    assert planned[0]["config"]["MODEL.RESNETS.NORM"] == "SyncBN"
+    assert "90000 iterations of 16" in planned[0]["title"]
+
+
+def test_a_user_s_config_gives_its_name_to_the_task(tmp_path: Path) -> None:
+    mine = tmp_path / "my_task.yaml"
+    mine.write_text(f"_BASE_: {CONFIGS / 'fashion-fpn.yaml'}\nSOLVER:\n  BASE_LR: 0.01\n")
+    (planned,) = plan("--ckpt", "random:resnet18", "--task", str(mine), "--device", "cpu")
+    assert planned["task"] == "my_task"
+    assert planned["path"].startswith("my_task/")
+    assert "lr 0.01" in planned["title"]
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_comments_of_configs_quote_no_measured_scores(file: Path) -> None:
+    """Published scores have a source; measured ones change with every record and are in the generated tables."""
+    comments = [line for line in file.read_text().splitlines() if line.startswith("#")]
+    assert not [line for line in comments if re.search(r"Measured here|\d ± \d", line)]
+
+
+def test_objects_are_drawn_in_both_panels() -> None:
+    image = np.full((60, 100, 3), 128, np.uint8)
+    masks = torch.zeros(1, 60, 100, dtype=torch.bool)
+    masks[:, 20:40, 30:70] = True
+    box, points = torch.tensor([[30.0, 20.0, 70.0, 40.0]]), torch.full((1, 17, 3), 25.0)
+    truth = Objects(box, torch.tensor([3]), ["dog"], masks, points)
+    nothing = Objects(torch.zeros(0, 4), torch.zeros(0), [])
+    picture = side_by_side(image, truth, nothing)
+    height, width = picture.shape[:2]
+    assert width >= 2 * SIDE
+    panels = picture[30 : height - 4, 4 : width // 2 - 4], picture[30 : height - 4, width // 2 + 4 : -4]
+    zoom = panels[0].shape[0] / 60
+    inside = (slice(int(25 * zoom), int(35 * zoom)), slice(int(45 * zoom), int(60 * zoom)))
+    assert (panels[0][inside] != 128).any(axis=-1).all(), "the mask is filled"
+    assert (panels[0][: int(15 * zoom), : int(15 * zoom)] == 128).all()
+    assert (panels[1] == 128).all()
 
 
 def test_a_missing_detectron2_is_one_line() -> None:
@@ -65,18 +136,28 @@ sys.exit(main(["--ckpt", "random", "--task", "fashion-fpn"]))
     [
         (["--seeds", "0", "1", "SOLVER.MAX_ITER", "9"], ["--seeds", "0", "1"], ["SOLVER.MAX_ITER", "9"]),
         (["--ckpt", "a.pth", "TEST.AUG.ENABLED", "True"], ["--ckpt", "a.pth"], ["TEST.AUG.ENABLED", "True"]),
+        (
+            ["--ckpt", "a.pth", "SOLVER.BASE_LR", "1", "--force"],
+            ["--ckpt", "a.pth", "--force"],
+            ["SOLVER.BASE_LR", "1"],
+        ),
         (["--ckpt", "A/B.pth", "--resume"], ["--ckpt", "A/B.pth", "--resume"], []),
     ],
 )
-def test_settings_stand_behind_the_options(given: list[str], options: list[str], settings: list[str]) -> None:
+def test_settings_come_after_the_options(given: list[str], options: list[str], settings: list[str]) -> None:
     assert split(given) == (options, settings)
 
 
 def test_a_task_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
-    from transfer.detect import main
-
     assert main(["--ckpt", "random"]) == 2
     assert "--task is missing: one of cityscapes-instance" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="--task voc: choose one of"):
-        config_file("voc")
-    assert headline("fashion-c4").startswith("Mask R-CNN R18-C4")
+    with pytest.raises(ValueError, match="--task xyz: no such task or file; there are cityscapes-instance"):
+        find_task("xyz")
+    with pytest.raises(ValueError, match="no such task"):  # a base is no task
+        find_task("c4")
+    assert describe("fashion-c4").startswith("Mask R-CNN R18-C4")
+
+
+def test_a_mistyped_option_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--ckpt", "random", "--taks", "fashion-fpn"]) == 2
+    assert capsys.readouterr().err.strip() == "detect: error: --taks: unknown option; did you mean --task?"

@@ -1,8 +1,10 @@
-"""Segmentation. What needs mmseg runs in processes of its own: it does not go together with detectron2."""
+"""Segmentation. Tests that need mmseg run in processes of their own: it cannot share one with detectron2."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,9 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from results.record import read
-from transfer.segmentation import FOLDER, task_names
-from transfer.segmentation.pictures import compose, learning_curve, overlay, predictions
+from results.record import read_all
+from transfer.learning_curve import save_learning_curve
+from transfer.segmentation.pictures import compose, overlay, predictions
+from transfer.segmentation.tasks import CONFIGS, task_names
 
 ROOT = Path(__file__).parents[2]
 ENTRY = str(ROOT / "transfer" / "segment.py")
@@ -25,7 +28,7 @@ INSIDE = sorted(Path(__file__).parent.glob("mmseg_*.py"))
 @pytest.mark.slow
 @pytest.mark.parametrize("file", INSIDE, ids=lambda path: path.stem)
 def test_inside_mmseg(file: Path) -> None:
-    """Runs the tests of a file that imports mmseg."""
+    """Run the tests of a file that imports mmseg."""
     done = subprocess.run(
         [sys.executable, "-m", "pytest", str(file), "-q", "-p", "no:cacheprovider"],
         cwd=ROOT, capture_output=True, text=True, timeout=900, check=False,
@@ -51,7 +54,7 @@ def command(root: Path, out: str, *more: str) -> list[str]:
     values = [f"{key}={value}" for key, value in sizes.items()]
     return [
         ENTRY, "--ckpt", "random", "--task", "fashion-fcn", "--no-scale", "--data-root", str(root),
-        "--out", str(root / out), "--records", str(root / f"{out}.jsonl"), "--cfg-options", *values, *more,
+        "--out", str(root / out), "--records", str(root / f"{out}_records"), "--cfg-options", *values, *more,
     ]  # fmt: skip
 
 
@@ -63,7 +66,7 @@ def run(arguments: list[str], *launcher: str) -> subprocess.CompletedProcess[str
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_in_the_same_bits(garments: Path) -> None:
+def test_a_killed_run_resumes_bit_identically(garments: Path) -> None:
     whole = run(command(garments, "whole"))
     assert whole.returncode == 0, whole.stderr
     process = subprocess.Popen(
@@ -77,7 +80,7 @@ def test_a_killed_run_goes_on_in_the_same_bits(garments: Path) -> None:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not (garments / "killed.jsonl").exists()
+    assert not (garments / "killed_records").exists()
     resumed = run([*command(garments, "killed"), "--resume"])
     assert resumed.returncode == 0, resumed.stderr
     assert "backbone:" not in resumed.stdout, "the backbone was loaded over trained weights"
@@ -88,9 +91,9 @@ def test_a_killed_run_goes_on_in_the_same_bits(garments: Path) -> None:
     assert states[0].keys() == states[1].keys()
     different = [key for key in states[0] if not torch.equal(states[0][key], states[1][key])]
     assert not different, f"{len(different)} of {len(states[0])} tensors differ, {different[:3]}"
-    (one,), (other,) = (read(garments / f"{name}.jsonl") for name in ("whole", "killed"))
+    (one,), (other,) = (read_all(garments / f"{name}_records") for name in ("whole", "killed"))
     assert one.metrics == other.metrics
-    assert one.key == other.key
+    assert one.matches(other)
 
 
 @pytest.mark.slow
@@ -99,11 +102,45 @@ def test_two_processes_make_one_record(garments: Path) -> None:
     arguments = command(garments, "two", "train_cfg.max_iters=2", "train_cfg.val_interval=2")
     done = run(arguments, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     assert done.returncode == 0, done.stderr
-    (record,) = read(garments / "two.jsonl")
+    (record,) = read_all(garments / "two_records")
     assert record.config["batch"] == 4
     assert record.environment["processes"] == 2
-    assert "each process has statistics of its own" in done.stdout
+    assert "each process has its own statistics" in done.stdout
     assert done.stdout.count("metric ") == 1, "the table is printed once"
+
+
+def test_a_dry_run_keeps_the_hash_of_the_records_of_fashion_fcn(tmp_path: Path) -> None:
+    """It needs no data set, writes nothing, and plans a user's config under the name of its file."""
+    mine = tmp_path / "my_task.py"
+    mine.write_text(f"_base_ = '{CONFIGS / 'fashion-fcn.py'}'\ntrain_cfg = dict(max_iters=10)\n")
+    arguments = ["--device", "cpu", "--data-root", "/no/data", "--dry-run", "--records", str(tmp_path / "records")]
+    named, own = (
+        run([ENTRY, "--ckpt", "random:resnet18?seed=0", "--task", task, "--out", str(tmp_path / "out"), *arguments])
+        for task in ("fashion-fcn", str(mine))
+    )
+    assert named.returncode == own.returncode == 0, named.stderr + own.stderr
+    planned = json.loads(named.stdout)
+    assert planned["config_hash"] == "28c8dc110413"
+    assert planned["config"] == json.loads((ROOT / "results" / "records" / planned["path"]).read_text())["config"]
+    planned = json.loads(own.stdout)
+    assert (planned["task"], planned["path"].split("/")[0]) == ("my_task", "my_task")
+    assert "10 iterations of 4" in planned["title"]
+    assert list(tmp_path.iterdir()) == [mine]
+
+
+def test_a_dry_run_plans_for_gpus_that_are_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    done = run([ENTRY, "--ckpt", "random", "--task", "voc12aug-fcn-20k", "--device", "cuda", "--dry-run"])
+    assert done.returncode == 0, done.stderr
+    planned = json.loads(done.stdout)
+    assert planned["config"]["batch"] == 16
+    assert planned["config"]["model"]["backbone"]["norm_cfg"]["type"] == "SyncBN"
+    assert "ResNet-50, stride 8, SyncBN, VOCdevkit/VOC2012, 20000 iterations of 16" in planned["title"]
+
+
+def test_comments_of_configs_quote_no_measured_scores() -> None:
+    for file in CONFIGS.rglob("*.py"):
+        assert not re.search(r"Measured here|\d ± \d|iterations of [\d.]+ s", file.read_text()), file
 
 
 def test_a_mistake_is_one_line_and_nothing_is_written(tmp_path: Path) -> None:
@@ -114,10 +151,10 @@ def test_a_mistake_is_one_line_and_nothing_is_written(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_every_task_opens_with_command_cost_and_published_figures() -> None:
+def test_every_task_opens_with_command_cost_and_published_scores() -> None:
     assert len(task_names()) == 8
     for name in task_names():
-        opening = (FOLDER / f"{name}.py").read_text().split('"""')[1]
+        opening = (CONFIGS / f"{name}.py").read_text().split('"""')[1]
         for part in ("transfer/segment.py --ckpt", f"--task {name}", "\nCost:", "\nPublished"):
             assert part in opening, f"{name} lacks {part}"
 
@@ -133,7 +170,7 @@ def test_an_overlay_shows_classes_and_dims_the_rest() -> None:
 
 
 @pytest.mark.parametrize(("samples", "classes"), [(1, 2), (1, 19), (1, 150), (3, 40)])
-def test_the_legend_lies_inside_the_picture_and_beside_nothing(samples: int, classes: int, tmp_path: Path) -> None:
+def test_the_legend_lies_inside_the_picture_and_covers_nothing(samples: int, classes: int, tmp_path: Path) -> None:
     import cv2
 
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((40, 80, 3), np.uint8))
@@ -150,7 +187,7 @@ def test_the_legend_lies_inside_the_picture_and_beside_nothing(samples: int, cla
     assert len(figure.legends[0].get_texts()) == classes
     for axes in figure.axes:
         assert axes.get_window_extent().y0 >= box.y1, "the legend covers a picture"
-        assert axes.get_window_extent().height > 0.6 * 110 * 2.7 * 40 / 80, "the legend takes the pictures' room"
+        assert axes.get_window_extent().height > 0.6 * 110 * 2.7 * 40 / 80, "the pictures keep their size"
 
 
 def test_pictures_are_written(tmp_path: Path) -> None:
@@ -162,7 +199,7 @@ def test_pictures_are_written(tmp_path: Path) -> None:
     predictions(
         [(str(tmp_path / "a.png"), truth, found)], ["x", "y"], [[0, 0, 0], [9, 9, 9]], tmp_path / "vis" / "p.png"
     )
-    (tmp_path / "m.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 1, "val/mIoU": 0.1}\n')
-    learning_curve(tmp_path / "m.jsonl", tmp_path / "curve.png")
+    (tmp_path / "m.jsonl").write_text('{"step": 1, "loss": 2.0, "lr": 0.1}\n{"step": 1, "val/mIoU": 0.1}\n')
+    save_learning_curve(tmp_path / "m.jsonl", tmp_path / "curve.png", "val/mIoU", 0.01)
     for name in ("vis/p.png", "curve.png"):
         assert cv2.imread(str(tmp_path / name)) is not None

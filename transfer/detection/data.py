@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.files import write_text
-from transfer.layouts import LAYOUTS, require_data
+from transfer.layouts import require_data
 from transfer.options import require
 from transfer.scenes import ensure_scenes
 
@@ -28,8 +28,6 @@ def find_data(data: str, scenes: Sequence[int], root: Path) -> Path:
     """
     if data == "fashion":
         return ensure_scenes(root, *scenes)
-    if data not in LAYOUTS:
-        raise ValueError(f"TASK.DATA {data!r}: use fashion, {', '.join(LAYOUTS)}")
     if data == "cityscapes":
         for package in ("cityscapesscripts", "shapely", "pyquaternion"):
             require(package, CITYSCAPES)

@@ -19,16 +19,17 @@ def compose_title(cfg: Config, batch: int, own_statistics: bool, changes: Sequen
         own_statistics: whether batch norm has its own statistics in each of several processes.
         changes: settings that --cfg-options changed.
     """
-    model, wrapper, optimizer = cfg.model, cfg.optim_wrapper, cfg.optim_wrapper.optimizer
+    model, network = cfg.model, cfg.model.backbone
+    wrapper, optimizer = cfg.optim_wrapper, cfg.optim_wrapper.optimizer
     crop = "x".join(map(str, model.data_preprocessor.size))
     schedule = "/".join(scheduler.type for scheduler in cfg.param_scheduler)
     accumulate = wrapper.get("accumulative_counts", 1)
     unusual = [AUTOCAST[wrapper.type]] if wrapper.type in AUTOCAST else []
     unusual += [f"gradients of {accumulate} batches accumulated"] if accumulate > 1 else []
     unusual += ["batch norm of each process"] if own_statistics else []
-    stride = 4 * math.prod(model.backbone.strides)
+    stride = 4 * math.prod(network.strides)
     line = (
-        f"{model.decode_head.type} on {model.backbone.type}-{model.backbone.depth}, stride {stride}, {model.backbone.norm_cfg.type}, "
+        f"{model.decode_head.type} on {network.type}-{network.depth}, stride {stride}, {network.norm_cfg.type}, "
         f"{cfg.data_root}, {cfg.train_cfg.max_iters // accumulate} iterations of {batch}, crop {crop}, "
         f"{optimizer.type} lr {optimizer.lr:g} wd {optimizer.get('weight_decay', 0):g} {schedule}, "
         f"{model.test_cfg.mode} image, single scale"

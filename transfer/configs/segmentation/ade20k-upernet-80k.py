@@ -2,13 +2,13 @@
 
 python transfer/segment.py --ckpt X --task ade20k-upernet-80k --data-root DATA
 
-Cost: 1,280,000 crops of 512 x 512; 8.1 GB on each of 4 GPUs (mmseg's zoo, V1c stem).
+Cost: 1,280,000 crops of 512 x 512; 8.1 GB on each of 4 GPUs (mmseg's model zoo, V1c stem).
 Published, single scale, ResNet-50:
-    supervised with the V1c stem: mIoU 40.7 (mmseg's zoo); with the plain stem none was found
+    supervised with the V1c stem: mIoU 40.7 (mmseg's model zoo); with the plain stem none found
 """
 
 _base_ = ["bases/runtime.py", "bases/fcn_d8.py", "bases/ade20k.py", "bases/sgd_poly.py"]
-reference_processes = 4  # with 4 images each: a batch of 16
+reference_processes = 4  # with 4 images each: batch of 16
 model = dict(
     data_preprocessor=dict(size=(512, 512)),
     backbone=dict(strides=(1, 2, 2, 2), dilations=(1, 1, 1, 1)),

@@ -2,13 +2,13 @@
 
 python transfer/segment.py --ckpt X --task cityscapes-fcn-40k --data-root DATA
 
-Cost: 320,000 crops of 769 x 769; 6.5 GB on each of 4 GPUs (mmseg's zoo, V1c stem).
+Cost: 320,000 crops of 769 x 769; 6.5 GB on each of 4 GPUs (mmseg's model zoo, V1c stem).
 Published, single scale, ResNet-50:
-    supervised with the V1c stem: mIoU 71.47 (mmseg's zoo); with the plain stem none was found
+    supervised with the V1c stem: mIoU 71.47 (mmseg's model zoo); with the plain stem none found
 """
 
 _base_ = ["bases/runtime.py", "bases/fcn_d8.py", "bases/cityscapes.py", "bases/sgd_poly.py"]
-reference_processes = 4  # with 2 images each: a batch of 8
+reference_processes = 4  # with 2 images each: batch of 8
 model = dict(
     data_preprocessor=dict(size=(769, 769)),
     decode_head=dict(num_classes=19, align_corners=True),

@@ -2,16 +2,16 @@
 
 python transfer/segment.py --ckpt X --task cityscapes-fcn16s-90k --data-root DATA
 
-Cost: 1,440,000 crops of 769 x 769; time not measured here.
+Cost: 1,440,000 crops of 769 x 769; time not measured.
 Published, single scale, ResNet-50:
     random initialisation mIoU 65.3, supervised 74.6, MoCo v1 75.3 (arXiv 1911.05722, from a transcription); means of
-    5 trials there
-No code was published; one user reports about 67 for a re-implementation (facebookresearch/moco, thread 55). Not said in
-the paper and chosen here: momentum 0.9, and what bases/fcn_16s.py names.
+    5 trials
+No code was published; one user reports about 67 for a re-implementation (facebookresearch/moco, thread 55). The paper
+leaves open, and we chose: momentum 0.9, and what bases/fcn_16s.py lists.
 """
 
 _base_ = ["bases/runtime.py", "bases/fcn_16s.py", "bases/cityscapes.py"]
-reference_processes = 8  # with 2 images each: a batch of 16
+reference_processes = 8  # with 2 images each: batch of 16
 model = dict(
     data_preprocessor=dict(size=(769, 769)),
     decode_head=dict(num_classes=19),

@@ -2,15 +2,15 @@
 
 python transfer/segment.py --ckpt X --task voc12aug-fcn-20k --data-root DATA
 
-Cost: 320,000 crops of 512 x 512; 5.7 GB on each of 4 GPUs (mmseg's zoo, V1c stem).
+Cost: 320,000 crops of 512 x 512; 5.7 GB on each of 4 GPUs (mmseg's model zoo, V1c stem).
 Published, single scale, ResNet-50:
-    supervised mIoU 67.7 (WXinlong/DenseCL@5d1c456, README); with the V1c stem 67.08 (mmseg's zoo)
+    supervised mIoU 67.7 (WXinlong/DenseCL@5d1c456, README); with the V1c stem 67.08 (mmseg's model zoo)
     MoCo v2, 200 epochs: 67.5 (WXinlong/DenseCL@b64bbb6, README), 67.55 (open-mmlab/mmselfsup@db861f3)
     DenseCL, 200 epochs: 69.4 (WXinlong/DenseCL@b64bbb6, README), 69.47 (open-mmlab/mmselfsup@db861f3)
 """
 
 _base_ = ["bases/runtime.py", "bases/fcn_d8.py", "bases/voc12aug.py", "bases/sgd_poly.py"]
-reference_processes = 4  # with 4 images each: a batch of 16
+reference_processes = 4  # with 4 images each: batch of 16
 model = dict(
     data_preprocessor=dict(size=(512, 512)),
     decode_head=dict(num_classes=21),

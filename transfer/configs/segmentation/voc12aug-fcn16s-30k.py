@@ -2,14 +2,14 @@
 
 python transfer/segment.py --ckpt X --task voc12aug-fcn16s-30k --data-root DATA
 
-Cost: 480,000 crops of 513 x 513; time not measured here.
+Cost: 480,000 crops of 513 x 513; time not measured.
 Published, single scale, ResNet-50:
-    supervised mIoU 74.4, MoCo v1 72.5 (arXiv 1911.05722, from a transcription); means of 5 trials there
-No code was published. Not said in the paper and chosen here: momentum 0.9, and what bases/fcn_16s.py names.
+    supervised mIoU 74.4, MoCo v1 72.5 (arXiv 1911.05722, from a transcription); means of 5 trials
+No code was published. The paper leaves open, and we chose: momentum 0.9, and what bases/fcn_16s.py lists.
 """
 
 _base_ = ["bases/runtime.py", "bases/fcn_16s.py", "bases/voc12aug.py"]
-reference_processes = 8  # with 2 images each: a batch of 16
+reference_processes = 8  # with 2 images each: batch of 16
 model = dict(
     data_preprocessor=dict(size=(513, 513)),
     decode_head=dict(num_classes=21),
@@ -17,7 +17,9 @@ model = dict(
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations"),
-    dict(type="RandomResize", scale=(500, 500), ratio_range=(0.5, 2.0), keep_ratio=True),  # of VOC's own size
+    dict(
+        type="RandomResize", scale=(500, 500), ratio_range=(0.5, 2.0), keep_ratio=True
+    ),  # relative to VOC's image size
     dict(type="RandomCrop", crop_size=(513, 513)),
     dict(type="RandomFlip", prob=0.5),
     dict(type="PackSegInputs"),

@@ -56,7 +56,7 @@ def read_task(task: str) -> CfgNode:
     try:
         cfg.merge_from_file(str(file), allow_unsafe=False)
     except (AssertionError, AttributeError, KeyError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"--task {task}: {file} is not a config of detectron2: {_one_line(error)}") from error
+        raise ValueError(f"{file}: not a config of detectron2: {_one_line(error)}") from error
     if cfg.SOLVER.REFERENCE_WORLD_SIZE < 1:
         raise ValueError(f"{file}: set SOLVER.REFERENCE_WORLD_SIZE to the number of devices that the schedule is for")
     return cfg

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,12 +37,15 @@ def save_predictions(cfg: CfgNode, model: nn.Module, folder: Path, count: int = 
             (output,) = model([mapper(row)])
         found = output["instances"].to("cpu")
         image = read_image(row["file_name"], "RGB")
-        truth = annotations_to_instances(row["annotations"], image.shape[:2], "bitmask")
-        pair = (_annotated(truth, classes), _predicted(found[found.scores >= score], classes))
-        save_png(side_by_side(image, *pair), folder / "vis" / f"{number:03d}.png")
+        truth = _annotated(row["annotations"], image.shape[:2], classes)
+        predicted = _predicted(found[found.scores >= score], classes)
+        save_png(side_by_side(image, truth, predicted), folder / "vis" / f"{number:03d}.png")
 
 
-def _annotated(truth: Instances, classes: list[str]) -> Objects:
+def _annotated(annotations: list[dict[str, Any]], size: tuple[int, ...], classes: list[str]) -> Objects:
+    points = [{"keypoints": np.reshape(row["keypoints"], (-1, 3))} if "keypoints" in row else {} for row in annotations]
+    rows = [row | more for row, more in zip(annotations, points, strict=True)]
+    truth = annotations_to_instances(rows, size, "bitmask")
     masks = truth.gt_masks.tensor if truth.has("gt_masks") else None
     keypoints = truth.gt_keypoints.tensor if truth.has("gt_keypoints") else None
     names = [classes[i] for i in truth.gt_classes.tolist()]

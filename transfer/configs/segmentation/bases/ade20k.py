@@ -1,11 +1,11 @@
-"""ADE20K: 20,210 images to train on, 2,000 to report on, 150 classes; label 0, "other", counts for nothing.
+"""ADE20K: 20,210 training images, 2,000 test images, 150 classes; label 0, "other", is ignored.
 
 Pipeline: base 2048 x 512, ratio 0.5 to 2, crop 512 x 512. Source: WXinlong/mmsegmentation@32b0aff, configs.
 """
 
 layout = "ade20k"
 data_root = "ade/ADEChallengeData2016"  # below --data-root
-images = dict(train=20210, val=2000)  # other numbers are refused; None takes any
+images = dict(train=20210, val=2000)  # other numbers are refused; None accepts any
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations"),

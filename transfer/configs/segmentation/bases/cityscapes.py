@@ -1,11 +1,11 @@
-"""Cityscapes, fine annotations: 2,975 images to train on, 500 to report on, 19 classes.
+"""Cityscapes, fine annotations: 2,975 training images, 500 test images, 19 classes.
 
 Pipeline: base 2049 x 1025, ratio 0.5 to 2, crop 769 x 769. Source: WXinlong/mmsegmentation@32b0aff, configs/densecl.
 """
 
 layout = "cityscapes-semantic"
 data_root = "cityscapes"  # below --data-root
-images = dict(train=2975, val=500)  # other numbers are refused; None takes any
+images = dict(train=2975, val=500)  # other numbers are refused; None accepts any
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations"),

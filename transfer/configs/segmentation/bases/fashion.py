@@ -1,7 +1,7 @@
-"""Fashion Scenes (transfer/scenes.py): 2,000 scenes of 128 x 128 to train on, 500 to report on, 11 classes."""
+"""Fashion Scenes (transfer/scenes.py): 2,000 training scenes of 128 x 128, 500 test scenes, 11 classes."""
 
-data_root = "scenes"  # made below --data-root where they are not there
-# Classes and their colours are added with the folder, from transfer/scenes.py.
+data_root = "scenes"  # made below --data-root if missing
+# Folder, classes and colours are set by transfer/segmentation/data.py.
 scenes = dict(train=2000, val=500, size=128, seed=0)
 train_pipeline = [
     dict(type="LoadImageFromFile"),

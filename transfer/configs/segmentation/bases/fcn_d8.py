@@ -1,4 +1,4 @@
-"""FCN-D8 as DenseCL measures with it: output stride 8, two 3x3 convolutions, an auxiliary FCN on the third stage.
+"""FCN-D8 as in DenseCL's evaluation: output stride 8, two 3x3 convolutions, an auxiliary FCN on the third stage.
 
 Source: WXinlong/mmsegmentation@32b0aff, configs/densecl.
 """
@@ -15,7 +15,7 @@ model = dict(
         num_convs=2,
         concat_input=True,
         dropout_ratio=0.1,
-        num_classes=0,  # each task's own
+        num_classes=0,  # set by each task
         norm_cfg=norm_cfg,
         align_corners=False,
         loss_decode=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0),

@@ -1,8 +1,8 @@
-"""ResNet-50 as torchvision and the pre-training build it, in an EncoderDecoder. Its head is each task's own.
+"""ResNet-50 as in torchvision and in pre-training, in an EncoderDecoder. Each task sets its head.
 
-mmseg's bases take ResNetV1c, whose three-convolution stem has no place for conv1 and bn1 of such a checkpoint, and
-weights of their own. Here: the 7x7 stem, stride in the 3x3 convolution, RGB with ImageNet's mean and deviation, nothing
-frozen, batch norm trained, and synchronised where there are several processes. The weights come from --ckpt.
+mmseg's bases use ResNetV1c, whose three-convolution stem cannot hold conv1 and bn1 of such a checkpoint, and name their
+own weights. Here: the 7x7 stem, stride in the 3x3 convolution, RGB with ImageNet's mean and standard deviation, nothing
+frozen, batch norm trained, and synchronised between several processes. The weights come from --ckpt.
 """
 
 norm_cfg = dict(type="SyncBN", requires_grad=True)

@@ -1,4 +1,4 @@
-"""What all tasks share. Stock mmengine and mmseg, save for the metric, which keeps figures unrounded and by class."""
+"""Shared by all tasks. Stock mmengine and mmseg except for the metric, which is unrounded and also per class."""
 
 custom_imports = dict(
     imports=["transfer.segmentation.evaluation", "transfer.segmentation.trainer"], allow_failed_imports=False

@@ -1,4 +1,4 @@
-"""mmseg's optimiser: SGD with the polynomial schedule, whose end each task sets."""
+"""mmseg's optimiser: SGD; each task adds the polynomial schedule."""
 
 optim_wrapper = dict(
     type="OptimWrapper",

@@ -1,11 +1,11 @@
-"""PASCAL VOC 2012 with SBD's masks: 1,464 + 9,118 images to train on, 1,449 to report on, 21 classes.
+"""PASCAL VOC 2012 with SBD's masks: 1,464 + 9,118 training images, 1,449 test images, 21 classes.
 
 Pipeline: base 2048 x 512, ratio 0.5 to 2, crop 512 x 512. Source: WXinlong/mmsegmentation@32b0aff, configs/densecl.
 """
 
 layout = "voc12aug"
 data_root = "VOCdevkit/VOC2012"  # below --data-root
-images = dict(train=10582, val=1449)  # other numbers are refused; None takes any
+images = dict(train=10582, val=1449)  # other numbers are refused; None accepts any
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations"),
