@@ -1,8 +1,8 @@
-"""A schedule for another number of devices: batch, learning rate, warm-up, steps and iterations go together.
+"""Scale a schedule to another number of devices: batch, learning rate, warm-up, steps and iterations.
 
-A published schedule belongs to a batch on a number of devices: detectron2's and MoCo's to 16 images on 8 GPUs. With
-another batch the learning rate goes with it and the iterations go against it, so that every image is seen as often
-("linear scaling rule", Goyal et al., arXiv 1706.02677, section 2.1).
+A published schedule is for one batch size and number of devices: detectron2's and MoCo's for 16 images on 8 GPUs. For
+another batch the learning rate is multiplied and the iterations are divided by the same factor, so the number of epochs
+stays the same ("linear scaling rule", Goyal et al., arXiv 1706.02677, section 2.1).
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from tabulate import tabulate
 
 @dataclass(frozen=True)
 class Schedule:
-    """What depends on the batch.
+    """The settings that depend on the batch.
 
     Attributes:
-        batch: images an iteration, over all devices.
+        batch: images per iteration, over all devices.
         lr: learning rate at that batch.
         warmup: iterations of warm-up; 0 where there is none.
         steps: iterations after which the learning rate drops; empty where it falls smoothly.
-        iterations: in all.
+        iterations: total number.
     """
 
     batch: int
@@ -32,12 +32,12 @@ class Schedule:
 
     @property
     def images(self) -> int:
-        """Images seen in all."""
+        """Total number of training images."""
         return self.batch * self.iterations
 
 
 def for_batch(reference: Schedule, batch: int) -> Schedule:
-    """The schedule that sees as many images in batches of another size."""
+    """Return the schedule for another batch size, over the same number of images."""
     if batch == reference.batch:
         return reference
     factor = batch / reference.batch
@@ -52,13 +52,13 @@ def for_batch(reference: Schedule, batch: int) -> Schedule:
 
 
 def for_devices(reference: Schedule, reference_devices: int, devices: int, batch: int | None = None) -> Schedule:
-    """The schedule for a number of devices.
+    """Return the schedule for a number of devices.
 
     Args:
         reference: as published.
-        reference_devices: number of devices it was published for.
-        devices: number there are; a CPU counts as one.
-        batch: images an iteration over all devices; None gives each device as many as the reference does.
+        reference_devices: number of devices of the reference.
+        devices: number of devices to train on; a CPU counts as one.
+        batch: images per iteration over all devices; None: per device as many as in the reference.
 
     Raises:
         ValueError: a batch that the devices cannot share evenly.
@@ -67,7 +67,7 @@ def for_devices(reference: Schedule, reference_devices: int, devices: int, batch
         if reference.batch % reference_devices:
             raise ValueError(
                 f"a reference batch of {reference.batch} cannot be shared by {reference_devices} devices; "
-                "name the batch with --batch"
+                "set the batch with --batch"
             )
         batch = reference.batch // reference_devices * devices
     if batch < 1 or batch % devices:
@@ -76,16 +76,16 @@ def for_devices(reference: Schedule, reference_devices: int, devices: int, batch
 
 
 def comparison(before: Schedule, after: Schedule) -> str:
-    """Both schedules side by side, for the screen and the log."""
+    """Return a table of both schedules, for the screen and the log."""
 
-    def told(schedule: Schedule, name: str) -> str:
+    def cell(schedule: Schedule, name: str) -> str:
         value = getattr(schedule, name)
         if isinstance(value, tuple):
             return ", ".join(map(str, value)) or "–"
         return f"{value:g}" if isinstance(value, float) else str(value)
 
     names = {field.name: field.name for field in fields(Schedule)} | {"lr": "learning rate", "warmup": "warm-up"}
-    rows = [[title, told(before, name), told(after, name)] for name, title in names.items()]
+    rows = [[title, cell(before, name), cell(after, name)] for name, title in names.items()]
     return str(
         tabulate(rows, headers=["", "published", "here"], disable_numparse=True, colalign=("left", *["right"] * 2))
     )

@@ -2,21 +2,21 @@
 
 python transfer/scenes.py --out data/my_scenes --train 2000 --val 500 --seed 0
 
-A scene shows 2–5 garments on textured noise, each scaled, mirrored and tinted, none hidden by more than 40 %. Scenes
-of `train` show garments of Fashion-MNIST's train set only, scenes of `val` those of its test set.
+A scene shows 2 to 5 garments on textured noise, each scaled, mirrored and tinted, none hidden by more than 40 %. Scenes
+of `train` show garments of Fashion-MNIST's training set only, scenes of `val` those of its test set.
 
     DIR/images/{train,val}/000000.png               RGB
-    DIR/annotations/instances_{train,val}.json      COCO: boxes, masks, areas of what is visible
-    DIR/masks/{train,val}/000000.png                (H, W) uint8: 0 background, 1 … 10 = place in CLASSES + 1
+    DIR/annotations/instances_{train,val}.json      COCO: boxes, masks and areas of the visible parts
+    DIR/masks/{train,val}/000000.png                (H, W) uint8: 0 background, else index in CLASSES + 1
     DIR/scenes.json                                 parameters, and a hash of all pixels and annotations
-    DIR/sheet.png                                   a look at 24 of them
+    DIR/sheet.png                                   24 annotated examples
 
-Masks are compressed RLE, not polygons: a sandal has holes, and a garment in front cuts another into pieces. detectron2
-and pycocotools read both; detectron2 wants INPUT.MASK_FORMAT "bitmask" with RLE.
+Masks are compressed RLE, not polygons: a sandal has holes, and an occluded garment may be in pieces. detectron2 and
+pycocotools read both; with RLE detectron2 needs INPUT.MASK_FORMAT "bitmask".
 
-Every scene has its own generator, seeded with (seed, split, number), and all arithmetic is on integers: pixels and
-annotations are the same everywhere. The bytes of the PNG files are those of OpenCV's zlib, hence equal for equal
-versions of OpenCV; the hash is of decoded pixels and does not depend on them.
+Every scene has its own generator, seeded with (seed, split, index), and all arithmetic is on integers: pixels and
+annotations are the same on every machine. The bytes of the PNG files depend on the version of OpenCV; the hash, which
+is of decoded pixels, does not.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
-from common.cli import run_cli
+from common.cli import CommandParser, run_cli
 from common.images import ImageSet, load_images
+from transfer.options import Formatter
 
 CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
-SPLITS = {"train": "fashion:train", "val": "fashion:test"}  # whose garments each split shows
-FORMAT_VERSION = 1  # raised when the same parameters give other scenes
+SPLITS = {"train": "fashion:train", "val": "fashion:test"}  # source of the garments of each split
+FORMAT_VERSION = 1  # increased when the same parameters give other scenes
 GARMENTS = (2, 5)
-VISIBLE = 0.6  # share of a garment that those in front leave to be seen
-TRIES = 30  # places tried for a garment
-THRESHOLD = 24  # grey value from which a pixel of Fashion-MNIST is the garment
-PINHOLE = 8  # of its 784 pixels
+VISIBLE = 0.6  # least visible fraction of a garment
+TRIES = 30  # positions tried per garment
+THRESHOLD = 24  # least gray value of a garment's pixel in Fashion-MNIST
+PINHOLE = 8  # most pixels of a hole that is filled
 PALETTE = np.array([
     (31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189),
     (140, 86, 75), (227, 119, 194), (127, 127, 127), (188, 189, 34), (23, 190, 207),
@@ -60,43 +60,43 @@ class Garment:
     """One garment of a scene.
 
     Attributes:
-        label: place in CLASSES.
-        visible: (H, W) bool, what can be seen of it.
-        whole: number of pixels that it has, seen or not.
+        label: index in CLASSES.
+        visible: (H, W) bool, its visible pixels.
+        area: number of its pixels, occluded ones included.
     """
 
     label: int
     visible: np.ndarray
-    whole: int
+    area: int
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture, (H, W, 3) uint8 RGB, and what is in it, from back to front."""
+    """An image, (H, W, 3) uint8 RGB, and its garments from back to front."""
 
     image: np.ndarray
     garments: list[Garment]
 
     @property
     def semantic(self) -> np.ndarray:
-        """(H, W) uint8: 0 background, 1 … 10 = class + 1."""
+        """Semantic mask, (H, W) uint8: 0 background, else class + 1."""
         mask = np.zeros(self.image.shape[:2], np.uint8)
         for garment in self.garments:
             mask[garment.visible] = garment.label + 1
         return mask
 
 
-def make_scene(images: ImageSet, split: str, number: int, size: int, seed: int) -> Scene:
-    """Paints one scene.
+def make_scene(images: ImageSet, split: str, index: int, size: int, seed: int) -> Scene:
+    """Compose one scene.
 
     Args:
-        images: Fashion-MNIST's train or test set.
-        split: "train" or "val"; part of the scene's own seed.
-        number: of the scene in its split.
+        images: Fashion-MNIST's training or test set.
+        split: "train" or "val"; part of the scene's seed.
+        index: of the scene in its split.
         size: side in pixels.
         seed: of the data set.
     """
-    rng = np.random.default_rng((seed, list(SPLITS).index(split), number))
+    rng = np.random.default_rng((seed, list(SPLITS).index(split), index))
     image = _background(rng, size)
     garments: list[Garment] = []
     for _ in range(int(rng.integers(GARMENTS[0], GARMENTS[1] + 1))):
@@ -105,21 +105,21 @@ def make_scene(images: ImageSet, split: str, number: int, size: int, seed: int) 
         placed = False
         while not placed:
             for _ in range(TRIES):
-                grey, mask = _garment(images.read(chosen)[:, :, 0], rng, size)
-                if placed := _room(garments, mask):
+                gray, mask = _garment(images.read(chosen)[:, :, 0], rng, size)
+                if placed := _enough_visible(garments, mask):
                     break
             if len(garments) >= GARMENTS[0]:
-                break  # full enough
+                break  # enough garments
         if placed:
-            garments = [Garment(g.label, g.visible & ~mask, g.whole) for g in garments]
+            garments = [Garment(g.label, g.visible & ~mask, g.area) for g in garments]
             label = CLASSES.index(images.classes[int(images.labels[chosen])])
             garments.append(Garment(label, mask, int(mask.sum())))
-            image[mask] = (tint * (70 + 185 * grey[mask].astype(np.int64)[:, None] // 255) // 255).astype(np.uint8)
+            image[mask] = (tint * (70 + 185 * gray[mask].astype(np.int64)[:, None] // 255) // 255).astype(np.uint8)
     return Scene(image, garments)
 
 
 def _background(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Noise of three grain sizes around a random colour, (size, size, 3) uint8."""
+    """Return noise of three grain sizes around a random colour, (size, size, 3) uint8."""
     total = np.zeros((size, size, 3), np.int64)
     for cells, weight in ((3, 4), (12, 3), (48, 3)):
         noise = rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
@@ -129,45 +129,45 @@ def _background(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _garment(pixels: np.ndarray, rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scales, mirrors and places (28, 28) uint8: grey values and mask, both (size, size)."""
+    """Scale, mirror and position a (28, 28) uint8 garment; return gray values and mask, both (size, size)."""
     side = int(rng.integers(size // 4, size // 2 + 1))
     if rng.integers(2):
         pixels = pixels[:, ::-1]
-    scaled = cv2.resize(_without_pinholes(pixels), (side, side), interpolation=cv2.INTER_LINEAR_EXACT)
+    scaled = cv2.resize(_fill_pinholes(pixels), (side, side), interpolation=cv2.INTER_LINEAR_EXACT)
     rows, columns = np.nonzero(scaled >= THRESHOLD)
     scaled = scaled[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
     height, width = scaled.shape
     top, left = int(rng.integers(size - height + 1)), int(rng.integers(size - width + 1))
-    grey = np.zeros((size, size), np.uint8)
-    grey[top : top + height, left : left + width] = scaled
-    return grey, grey >= THRESHOLD
+    gray = np.zeros((size, size), np.uint8)
+    gray[top : top + height, left : left + width] = scaled
+    return gray, gray >= THRESHOLD
 
 
-def _without_pinholes(pixels: np.ndarray) -> np.ndarray:
-    """Lifts dark prints of a few pixels, which are garment, to the threshold; handles and gaps stay open."""
+def _fill_pinholes(pixels: np.ndarray) -> np.ndarray:
+    """Raise dark prints of a few pixels, which belong to the garment, to the threshold; larger gaps stay open."""
     dark = (pixels < THRESHOLD).astype(np.uint8)
     _, parts, stats, _ = cv2.connectedComponentsWithStats(dark, connectivity=4)
     return np.where(dark & (stats[parts, cv2.CC_STAT_AREA] <= PINHOLE), np.uint8(THRESHOLD), pixels)
 
 
-def _room(garments: list[Garment], mask: np.ndarray) -> bool:
-    """Whether enough of the garments behind stays visible."""
-    return all((g.visible & ~mask).sum() >= VISIBLE * g.whole for g in garments)
+def _enough_visible(garments: list[Garment], mask: np.ndarray) -> bool:
+    """Return whether enough of the garments behind a new one stays visible."""
+    return all((g.visible & ~mask).sum() >= VISIBLE * g.area for g in garments)
 
 
 def coco(scenes: list[Scene], size: int) -> dict[str, Any]:
-    """Annotations of a split in COCO's layout (cocodataset.org/#format-data), boxes as x, y, width, height."""
+    """Return a split's annotations in COCO's format (cocodataset.org/#format-data); boxes are x, y, width, height."""
     from pycocotools import mask as rle
 
     annotations: list[dict[str, Any]] = []
-    for number, scene in enumerate(scenes):
+    for index, scene in enumerate(scenes):
         for garment in scene.garments:
             rows, columns = np.nonzero(garment.visible)
             left, top = int(columns.min()), int(rows.min())
             encoded = rle.encode(np.asfortranarray(garment.visible, np.uint8))
             annotations.append({
                 "id": len(annotations) + 1,  # pycocotools takes 0 for "no match"
-                "image_id": number, "category_id": garment.label + 1, "iscrowd": 0, "area": int(garment.visible.sum()),
+                "image_id": index, "category_id": garment.label + 1, "iscrowd": 0, "area": int(garment.visible.sum()),
                 "bbox": [left, top, int(columns.max()) + 1 - left, int(rows.max()) + 1 - top],
                 "segmentation": {"size": encoded["size"], "counts": encoded["counts"].decode()},
             })  # fmt: skip
@@ -179,19 +179,19 @@ def coco(scenes: list[Scene], size: int) -> dict[str, Any]:
     }
 
 
-def _name(number: int) -> str:
-    return f"{number:06d}.png"
+def _name(index: int) -> str:
+    return f"{index:06d}.png"
 
 
 def write_scenes(
     out: Path, train: int = 2000, val: int = 500, size: int = 128, seed: int = 0, fashion_root: str = "data"
 ) -> Path:
-    """Writes the data set into a new folder, all of it or nothing.
+    """Write the data set to a new folder, atomically.
 
     Args:
-        out: folder to make; where it holds the same data set already, nothing is done.
-        train: scenes of garments of Fashion-MNIST's train set.
-        val: scenes of garments of its test set.
+        out: folder to make; if it holds the same data set already, nothing is done.
+        train: number of scenes of garments of Fashion-MNIST's training set.
+        val: number of scenes of garments of its test set.
         size: side of a scene in pixels.
         seed: data sets of different seeds share no scene.
         fashion_root: folder that holds FashionMNIST/raw.
@@ -213,8 +213,8 @@ def write_scenes(
         part.chmod(0o755)
         hashes = {}
         for split, count in (("train", train), ("val", val)):
-            numbers = tqdm(range(count), f"{out.name} {split}", unit=" scenes", leave=False)
-            hashes[split] = _write_split(part, split, [make_scene(sets[split], split, i, size, seed) for i in numbers])
+            indices = tqdm(range(count), f"{out.name} {split}", unit=" scenes", leave=False)
+            hashes[split] = _write_split(part, split, [make_scene(sets[split], split, i, size, seed) for i in indices])
         _write_json(part / "scenes.json", {"parameters": parameters, "sha256": hashes})
         _write_image(part / "sheet.png", contact_sheet(part))
         try:
@@ -228,7 +228,7 @@ def write_scenes(
 
 
 def ensure_scenes(root: Path = Path("data"), train: int = 2000, val: int = 500, size: int = 128, seed: int = 0) -> Path:
-    """Returns the folder of a data set below `root`, which also holds FashionMNIST/raw; made the first time.
+    """Return the folder of a data set below `root`, which also holds FashionMNIST/raw; make it if missing.
 
     Raises:
         ValueError: see `write_scenes`.
@@ -239,11 +239,11 @@ def ensure_scenes(root: Path = Path("data"), train: int = 2000, val: int = 500, 
 def _check(parameters: dict[str, int]) -> None:
     for name, least, most in (("train", 1, 999_999), ("val", 1, 999_999), ("size", 32, 4096), ("seed", 0, 2**63)):
         if not least <= parameters[name] <= most:
-            raise ValueError(f"{name}={parameters[name]}: must lie between {least} and {most}")
+            raise ValueError(f"{name}={parameters[name]}: must be between {least} and {most}")
 
 
 def _holds(out: Path, parameters: dict[str, int]) -> bool:
-    """Whether `out` is this data set; ValueError where it is anything else."""
+    """Return whether `out` is this data set; raise a ValueError if it is anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     file = out / "scenes.json"
@@ -254,13 +254,13 @@ def _holds(out: Path, parameters: dict[str, int]) -> bool:
 
 
 def _write_split(root: Path, split: str, scenes: list[Scene]) -> str:
-    """Writes images, masks and annotations; returns the hash of their content."""
+    """Write images, masks and annotations; return the hash of their content."""
     digest = hashlib.sha256()
     for kind in ("images", "masks"):
         (root / kind / split).mkdir(parents=True)
-    for number, scene in enumerate(scenes):
-        _write_image(root / "images" / split / _name(number), scene.image)
-        _write_image(root / "masks" / split / _name(number), scene.semantic)
+    for index, scene in enumerate(scenes):
+        _write_image(root / "images" / split / _name(index), scene.image)
+        _write_image(root / "masks" / split / _name(index), scene.semantic)
         digest.update(scene.image.tobytes() + scene.semantic.tobytes())
     (root / "annotations").mkdir(exist_ok=True)
     text = _write_json(root / "annotations" / f"instances_{split}.json", coco(scenes, len(scenes[0].image)))
@@ -275,19 +275,19 @@ def _write_json(path: Path, content: dict[str, Any]) -> str:
 
 
 def _write_image(path: Path, image: np.ndarray) -> None:
-    """Writes (H, W, 3) RGB or (H, W) uint8 as PNG."""
+    """Write (H, W, 3) RGB or (H, W) uint8 as PNG."""
     pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
     if not cv2.imwrite(str(path), pixels):
         raise OSError(f"{path}: cannot be written")
 
 
 def contact_sheet(root: Path, split: str = "train", rows: int = 4, columns: int = 6) -> np.ndarray:
-    """Scenes with the outlines and names that the annotations give them, RGB."""
+    """Return scenes with the outlines and names of their annotations, RGB."""
     scenes = list(_read(root, split, rows * columns))
     zoom = max(1, round(224 / len(scenes[0][0])))
-    cells = [outlined(image, labels, masks, zoom) for image, labels, masks in scenes]
-    cells += [np.full_like(cells[0], 255)] * (rows * columns - len(cells))
-    bordered = [cv2.copyMakeBorder(cell, 3, 3, 3, 3, cv2.BORDER_CONSTANT, value=(255, 255, 255)) for cell in cells]
+    panels = [outlined(image, labels, masks, zoom) for image, labels, masks in scenes]
+    panels += [np.full_like(panels[0], 255)] * (rows * columns - len(panels))
+    bordered = [cv2.copyMakeBorder(panel, 3, 3, 3, 3, cv2.BORDER_CONSTANT, value=(255, 255, 255)) for panel in panels]
     return np.vstack([np.hstack(bordered[i : i + columns]) for i in range(0, len(bordered), columns)])
 
 
@@ -303,33 +303,33 @@ def _read(root: Path, split: str, count: int) -> Iterator[tuple[np.ndarray, list
 
 
 def outlined(image: np.ndarray, labels: list[int], masks: list[np.ndarray], zoom: int) -> np.ndarray:
-    """An enlarged picture with the outline and the name of each mask."""
+    """Return the enlarged image with the outline and the name of each mask."""
     picture = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_NEAREST)
     for label, mask in zip(labels, masks, strict=True):
         large = cv2.resize(mask.astype(np.uint8), None, fx=zoom, fy=zoom, interpolation=cv2.INTER_NEAREST)
         colour = PALETTE[label].tolist()
         cv2.drawContours(picture, cv2.findContours(large, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)[0], -1, colour, 2)
         left, top, *_ = cv2.boundingRect(large)
-        place = (left + 2, top + 11)
+        origin = (left + 2, top + 11)
         for shade, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
-            cv2.putText(picture, CLASSES[label], place, cv2.FONT_HERSHEY_SIMPLEX, 0.38, shade, thickness, cv2.LINE_AA)
+            cv2.putText(picture, CLASSES[label], origin, cv2.FONT_HERSHEY_SIMPLEX, 0.38, shade, thickness, cv2.LINE_AA)
     return picture
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Writes a data set; 0, or 2 for a mistake in the input."""
-    p = ArgumentParser(prog="transfer/scenes.py", description=__doc__)
+    """Write a data set; return 0, or 2 for a user's mistake."""
+    p = CommandParser("transfer/scenes.py", __doc__, formatter_class=Formatter)
     p.add_argument("--out", type=Path, required=True, help="folder to make")
-    p.add_argument("--train", type=int, default=2000, help="scenes for training")
-    p.add_argument("--val", type=int, default=500, help="scenes for testing, of other garments")
-    p.add_argument("--size", type=int, default=128, help="side in pixels")
+    p.add_argument("--train", type=int, default=2000, help="number of training scenes")
+    p.add_argument("--val", type=int, default=500, help="number of test scenes, of other garments")
+    p.add_argument("--size", type=int, default=128, help="side of a scene in pixels")
     p.add_argument("--seed", type=int, default=0, help="data sets of different seeds share no scene")
     p.add_argument("--fashion-root", default="data", help="folder that holds FashionMNIST/raw")
-    options = p.parse_args(arguments)
 
     def work() -> None:
-        out = write_scenes(**dict(vars(options)))
-        print(f"{out}: {options.train} + {options.val} scenes; a look at them: {out / 'sheet.png'}")
+        options = p.parse(sys.argv[1:] if arguments is None else arguments)
+        out = write_scenes(**vars(options))
+        print(f"{out}: {options.train} + {options.val} scenes; examples: {out / 'sheet.png'}")
 
     return run_cli("scenes", work, resumable=False)
 

@@ -91,7 +91,7 @@ def test_garments_stay_visible(seed: int, number: int, size: int) -> None:
     assert 2 <= len(scene.garments) <= 5
     assert scene.image.shape == (size, size, 3)
     for garment in scene.garments:
-        assert garment.visible.sum() >= 0.6 * garment.whole > 0
+        assert garment.visible.sum() >= 0.6 * garment.area > 0
 
 
 IMAGES = load_images(["fashion:test"], FASHION)
@@ -169,9 +169,9 @@ print(len(rows))
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (["--size=8"], "size=8: must lie between 32 and 4096"),
-        (["--train=0"], "train=0: must lie between 1"),
-        (["--seed=-1"], "seed=-1: must lie between 0"),
+        (["--size=8"], "size=8: must be between 32 and 4096"),
+        (["--train=0"], "train=0: must be between 1"),
+        (["--seed=-1"], "seed=-1: must be between 0"),
         (["--fashion-root=/no/such"], "no Fashion-MNIST in /no/such"),
         ([f"--out={ROOT}"], "holds something else"),
     ],
