@@ -2,10 +2,10 @@
 
     python tests/benchmarks/bench_detect.py [--rounds 40] [--record results/benchmarks/detect.jsonl]
 
-Both trainers live in one process and take turns, iteration by iteration: images, forward, backward, step and every
-hook. detectron2's has its own loader, writers and hooks. Neither saves a checkpoint or evaluates. A third one is ours
-in the precision that the task has on this machine, which is bf16 where that is fast. Processor time is counted: all
-work is done in this process, and a machine that is busy with other things does not distort it.
+Both trainers run in one process and take turns, iteration by iteration: images, forward, backward, step and every hook.
+detectron2's has its own loader, writers and hooks. Neither saves a checkpoint or evaluates. A third trainer is ours in
+the task's own precision on this machine, which is bf16 where that is fast. Processor time is measured: all work is done
+in this process, so other load on the machine does not distort it.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from detectron2.utils.logger import setup_logger
 
 from common.run_folder import environment
 from transfer.benchmark import read_checkpoint
-from transfer.detection import config, data, run
+from transfer.detection.detectron2_engine import config, data, run
+from transfer.detection.detectron2_engine.trainer import Trainer
 from transfer.detection.devices import Devices
-from transfer.detection.trainer import Trainer
 
 WARM_UP, ENDLESS = 5, 1_000_000
 Iteration = Callable[[], None]
 
 
 def resolved(folder: Path, precision: str) -> CfgNode:
-    """fashion-fpn as the command resolves it, without what happens only now and then."""
+    """Return fashion-fpn as the command resolves it, without checkpoints and evaluations."""
     values = {
         "SOLVER.MAX_ITER": ENDLESS, "SOLVER.CHECKPOINT_PERIOD": ENDLESS, "TEST.PRECISE_BN.ENABLED": False,
         "TASK.PRECISION": precision,
@@ -47,16 +47,16 @@ def resolved(folder: Path, precision: str) -> CfgNode:
     return config.with_output(cfg, folder)
 
 
-def begun(trainer: DefaultTrainer) -> Iteration:
-    """Brings a trainer to its first iteration; returns what its loop does for each."""
+def start(trainer: DefaultTrainer) -> Iteration:
+    """Bring a trainer to its first iteration; return what its loop does for each."""
     trainer.storage = EventStorage(0)
     with trainer.storage:
         trainer.before_train()
-    numbers = iter(range(ENDLESS))
+    indices = iter(range(ENDLESS))
 
     def iteration() -> None:
         with trainer.storage:
-            trainer.iter = next(numbers)
+            trainer.iter = next(indices)
             trainer.before_step()
             trainer.run_step()
             trainer.after_step()
@@ -65,45 +65,45 @@ def begun(trainer: DefaultTrainer) -> Iteration:
 
 
 def ours(folder: Path, precision: str) -> Iteration:
-    """The command's trainer."""
+    """Return an iteration of the command's trainer."""
     cfg = resolved(folder, precision)
     trainer = Trainer(cfg, read_checkpoint("random:resnet18", 0), folder)
     trainer.folder.start({}, torch.device("cpu"), 0)
-    return begun(trainer)
+    return start(trainer)
 
 
 class Stock(DefaultTrainer):
-    """detectron2's, with the evaluator that its users have to name, and no print-out of the model."""
+    """detectron2's trainer with an evaluator, which its users have to choose, and without printing the model."""
 
     build_model, build_evaluator = Trainer.build_model, Trainer.build_evaluator
 
 
 def stock(folder: Path) -> Iteration:
-    """detectron2's trainer on the same config."""
+    """Return an iteration of detectron2's trainer on the same config."""
     setup_logger(str(folder))  # as its tools do: to the screen and to a file
-    return begun(Stock(resolved(folder, "fp32")))
+    return start(Stock(resolved(folder, "fp32")))
 
 
 def main() -> None:
-    """Measures, prints, and appends a record where asked to."""
+    """Measure, print, and append a record if asked to."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--rounds", type=int, default=40, help="iterations of each that count (default: 40)")
+    options.add_argument("--rounds", type=int, default=40, help="measured iterations of each (default: 40)")
     options.add_argument("--record", type=Path, help="file to append one JSON line to")
     chosen = options.parse_args()
     where = environment(torch.device("cpu"), config.packages())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data.register(resolved(folder / "data", "fp32"), Path("data"))
-        run.quiet(folder)
+        run.log_to_file(folder)
         variants = {"ours": ours(folder / "ours", "fp32"), "as it comes": ours(folder / "auto", "auto")}
         variants["stock"] = stock(folder / "stock")
         seconds: dict[str, list[float]] = {name: [] for name in variants}
-        for number in range(chosen.rounds + WARM_UP):
-            # Each goes first in every other round: what one leaves in the caches helps neither.
-            for name in list(variants)[:: 1 if number % 2 else -1]:
+        for i in range(chosen.rounds + WARM_UP):
+            # The order alternates, so that neither profits from what the other leaves in the caches.
+            for name in list(variants)[:: 1 if i % 2 else -1]:
                 began = time.process_time()
                 variants[name]()
-                if number >= WARM_UP:
+                if i >= WARM_UP:
                     seconds[name].append(time.process_time() - began)
     ratios = {
         f"detection iteration{words} / detectron2's own: time": statistics.median(

@@ -2,9 +2,9 @@
 
     python tests/benchmarks/bench_segment.py [--rounds 40] [--crop 96] [--record results/benchmarks/segment.jsonl]
 
-Both runners live in one process and take turns, iteration by iteration: images, forward, backward, step and every hook.
-mmseg's has its stock hooks and writes its scalars as its tools do, to JSON and TensorBoard; ours has in their place
-figures, progress bar, the check of the loss and the generators' states. Neither saves a checkpoint or evaluates.
+Both runners are in one process and take turns, iteration by iteration: images, forward, backward, step and every hook.
+mmseg's has its stock hooks and writes its scalars as its tools do, to JSON and TensorBoard; ours has instead metrics,
+progress bar, the check of the loss and the states of the generators. Neither saves a checkpoint or evaluates.
 """
 
 from __future__ import annotations
@@ -26,27 +26,32 @@ from common.run_folder import RunFolder, environment
 from converters import Backbone, read_backbone
 from transfer.benchmark import Run
 from transfer.segment import parser
-from transfer.segmentation import PACKAGES, data, quiet, run, session
-from transfer.segmentation.hooks import ClockHook, FiguresHook, PicturesHook, RandomStateHook, TrunkHook
-from transfer.segmentation.trunk import Trunk
+from transfer.segmentation.config import resolve
+from transfer.segmentation.data import find_data
+from transfer.segmentation.devices import join
+from transfer.segmentation.hooks import BackboneHook, ClockHook, MetricsHook, PicturesHook, RandomStateHook
+from transfer.segmentation.run import register
+from transfer.segmentation.tasks import PACKAGES, quiet
+from transfer.segmentation.trainer import build_runner
+from transfer.segmentation.weights import SegmentorBackbone
 
-CPU = session.join("none")
+CPU = join("none")
 BOUND = 1.02  # of the ratio of times; the exit status is 1 above it
 Iteration = Callable[[], None]
 
 
 def resolved(crop: int, backbone: Backbone) -> Config:
-    """fashion-fcn as the command resolves it, with another crop and nothing that happens only now and then."""
+    """Return fashion-fcn as the command resolves it, with another crop and without checkpoints."""
     sizes = {"model.data_preprocessor.size": crop, "train_dataloader.dataset.pipeline.3.crop_size": crop}
     values = [*(f"{key}=({side},{side})" for key, side in sizes.items()), "default_hooks.checkpoint.interval=100000"]
-    options = parser().parse_args(["--task", "fashion-fcn", "--cfg-options", *values])
-    cfg = session.resolve(options, backbone, CPU).cfg
-    data.find(cfg, Path("data"))
+    options = parser().parse(["--task", "fashion-fcn", "--cfg-options", *values])
+    cfg = resolve(options, backbone, "cpu", 1).cfg
+    find_data(cfg, Path("data"))
     return cfg
 
 
-def begun(runner: Runner) -> Iteration:
-    """Bring a runner to where its loop would take the first batch; return what its loop does for each."""
+def start(runner: Runner) -> Iteration:
+    """Bring a runner to its first iteration; return what its loop does for each."""
     loop, runner.optim_wrapper = runner.train_loop, runner.build_optim_wrapper(runner.optim_wrapper)
     runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
     runner.call_hook("before_run")
@@ -63,24 +68,24 @@ def begun(runner: Runner) -> Iteration:
 
 
 def ours(cfg: Config, backbone: Backbone, folder: Path) -> Iteration:
-    """The command's runner and hooks."""
-    runner = run.build(cfg, Run(backbone, "fashion-fcn", "benchmark", 0, {}, folder), None)
+    """Return an iteration of the command's runner with its hooks."""
+    runner = build_runner(cfg, Run(backbone, "fashion-fcn", "benchmark", 0, {}, "mIoU", folder), None)
     writes = RunFolder(folder / "ours")
     writes.start({}, CPU, 0)
     every = cfg.default_hooks.logger.interval
     for hook in (
-        TrunkHook(Trunk.of(backbone)),
+        BackboneHook(SegmentorBackbone.of(backbone)),
         RandomStateHook(),
         ClockHook(0.0),
-        FiguresHook(writes, every, 0, 0.004),
+        MetricsHook(writes, every, 0, 0.004),
         PicturesHook(),
     ):
         runner.register_hook(hook)
-    return begun(runner)
+    return start(runner)
 
 
 def stock(cfg: Config, folder: Path) -> Iteration:
-    """mmseg's, as its tools/train.py builds it."""
+    """Return an iteration of mmseg's runner, as its tools/train.py builds it."""
     settings: dict[str, Any] = {
         **cfg.to_dict(), "work_dir": str(folder / "stock"), "experiment_name": "stock", "randomness": {"seed": 0},
         "visualizer": {
@@ -89,29 +94,29 @@ def stock(cfg: Config, folder: Path) -> Iteration:
         },
         "log_level": "WARNING",
     }  # fmt: skip
-    return begun(Runner.from_cfg(Config(settings)))
+    return start(Runner.from_cfg(Config(settings)))
 
 
 def main() -> int:
-    """Measure, print, and append a record where asked to; 1 where the bound is missed."""
+    """Measure, print, and append a record if asked to; return 1 where the bound is missed."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--rounds", type=int, default=40, help="iterations of each that count (default: 40)")
+    options.add_argument("--rounds", type=int, default=40, help="measured iterations of each (default: 40)")
     options.add_argument("--crop", type=int, default=96, help="pixels a side; small ones show hooks (default: 96)")
     options.add_argument("--record", type=Path, help="file to append one JSON line to")
     chosen = options.parse_args()
     where = environment(CPU, PACKAGES)
     backbone = read_backbone("random:resnet18")
     with tempfile.TemporaryDirectory() as folder, quiet():
-        session.register()
+        register()
         cfg = resolved(chosen.crop, backbone)
         variants = {"ours": ours(cfg, backbone, Path(folder)), "stock": stock(cfg, Path(folder))}
         seconds: dict[str, list[float]] = {name: [] for name in variants}
-        for number in range(chosen.rounds + 5):
-            # Each goes first in every other round: what one leaves in the caches helps neither.
-            for name in list(variants)[:: 1 if number % 2 else -1]:
+        for i in range(chosen.rounds + 5):
+            # The order alternates, so that neither profits from what the other leaves in the caches.
+            for name in list(variants)[:: 1 if i % 2 else -1]:
                 began = time.perf_counter()
                 variants[name]()
-                if number >= 5:
+                if i >= 5:
                     seconds[name].append(time.perf_counter() - began)
     pairs = [mine / theirs for mine, theirs in zip(seconds["ours"], seconds["stock"], strict=True)]
     ratio = statistics.median(pairs)
@@ -119,10 +124,10 @@ def main() -> int:
     print(f"iteration / mmseg's own: time {ratio:.3f}   (wanted: at most {BOUND}), crop {chosen.crop}")
     print({name: f"{1e3 * value:.1f} ms" for name, value in medians.items()})
     if chosen.record:
-        told = {"rounds": chosen.rounds, "crop": chosen.crop, "seconds": medians, **where}
+        details = {"rounds": chosen.rounds, "crop": chosen.crop, "seconds": medians, **where}
         chosen.record.parent.mkdir(parents=True, exist_ok=True)
         with open(chosen.record, "a") as file:
-            file.write(json.dumps({"ratios": {"segmentation iteration / mmseg's own: time": ratio}, **told}) + "\n")
+            file.write(json.dumps({"ratios": {"segmentation iteration / mmseg's own: time": ratio}, **details}) + "\n")
     return int(ratio > BOUND)
 
 
