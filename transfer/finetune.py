@@ -39,14 +39,14 @@ def plan(options: Namespace, seed: int, device: torch.device) -> Run:
     """Return what is measured for a seed; nothing is computed yet."""
     backbone = read_checkpoint(options.ckpt, seed)
     optim, crop = tuning.TuneOptim(**options.optim.as_dict()), CropConfig(**options.crop.as_dict())
-    base = command.base_config(options, backbone, device)
+    base, fine_print = command.base_config(options, backbone, device)
     crop.view(base["size"])
-    config = base | {"labels": command.label_config(options), "optim": asdict(optim), "crop": asdict(crop)}
+    labels, _ = command.describe_labels(options)
+    config = base | {"labels": labels, "optim": asdict(optim), "crop": asdict(crop)}
     config["head"] = head_hash(options.head)
-    labels = command.labels_title(options, before="") or "1 of the labels"
-    title = f"fine-tuning, {labels}: SGD, {optim.describe()}, weight decay {optim.weight_decay:g}, "
+    title = f"fine-tuning: SGD, {optim.describe()}, weight decay {optim.weight_decay:g}, "
     title += f"{crop.describe()}, {optim.describe_rates()}, last epoch"
-    title += f", head from {options.head}" * bool(options.head) + f"; {command.fine_print(base)}"
+    title += f", head from {options.head}" * bool(options.head) + fine_print
     return Run(backbone, "finetune", title, seed, config, "top1", options.out)
 
 

@@ -36,17 +36,18 @@ def plan(options: Namespace, seed: int, device: torch.device) -> Run:
     """Return what is measured for a seed; nothing is computed yet."""
     ks, temperatures = check(options)
     backbone = read_checkpoint(options.ckpt, seed)
-    base = command.base_config(options, backbone, device)
-    bank, queries, size = base["data"], base["test"], base["size"]
-    config = {"bank": bank, "queries": queries, "k": ks, "size": size} | command.label_options(options)
+    config, _ = command.base_config(options, backbone, device)
+    bank, queries, size, precision = (config.pop(name) for name in ("data", "test", "size", "precision"))
+    config |= {"bank": bank, "queries": queries, "k": ks, "size": size}
     config["temperature"] = temperatures[0] if len(temperatures) == 1 else temperatures
     shown = "/".join(f"{t:g}" for t in temperatures)
     title = f"weighted kNN, T {shown}, train {bank}, test {queries}, pooled features, L2-normalised, {size} px"
-    precision = base["precision"].removeprefix("torch.")
-    if precision != "float32" or options.store != "fp32":
-        config |= {"precision": base["precision"], "store": options.store}
-        title += f", {precision} backbone, {options.store} bank"
-    title += ", leave one out" * (bank == queries) + command.labels_title(options)
+    if precision != "torch.float32" or options.store != "fp32":
+        config |= {"precision": precision, "store": options.store}
+        title += f", {precision.removeprefix('torch.')} backbone, {options.store} bank"
+    title += ", leave one out" * (bank == queries)
+    if "labels" in config:
+        title += f", {command.describe_labels(options)[1]}"
     # The protocol of Wu et al. reports k = 200.
     at = f"_T{temperatures[0]:g}" if len(temperatures) > 1 else ""
     return Run(

@@ -17,7 +17,6 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from jsonargparse import Namespace
@@ -25,7 +24,6 @@ from jsonargparse import Namespace
 from common.cli import CommandParser
 from transfer.benchmark import Run, read_checkpoint, run_benchmark
 from transfer.classification import command, linear_probe, logistic
-from transfer.classification.heads import head_hash
 from transfer.classification.linear_probe import CACHED, MODES, HeadOptim
 from transfer.classification.training import CropConfig
 
@@ -50,35 +48,11 @@ def parse(arguments: list[str]) -> Namespace:
 def plan(options: Namespace, seed: int, device: torch.device) -> Run:
     """Return what is measured for a seed; nothing is computed yet."""
     backbone = read_checkpoint(options.ckpt, seed)
-    base = command.base_config(options, backbone, device)
-    details, how = plan_cached(options) if options.mode == CACHED else plan_online(options, base["size"])
-    config = base | {"mode": options.mode, "store": options.store} | command.label_options(options) | details
-    title = f"linear, {options.mode}: {how}{command.labels_title(options)}; {command.fine_print(base)}"
+    base, fine_print = command.base_config(options, backbone, device)
+    details, how = linear_probe.resolve(options, base["size"])
+    config = base | {"mode": options.mode, "store": options.store} | details
+    title = f"linear, {options.mode}: {how}{fine_print}"
     return Run(backbone, "linear", title, seed, config, "top1", options.out, ("scikit-learn",))
-
-
-def plan_cached(options: Namespace) -> tuple[dict[str, Any], str]:
-    """Return the options of mode `cached`, and their description."""
-    if not options.penalties or min(options.penalties) < 0:
-        raise ValueError(f"--penalties {options.penalties}: one or more numbers, 0 or above")
-    if options.head is not None:
-        raise ValueError(f"--head {options.head}: --mode cached has one minimum, wherever it starts; use another mode")
-    chosen = f"{options.penalties[0]:g}" if len(options.penalties) == 1 else "chosen on a held-out tenth of train"
-    how = f"logistic regression on centre views, L-BFGS, penalty {chosen}"
-    return {"penalties": sorted(options.penalties)}, how
-
-
-def plan_online(options: Namespace, size: int) -> tuple[dict[str, Any], str]:
-    """Return the options of the other modes, and their description."""
-    optim, crop = HeadOptim(**options.optim.as_dict()), CropConfig(**options.crop.as_dict())
-    crop.view(size)
-    rates, decays = ("/".join(f"{value:g}" for value in values) for values in (optim.base_lr, optim.weight_decay))
-    how = f"{optim.optimizer.upper()}, base lr {rates}, " + f"weight decay {decays}, " * any(optim.weight_decay)
-    how += f"{optim.describe()}, {crop.describe()}, last epoch"
-    if len(optim.heads) > 1:
-        how += f", best of {len(optim.heads)} heads on a held-out tenth of train, fitted on 90 % of train"
-    how += f", head from {options.head}" * bool(options.head)
-    return {"optim": asdict(optim), "crop": asdict(crop), "head": head_hash(options.head)}, how
 
 
 def main(arguments: list[str] | None = None) -> int:

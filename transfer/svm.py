@@ -23,11 +23,8 @@ from jsonargparse import Namespace
 from common.cli import CommandParser
 from transfer.benchmark import Run, read_checkpoint, run_benchmark
 from transfer.classification import command, svms
-from transfer.classification.data import is_voc
 
 TASKS = ("voc07-svm", "voc07-lowshot", "svm", "lowshot")
-COSTS = [0.01, 0.1, 1.0, 10.0, 100.0, 1000.0]
-VOC_COSTS = [1.0, 10.0, 100.0, *(0.5**power for power in range(4, 20))]
 
 
 def parser() -> CommandParser:
@@ -36,7 +33,7 @@ def parser() -> CommandParser:
     p.add_argument("--task", choices=TASKS, default="svm", help="all training images, or k positives per class")
     p.add_argument(
         "--costs", type=list[float] | None,
-        help=f"C to choose from for each class; default: {COSTS}, of voc07-svm 1, 10, 100 and 0.5^4 ... 0.5^19",
+        help=f"C to choose from for each class; default: {svms.COSTS}, of voc07-svm 1, 10, 100 and 0.5^4 ... 0.5^19",
     )  # fmt: skip
     p.add_argument("--k", type=list[int], default=[1, 2, 4, 8, 16, 32, 64, 96], help="low-shot: positives per class")
     p.add_argument("--samples", type=int, default=5, help="low-shot: samples for each k")
@@ -46,10 +43,10 @@ def parser() -> CommandParser:
 
 def plan(options: Namespace, seed: int, device: torch.device) -> Run:
     """Return what is measured for a seed; nothing is computed yet."""
-    check(options)
+    svms.check(options)
     backbone = read_checkpoint(options.ckpt, seed)
-    base = command.base_config(options, backbone, device)
-    config = base | {"store": options.store} | command.label_options(options)
+    base, fine_print = command.base_config(options, backbone, device)
+    config = base | {"store": options.store}
     title = "linear SVMs, squared hinge, positives weigh 2, features L2-normalised"
     if options.task.endswith("lowshot"):
         config |= {"k": options.k, "samples": options.samples, "cost": options.cost}
@@ -57,33 +54,9 @@ def plan(options: Namespace, seed: int, device: torch.device) -> Run:
         title += f"mean of {options.samples} samples, C {options.cost:g}"
         headline = f"mAP_k{options.k[0]}"
     else:
-        config["costs"], headline = costs_of(options), "mAP"
+        config["costs"], headline = svms.costs_of(options), "mAP"
         title += f", C of each class chosen by {svms.FOLDS}-fold cross-validation on train"
-    title += f"{command.labels_title(options)}; {command.fine_print(base)}"
-    return Run(backbone, options.task, title, seed, config, headline, options.out, ("scikit-learn",))
-
-
-def check(options: Namespace) -> None:
-    """Raise a ValueError for options with which no SVM can be trained."""
-    costs = costs_of(options)
-    if not costs or min(costs) <= 0:
-        raise ValueError(f"--costs {costs}: one or more numbers, and each must be above 0")
-    if not options.cost > 0:
-        raise ValueError(f"--cost {options.cost}: must be above 0")
-    if not options.k or min(options.k) < 1:
-        raise ValueError(f"--k {options.k}: one or more numbers of positives, 1 or above")
-    if options.samples < 1:
-        raise ValueError(f"--samples {options.samples}: must be 1 or more")
-    if options.task.startswith("voc07") != is_voc(options.data):
-        raise ValueError(
-            f"--task {options.task} with --data {options.data}: voc07-svm and voc07-lowshot go with voc07:FOLDER alone"
-        )
-
-
-def costs_of(options: Namespace) -> list[float]:
-    """Return the costs to choose from: those given, else the task's."""
-    given: list[float] | None = options.costs
-    return (VOC_COSTS if options.task == "voc07-svm" else COSTS) if given is None else given
+    return Run(backbone, options.task, title + fine_print, seed, config, headline, options.out, ("scikit-learn",))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -4,9 +4,10 @@
 
 It ends with 1 where a bound is missed.
 
-Memory of kNN is what the search adds to the process, in a process of its own for each size of the bank, which lies in a
-file of half-precision features: up to ImageNet's 1.28 million x 2048, 5.2 GB of disk. Times are medians over rounds in
-which the variants take turns.
+Memory is what the work adds to a process of its own, without mapped files. kNN searches a bank in a file of
+half-precision features: up to ImageNet's 1.28 million x 2048, 5.2 GB of disk. Logistic regression is compared with
+scikit-learn's on synthetic features, and on a tenth of ImageNet's for a few iterations, which is enough to see the
+memory. Times are medians over rounds in which the variants take turns.
 """
 
 from __future__ import annotations
@@ -21,20 +22,25 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn import functional as F
 
 from common.features import FeatureExtractor, network_input, pooled_features, raw_features
 from common.images import ImageSet, load_images
+from common.knn import accuracy
 from common.labels import choose_balanced
 from common.run_folder import environment
 from transfer.benchmark import read_checkpoint
 from transfer.classification import logistic
 from transfer.classification.data import hold_out
+from transfer.classification.heads import predict
 from transfer.classification.linear_probe import HeadOptim, train_heads
 from transfer.classification.neighbours import nearest, top_classes
 from transfer.classification.training import CropConfig, Setting
@@ -44,10 +50,11 @@ WIDTH, QUERIES, CLASSES, K = 2048, 256, 1000, 200
 BANKS = (20_000, 160_000, 1_281_167)
 PAPER_EPOCHS = 100  # of MoCo's linear protocol
 SIZE = 32
+PENALTY, TESTED = 1e-4, 5_000  # of logistic regression
 
 
 def take_turns(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each variant; one round to warm up."""
+    """Return the median seconds of each variant, after one round to warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds + 1):
         for name, run in variants.items():
@@ -59,7 +66,7 @@ def take_turns(variants: dict[str, Callable[[], object]], rounds: int) -> dict[s
 
 
 def write_bank(path: Path, images: int) -> None:
-    """(images, 2048) float16 features, one random block over and over."""
+    """Write (images, 2048) float16 features: one random block, repeated."""
     block = torch.randn(20_000, WIDTH, generator=torch.Generator().manual_seed(0)).abs().half().numpy()
     with open(path, "wb") as file:
         for start in range(0, images, len(block)):
@@ -67,80 +74,166 @@ def write_bank(path: Path, images: int) -> None:
 
 
 def synthetic_queries() -> Tensor:
-    """(256, 2048), L2-normalised."""
+    """Return (256, 2048), L2-normalised."""
     return F.normalize(torch.randn(QUERIES, WIDTH, generator=torch.Generator().manual_seed(1)).abs(), dim=1)
 
 
-def anonymous_memory() -> int:
-    """Resident memory of this process that is no file's, KiB."""
-    rows = Path("/proc/self/status").read_text().splitlines()
-    return int(next(row for row in rows if row.startswith("RssAnon")).split()[1])
+class PeakMemory:
+    """Measure the memory that is added inside `with`: peak MiB of this process that is no file's."""
+
+    def __enter__(self) -> PeakMemory:
+        self.before, self.mib, self.done = self._now(), 0.0, threading.Event()
+        self.watcher = threading.Thread(target=self._watch)
+        self.watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+        self.watcher.join()
+
+    def _watch(self) -> None:
+        while not self.done.wait(0.005):
+            self.mib = max(self.mib, self._now() - self.before)
+
+    @staticmethod
+    def _now() -> float:
+        rows = Path("/proc/self/status").read_text().splitlines()
+        return int(next(row for row in rows if row.startswith("RssAnon")).split()[1]) / 1024
 
 
-def _search(path: str, images: int, plain: bool, pipe: multiprocessing.connection.Connection) -> None:
-    """Peak anonymous memory that a search adds, MiB, and its seconds."""
-    bank = torch.from_file(path, shared=False, size=images * WIDTH, dtype=torch.float16).view(images, WIDTH)
-    labels, queries = torch.arange(images) % CLASSES, synthetic_queries()
-    queries @ queries.T  # the maths library's own buffers are nobody's
-    before, peak, done = anonymous_memory(), 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.005):
-            peak = max(peak, anonymous_memory())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    began = time.perf_counter()
-    if plain:
-        (queries @ F.normalize(bank.float(), dim=1).T).topk(K, dim=1)
-    else:
-        top_classes(nearest(queries, bank, labels, K), CLASSES, K, 0.07)
-    seconds = time.perf_counter() - began
-    done.set()
-    watcher.join()
-    pipe.send(((max(peak, anonymous_memory()) - before) / 1024, seconds))
+def mapped(path: str, images: int, width: int) -> Tensor:
+    """Map a file of float16 features: (images, width)."""
+    return torch.from_file(path, shared=False, size=images * width, dtype=torch.float16).view(images, width)
 
 
-def in_a_process(path: Path, images: int, plain: bool = False) -> tuple[float, float]:
-    """MiB and seconds of a search in a fresh process."""
+def search(path: str, images: int, plain: bool) -> dict[str, float]:
+    """Return the MiB and seconds of a kNN search."""
+    bank, labels, queries = mapped(path, images, WIDTH), torch.arange(images) % CLASSES, synthetic_queries()
+    queries @ queries.T  # the maths library allocates its own buffers here
+    with PeakMemory() as memory:
+        began = time.perf_counter()
+        if plain:
+            (queries @ F.normalize(bank.float(), dim=1).T).topk(K, dim=1)
+        else:
+            top_classes(nearest(queries, bank, labels, K), CLASSES, K, 0.07)
+        seconds = time.perf_counter() - began
+    return {"MiB": memory.mib, "s": seconds}
+
+
+@dataclass(frozen=True)
+class Regression:
+    """A problem of logistic regression; `iterations` at most."""
+
+    images: int
+    width: int
+    classes: int
+    iterations: int = 1000
+
+    @property
+    def labels(self) -> Tensor:
+        """(images + TESTED,) int64, the classes in turn."""
+        return torch.arange(self.images + TESTED) % self.classes
+
+    def write(self, path: Path) -> None:
+        """Write features (images + TESTED, width) float16: rectified and correlated, one centre per class."""
+        g = torch.Generator().manual_seed(0)
+        rank = min(256, self.width // 2)
+        centres = torch.randn(self.classes, rank, generator=g)
+        mix = torch.randn(rank, self.width, generator=g) / rank**0.5
+        with open(path, "wb") as file:
+            for labels in self.labels.split(10_000):
+                hidden = centres[labels] + 3 * torch.randn(len(labels), rank, generator=g)
+                noise = 0.5 * torch.randn(len(labels), self.width, generator=g)
+                file.write((hidden @ mix + noise).relu().half().numpy().tobytes())
+
+
+REGRESSIONS = {
+    "60,000 x 512 x 10": Regression(60_000, 512, 10),
+    "30,000 x 1,024 x 200": Regression(30_000, 1024, 200),
+    "64,000 x 2,048 x 1,000": Regression(64_000, 2048, 1000, iterations=2),
+    "128,000 x 2,048 x 1,000": Regression(128_000, 2048, 1000, iterations=2),
+}
+
+
+def regress(path: str, problem: Regression, theirs: bool) -> dict[str, float]:
+    """Return MiB, seconds, evaluations and test accuracy of a fit; scikit-learn's in float32, standardised in place."""
+    features, labels = mapped(path, problem.images + TESTED, problem.width), problem.labels
+    train, test, y = features[: problem.images], features[problem.images :], labels[: problem.images]
+    with PeakMemory() as memory:
+        began = time.perf_counter()
+        if theirs:
+            scaler = StandardScaler(copy=False)
+            x = scaler.fit_transform(train.float().numpy())
+            model = LogisticRegression(C=1 / (PENALTY * len(x)), max_iter=problem.iterations).fit(x, y.numpy())
+            ranked = torch.from_numpy(model.predict(scaler.transform(test.float().numpy())))[:, None]
+            iterations = int(model.n_iter_.max())
+        else:
+            fitted = logistic.Problem(train, y, torch.ones(len(y), dtype=torch.bool), problem.classes, CPU)
+            iterations = fitted.solve(PENALTY, steps=problem.iterations).evaluations
+            ranked = predict(fitted.head(), test, 1)
+        seconds = time.perf_counter() - began
+    top1 = accuracy(ranked, labels[problem.images :])
+    return {"MiB": memory.mib, "s": seconds, "iterations": iterations, "top1": top1}
+
+
+def _send(pipe: multiprocessing.connection.Connection, work: Callable[..., object], arguments: tuple) -> None:
+    pipe.send(work(*arguments))
+
+
+def in_a_process(work: Callable[..., dict[str, float]], *arguments: object) -> dict[str, float]:
+    """Return what `work` returns in a fresh process."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=_search, args=(str(path), images, plain, there))
+    process = context.Process(target=_send, args=(there, work, arguments))
     process.start()
-    found: tuple[float, float] = here.recv()
+    found: dict[str, float] = here.recv()
     process.join()
     return found
 
 
+def logistic_costs() -> dict[str, dict[str, dict[str, float]]]:
+    """Return the costs of our solver and of scikit-learn's for each problem."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for name, problem in REGRESSIONS.items():
+        with tempfile.TemporaryDirectory(dir=".") as folder:
+            path = Path(folder) / "features"
+            problem.write(path)
+            found[name] = {
+                solver: in_a_process(regress, str(path), problem, solver != "ours")
+                for solver in ("ours", "scikit-learn")
+            }
+        print(f"logistic regression, {name}:", found[name], flush=True)
+    return found
+
+
 def knn_memory(largest: int) -> dict[str, dict[str, float]]:
-    """MiB and seconds by size of the bank; the plain way only where the machine can be expected to bear it."""
+    """Return MiB and seconds by size of the bank; of the plain way for banks that fit into memory."""
     found: dict[str, dict[str, float]] = {"ours MiB": {}, "ours s": {}, "plain MiB": {}, "plain s": {}}
     with tempfile.TemporaryDirectory(dir=".") as folder:
         for images in (size for size in BANKS if size <= largest):
             path = Path(folder) / "bank"
             write_bank(path, images)
-            found["ours MiB"][str(images)], found["ours s"][str(images)] = in_a_process(path, images)
-            if images < 1_000_000:
-                found["plain MiB"][str(images)], found["plain s"][str(images)] = in_a_process(path, images, plain=True)
+            for way in ("ours", "plain") if images < 1_000_000 else ("ours",):
+                for unit, value in in_a_process(search, str(path), images, way == "plain").items():
+                    found[f"{way} {unit}"][str(images)] = value
     return found
 
 
 def some_garments(count: int) -> ImageSet:
-    """So many images of Fashion-MNIST, class-balanced."""
+    """Return class-balanced images of Fashion-MNIST."""
     images = load_images(["fashion:train"])
     return images.subset(choose_balanced(images.labels, count / len(images), seed=0))
 
 
 def feature_seconds(rounds: int) -> dict[str, float]:
-    """Features of 1,024 images of 32 pixels, ResNet-18: each core a part of the batch, or all cores each operation."""
+    """Time the features of 1,024 small images, ResNet-18: a part of a batch per core, or all cores together."""
     network = read_checkpoint("random:resnet18", 0).build().to(memory_format=torch.channels_last)
     views = torch.randint(0, 256, (4, 256, SIZE, SIZE, 3), dtype=torch.uint8)
 
     def ours() -> None:
-        with FeatureExtractor(network, CPU) as trunk:
+        with FeatureExtractor(network, CPU) as run:
             for batch in views:
-                trunk(batch)
+                run(batch)
 
     @torch.no_grad()
     def plain() -> None:
@@ -151,7 +244,7 @@ def feature_seconds(rounds: int) -> dict[str, float]:
 
 
 def linear_seconds(rounds: int, count: int = 3000) -> dict[str, float]:
-    """Both protocols on the same images: `cached` whole, and one epoch of `moco`."""
+    """Time both protocols on the same images: all of `cached`, and one epoch of `moco`."""
     backbone, images = read_checkpoint("random:resnet18", 0), some_garments(count)
     network = backbone.build().to(memory_format=torch.channels_last)
     labels, held = torch.from_numpy(images.labels), torch.from_numpy(hold_out(images.labels, 0)[1])
@@ -169,29 +262,35 @@ def linear_seconds(rounds: int, count: int = 3000) -> dict[str, float]:
 
 
 def kept(ratio: float, bound: float, sense: str) -> bool:
-    """Whether a ratio is within its bound."""
+    """Return whether a ratio is within its bound."""
     return ratio <= bound if sense == "at most" else ratio >= bound
 
 
 def main() -> int:
-    """Measures everything, prints the table, appends a record where asked to; 1 where a bound is missed."""
+    """Measure everything, print the table, append a record where asked to; return 1 where a bound is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each variant (default: 3)")
     parser.add_argument("--largest", type=int, default=BANKS[-1], help="largest bank; 160000 needs 0.7 GB of disk")
     parser.add_argument("--record", type=Path, help="file to append one JSON line to")
     options = parser.parse_args()
     where = environment(CPU)
+    regressions = logistic_costs()
     memory, features = knn_memory(options.largest), feature_seconds(options.rounds)
     linear = linear_seconds(options.rounds)
     small, *_, large = memory["ours MiB"]
     both = str(BANKS[1]) if str(BANKS[1]) in memory["plain MiB"] else small
     ours, plain = memory["ours MiB"], memory["plain MiB"]
     epochs = PAPER_EPOCHS * linear["epoch"]
+    half, tenth = (regressions[name] for name in list(REGRESSIONS)[-2:])  # a twentieth and a tenth of ImageNet
     rows = [
         (f"kNN memory, bank of {large} / of {small}", ours[large] / ours[small], 1.2, "at most"),
         (f"kNN memory, bank of {both}: ours / plain", ours[both] / plain[both], 0.5, "at most"),
-        ("features: speed with a part for each core / shared operations", features["plain"] / features["ours"], 1.0,
+        ("features: speed, a part of a batch per core / all cores together", features["plain"] / features["ours"], 1.0,
          "at least"),
+        ("logistic regression memory, a tenth of ImageNet: ours / scikit-learn",
+         tenth["ours"]["MiB"] / tenth["scikit-learn"]["MiB"], 0.5, "at most"),
+        ("logistic regression memory, twice the images: ours", tenth["ours"]["MiB"] / half["ours"]["MiB"], 1.2,
+         "at most"),
         (f"linear: moco, {PAPER_EPOCHS} times one epoch / cached: time", epochs / linear["cached"], 20.0, "at least"),
     ]  # fmt: skip
     for name, ratio, bound, sense in rows:
@@ -204,6 +303,7 @@ def main() -> int:
             "rounds": options.rounds,
             "ratios": {name: ratio for name, ratio, _, _ in rows},
             "knn": memory,
+            "logistic": regressions,
             "seconds": {"features": features, "linear": linear},
             **where,
         }

@@ -15,7 +15,7 @@ from sklearn.datasets import load_sample_image
 from common.cli import run_cli
 from common.images import load_images
 from tests.transfer.garments import ROOT, arguments, recorded, write_garments
-from transfer.classification.svms import class_ap, cross_validate, full_ap
+from transfer.classification.svms import class_ap, costs_of, cross_validate, full_ap
 from transfer.classification.voc import (
     ABSENT,
     DIFFICULT,
@@ -26,7 +26,7 @@ from transfer.classification.voc import (
     read_voc,
     voc_classes,
 )
-from transfer.svm import costs_of, main, parser
+from transfer.svm import main, parser
 
 
 @pytest.fixture(scope="module")
@@ -196,9 +196,9 @@ def test_a_mistake_is_one_line(
     (tmp_path / "one" / "1").mkdir(parents=True)
     shutil.copy(next((garments / "test" / "1").iterdir()), tmp_path / "one" / "1" / "a.png")
     (tmp_path / "one" / "typo.yaml").write_text("sample: 3\n")
-    places = {"=voc07:VOC": f"=voc07:{voc}", "GARMENTS": str(garments), "ONE": str(tmp_path / "one")}
-    for short, place in places.items():
-        wrong = [word.replace(short, place) for word in wrong]
+    words = {"=voc07:VOC": f"=voc07:{voc}", "GARMENTS": str(garments), "ONE": str(tmp_path / "one")}
+    for short, path in words.items():
+        wrong = [word.replace(short, path) for word in wrong]
     given = [
         word for word in arguments(garments, tmp_path) if "--recipe=voc07_svm" not in wrong or "--data" not in word
     ]

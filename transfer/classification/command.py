@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,62 +98,49 @@ def require_data(options: Namespace) -> None:
         raise ValueError(f"--data is missing: recipe {name} {wants}")
 
 
-def base_config(options: Namespace, backbone: Backbone, device: torch.device) -> dict[str, Any]:
-    """Return the options that every benchmark's metrics depend on: data, test, size (pixels) and precision.
+def base_config(options: Namespace, backbone: Backbone, device: torch.device) -> tuple[dict[str, Any], str]:
+    """Return the options that every benchmark's metrics depend on, and the end of its title.
+
+    Returns:
+        data, test, size (pixels) and precision, and labels unless all are used; their description.
 
     Raises:
-        ValueError: the size is not a positive number, or --data names no test images.
+        ValueError: the size is not a positive number, --data names no test images, or there is no list of labels.
     """
     size = int(backbone.meta.get("image_size", 224)) if options.size is None else options.size
     if size < 1:
         raise ValueError(f"--size {size}: must be a positive number of pixels")
     train, test = source_names(options)
     precision = str(autocast_dtype(options.precision, device) or torch.float32)
-    return {"data": train, "test": test, "size": size, "precision": precision}
-
-
-def fine_print(config: dict[str, Any]) -> str:
-    """Return the end of a title: data, features, view and precision of a `base_config`."""
-    precision = config["precision"].removeprefix("torch.")
-    return (
-        f"train {config['data']}, test {config['test']}; pooled features, centre view of {config['size']} px in the "
-        f"test, {precision}"
+    labels, labels_title = describe_labels(options)
+    config = {"data": train, "test": test, "size": size, "precision": precision}
+    title = (
+        f", {labels_title}" * bool(labels_title) + f"; train {train}, test {test}; pooled features, centre view of "
+        f"{size} px in the test, {precision.removeprefix('torch.')}"
     )
+    return config | ({"labels": labels} if labels_title else {}), title
 
 
-def label_config(options: Namespace) -> dict[str, object]:
-    """Return the options of the labels; a list by its name, number of images and hash, wherever the file is.
+def describe_labels(options: Namespace) -> tuple[dict[str, Any], str]:
+    """Return the options of the labels, and their part of a title, which is empty where all labels are used.
+
+    A list stands there by its name, number of images and hash, wherever the file is.
 
     Raises:
         ValueError: there is no such list.
     """
-    labels: dict[str, object] = options.labels.as_dict()
-    if options.labels.list is None:
-        return labels
-    path = Path(options.labels.list)
+    labels: dict[str, Any] = options.labels.as_dict()
+    if labels == asdict(LabelConfig()):
+        return labels, ""
+    if labels["list"] is None:
+        seed = f" (seed {labels['seed']})" if labels["seed"] else ""
+        return labels, f"{labels['ratio']:.3g} of the labels{seed}"
+    path = Path(labels["list"])
     if not path.is_file():
         raise ValueError(f"--labels.list {path}: no such file; it names one image per line (or use --labels.ratio)")
     images = sum(bool(line.strip()) for line in text_lines(path))
-    return labels | {"list": path.name, "list_sha256": sha256(path), "images": images}
-
-
-def label_options(options: Namespace) -> dict[str, object]:
-    """Return the part of a config that says which labels were used; empty where all were."""
-    return {"labels": label_config(options)} if _some_labels(options) else {}
-
-
-def labels_title(options: Namespace, before: str = ", ") -> str:
-    """Return the part of a title that says which labels were used; empty where all were."""
-    labels = LabelConfig(**options.labels.as_dict())
-    if not _some_labels(options):
-        return ""
-    if labels.list is not None:
-        return f"{before}labels of {Path(labels.list).name} ({label_config(options)['images']} images)"
-    return f"{before}{labels.ratio:.3g} of the labels" + f" (seed {labels.seed})" * bool(labels.seed)
-
-
-def _some_labels(options: Namespace) -> bool:
-    return LabelConfig(**options.labels.as_dict()) != LabelConfig()
+    labels |= {"list": path.name, "list_sha256": sha256(path), "images": images}
+    return labels, f"labels of {path.name} ({images} images)"
 
 
 def feature_cache(run: Run, options: Namespace, device: torch.device) -> FeatureCache:

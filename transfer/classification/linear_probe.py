@@ -7,10 +7,10 @@ nearly all the time, runs once for all.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -32,6 +32,7 @@ from transfer.classification.data import ClassData, hold_out, load_class_data
 from transfer.classification.features import FeatureCache
 from transfer.classification.heads import (
     best_of,
+    head_hash,
     load_head,
     metrics_of,
     new_head,
@@ -50,9 +51,9 @@ KNOWN_RATES = (0.01, 100.0)  # base rates seen in the literature for heads on po
 class HeadOptim(Schedule):
     """How heads are trained. Defaults: MoCo (arXiv 1911.05722, section 4.1; main_lincls.py of its repository).
 
-    MoCo found its rate of 30 by a grid search and takes it as a sign of how small its features are: they are not
-    normalised, and so are the gradients of the head. Larger features want less (see recipe fashion_linear_moco); mode
-    sweep finds out. It holds for 256 images; the actual rate is base_lr * batch / 256.
+    MoCo found its base rate of 30 by a grid search: its features are not normalised and small, and so are the gradients
+    of the head. Larger features need less (see recipe fashion_linear_moco); mode sweep finds the best rate. Rates are
+    per 256 images; the actual rate is base_lr * batch / 256.
 
     Args:
         optimizer: "sgd", or "lars" (arXiv 1708.03888), which suits batches of thousands.
@@ -85,6 +86,35 @@ MODES: dict[str, HeadOptim] = {
         base_lr=[0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0], weight_decay=[0.0, 1e-6], schedule="cosine", epochs=30
     ),
 }
+
+
+def resolve(options: Namespace, size: int) -> tuple[dict[str, Any], str]:
+    """Return the options that a mode's metrics depend on, and their description.
+
+    Args:
+        options: of the command.
+        size: side of the views in pixels.
+
+    Raises:
+        ValueError: an option has no meaning in the mode, or an impossible value.
+    """
+    if options.mode == CACHED:
+        if not options.penalties or min(options.penalties) < 0:
+            raise ValueError(f"--penalties {options.penalties}: one or more numbers, 0 or above")
+        if options.head is not None:
+            raise ValueError(f"--head {options.head}: --mode cached finds one minimum from any start; use another mode")
+        chosen = f"{options.penalties[0]:g}" if len(options.penalties) == 1 else "chosen on a held-out tenth of train"
+        how = f"logistic regression on centre views, L-BFGS, penalty {chosen}"
+        return {"penalties": sorted(options.penalties)}, how
+    optim, crop = HeadOptim(**options.optim.as_dict()), CropConfig(**options.crop.as_dict())
+    crop.view(size)
+    rates, decays = ("/".join(f"{value:g}" for value in values) for values in (optim.base_lr, optim.weight_decay))
+    how = f"{optim.optimizer.upper()}, base lr {rates}, " + f"weight decay {decays}, " * any(optim.weight_decay)
+    how += f"{optim.describe()}, {crop.describe()}, last epoch"
+    if len(optim.heads) > 1:
+        how += f", best of {len(optim.heads)} heads on a held-out tenth of train, fitted on 90 % of train"
+    how += f", head from {options.head}" * bool(options.head)
+    return {"optim": asdict(optim), "crop": asdict(crop), "head": head_hash(options.head)}, how
 
 
 def evaluate(run: Run, options: Namespace, device: torch.device) -> Measurement:

@@ -126,9 +126,9 @@ def evaluate(run: Run, options: Namespace, device: torch.device) -> Measurement:
     if rank() == 0:
         size = f"{len(data.train)} images, {bank.nbytes / 2**20:.0f} MiB in {bank.dtype} on this process"
         print(f"bank: {size}; searching it takes {search_mib(queries, max(ks)):.0f} MiB")
-    first, last = _my_part(len(data.train))
-    excluded = torch.arange(len(queries), device=device) - first if data.same else None
-    labels = torch.from_numpy(data.train.labels[first:last])
+    mine = _parts(len(data.train))[rank()]
+    excluded = torch.arange(len(queries), device=device) - int(mine[0]) if data.same else None
+    labels = torch.from_numpy(data.train.labels[mine])
     found = gather_nearest(nearest(queries, bank, labels, max(ks), excluded), max(ks))
     truth = torch.from_numpy(data.test.labels).to(device)
     metrics, hits = {}, {}
@@ -151,32 +151,21 @@ def _features(run: Run, data: ClassData, options: Namespace, device: torch.devic
     extract = feature_cache(run, options, device)
 
     def part_of(images: ImageSet, name: str) -> Tensor:
-        mine = images if world_size() == 1 else images.subset(np.arange(*_my_part(len(images))))
+        mine = images if world_size() == 1 else images.subset(_parts(len(images))[rank()])
         return extract(run.backbone, network, mine, name)
 
     bank = part_of(data.train, data.train_name)
-    mine = bank if data.same else part_of(data.test, data.test_name)
-    return bank, _join(mine.to(device), len(data.test))
-
-
-def _bounds(images: int) -> list[int]:
-    """Split images into equal, consecutive parts, one per rank; the last ones may be one image shorter."""
-    return [-(-images * r // world_size()) for r in range(world_size() + 1)]
-
-
-def _my_part(images: int) -> tuple[int, int]:
-    """Return the first and last + 1 of this rank's images."""
-    first, last = _bounds(images)[rank() :][:2]
-    return first, last
-
-
-def _join(mine: Tensor, images: int) -> Tensor:
-    """Return (images, D) from every rank's part of it."""
+    queries = (bank if data.same else part_of(data.test, data.test_name)).to(device)
     if world_size() == 1:
-        return mine
-    sizes = np.diff(_bounds(images))
-    gathered = all_gather(F.pad(mine, (0, 0, 0, int(sizes.max()) - len(mine)))[None])
-    return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])
+        return bank, queries
+    sizes = [len(part) for part in _parts(len(data.test))]
+    gathered = all_gather(F.pad(queries, (0, 0, 0, sizes[0] - len(queries)))[None])  # the first part is the longest
+    return bank, torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])
+
+
+def _parts(images: int) -> list[np.ndarray]:
+    """Return the indices of every rank's images: consecutive parts of nearly equal size."""
+    return np.array_split(np.arange(images), world_size())
 
 
 def _draw(run: Run, data: ClassData, bank: Tensor, queries: Tensor) -> Sequence[Path]:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from common.features import Cores
 from transfer.benchmark import Measurement, Metrics, Run
 from transfer.classification.command import feature_cache
-from transfer.classification.data import source_names
+from transfer.classification.data import is_voc, source_names
 from transfer.classification.voc import (
     ABSENT,
     DIFFICULT,
@@ -33,6 +33,31 @@ from transfer.classification.voc import (
 )
 
 FOLDS = 3
+COSTS = [0.01, 0.1, 1.0, 10.0, 100.0, 1000.0]
+VOC_COSTS = [1.0, 10.0, 100.0, *(0.5**power for power in range(4, 20))]
+
+
+def check(options: Namespace) -> None:
+    """Raise a ValueError for options with which no SVM can be trained."""
+    costs = costs_of(options)
+    if not costs or min(costs) <= 0:
+        raise ValueError(f"--costs {costs}: one or more numbers, and each must be above 0")
+    if not options.cost > 0:
+        raise ValueError(f"--cost {options.cost}: must be above 0")
+    if not options.k or min(options.k) < 1:
+        raise ValueError(f"--k {options.k}: one or more numbers of positives, 1 or above")
+    if options.samples < 1:
+        raise ValueError(f"--samples {options.samples}: must be 1 or more")
+    if options.task.startswith("voc07") != is_voc(options.data):
+        raise ValueError(
+            f"--task {options.task} with --data {options.data}: voc07-svm and voc07-lowshot go with voc07:FOLDER alone"
+        )
+
+
+def costs_of(options: Namespace) -> list[float]:
+    """Return the costs to choose from: those given, else the task's."""
+    given: list[float] | None = options.costs
+    return (VOC_COSTS if options.task == "voc07-svm" else COSTS) if given is None else given
 
 
 def evaluate(run: Run, options: Namespace, device: torch.device) -> Measurement:

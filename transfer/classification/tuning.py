@@ -24,14 +24,7 @@ from transfer.classification import pictures
 from transfer.classification.command import run_folder
 from transfer.classification.data import ClassData, hold_out, load_class_data
 from transfer.classification.heads import best_of, load_head, metrics_of, new_head, top1_hits
-from transfer.classification.training import (
-    CropConfig,
-    DivergedError,
-    ResumableLoop,
-    Schedule,
-    Setting,
-    remove_states,
-)
+from transfer.classification.training import CropConfig, DivergedError, ResumableLoop, Schedule, Setting, remove_states
 
 
 @dataclass(frozen=True, kw_only=True)
