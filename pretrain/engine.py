@@ -71,6 +71,10 @@ class Training:
             self.model.encoder_q.parameters(), c.lr, c.momentum, weight_decay=c.weight_decay, fused=True
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        if self.scaler.is_enabled():
+            # A fused SGD leaves the momentum uninitialised where its first step is skipped on overflow.
+            for p in self.model.encoder_q.parameters():
+                self.optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
         self.skipped_steps = torch.zeros((), dtype=torch.int64, device=self.device)
         if c.compile:
             for encoder in self.model.children():

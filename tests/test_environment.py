@@ -10,6 +10,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
@@ -62,6 +63,13 @@ def test_the_front_door_says_what_it_would_run() -> None:
     lost = run(*front_door, **several)
     assert lost.returncode != 0
     assert "set RDZV=host:port" in lost.stderr
+
+
+@pytest.mark.parametrize("data", [["--data.train", "/photos"], ["--data.train=/photos"]])
+def test_own_images_without_a_recipe_get_the_recipe_for_them(data: list[str]) -> None:
+    done = run("bash", "pretrain/run.sh", *data, DRY_RUN="1", NPROC="1", UNIMOCO_ENV=sys.prefix)
+    assert done.stdout.strip() == f"{sys.prefix}/bin/python -m pretrain.train --recipe my_folder {' '.join(data)}"
+    assert "no --recipe given: using my_folder" in done.stderr
 
 
 def test_set_up_completes_the_demo_data(tmp_path: Path) -> None:

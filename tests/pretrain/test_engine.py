@@ -17,7 +17,6 @@ from common.distributed import world_size
 from common.images import load_images
 from common.labels import LabelConfig, keep_labels
 from common.loaders import Batch, GlobalBatches, TwoViews
-from common.precision import autocast_dtype
 from common.transforms import ViewConfig
 from pretrain.batch_norm import running_statistics
 from pretrain.config import Config, ModelConfig, OptimConfig
@@ -128,22 +127,6 @@ class TestGroups:
 
 
 class TestPrecision:
-    @pytest.mark.parametrize(("name", "dtype"), [("fp32", None), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
-    def test_by_name(self, name: str, dtype: torch.dtype | None) -> None:
-        assert autocast_dtype(name, CPU) == dtype
-        assert autocast_dtype(name, torch.device("cuda")) == dtype
-
-    @pytest.mark.parametrize("fast", [False, True])
-    def test_auto_is_bf16_where_a_gpu_computes_it(self, monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: fast)
-        assert autocast_dtype("auto", torch.device("cuda")) == (torch.bfloat16 if fast else None)
-
-    @pytest.mark.parametrize(("avx", "amx"), [(False, False), (True, False), (False, True)])
-    def test_auto_is_bf16_where_a_cpu_computes_it(self, monkeypatch: pytest.MonkeyPatch, avx: bool, amx: bool) -> None:
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx)
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-        assert autocast_dtype("auto", CPU) == (torch.bfloat16 if avx or amx else None)
-
     @pytest.mark.parametrize(("name", "scaled"), [("fp32", False), ("bf16", False), ("fp16", True)])
     def test_only_fp16_scales_its_loss(self, name: Any, scaled: bool) -> None:
         assert start(replace(CONFIG, optim=replace(CONFIG.optim, precision=name))).scaler.is_enabled() is scaled
@@ -158,6 +141,16 @@ class TestPrecision:
         assert float(loss) == pytest.approx(reference, rel=0.02)
         torch.testing.assert_close(t.model.queue.norm(dim=0), torch.ones(75))
         assert all(torch.isfinite(p).all() for p in t.model.parameters())
+
+    def test_a_first_step_that_is_skipped_leaves_weights_and_momentum_as_they_were(self, some: list[Batch]) -> None:
+        t = start(replace(CONFIG, optim=replace(CONFIG.optim, precision="fp16")))
+        t.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)
+        before = {name: p.detach().clone() for name, p in t.model.encoder_q.named_parameters()}
+        statistics = training_step(t, some[0], measure=True)[1]
+        assert (int(t.skipped_steps), float(statistics["loss_scale"])) == (1, 2.0**99)
+        for name, p in t.model.encoder_q.named_parameters():
+            assert torch.equal(p, before[name]), name
+            assert not t.optimizer.state[p]["momentum_buffer"].any(), name
 
 
 class Recorder:

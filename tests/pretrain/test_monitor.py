@@ -289,6 +289,21 @@ def test_a_gradient_that_is_not_finite_stops_with_its_step(start: Callable[..., 
         start().go(10, grad_norm=math.inf)
 
 
+def test_a_skipped_fp16_step_is_no_reason_to_stop(start: Callable[..., Run], folder: RunFolder) -> None:
+    start().go(20, grad_norm=math.inf, loss_scale=32768.0, skipped_steps=3.0)
+    assert [(row["skipped_steps"], "grad_norm" in row) for row in rows(folder)] == [(3.0, False)] * 2
+
+
+def test_a_loss_scale_that_has_collapsed_stops(start: Callable[..., Run]) -> None:
+    with pytest.raises(NonFiniteError, match=r"loss scale has collapsed to 0\.5 at step 10, after 17 skipped steps"):
+        start().go(10, grad_norm=math.nan, loss_scale=0.5, skipped_steps=17.0)
+
+
+def test_a_loss_that_is_not_finite_stops_in_fp16_too(start: Callable[..., Run]) -> None:
+    with pytest.raises(NonFiniteError, match="loss at step 1 is not finite"):
+        start().go(10, loss=math.nan, grad_norm=math.nan, loss_scale=32768.0, skipped_steps=1.0)
+
+
 def test_nothing_that_is_not_finite_is_written_as_a_good_line(start: Callable[..., Run], folder: RunFolder) -> None:
     with pytest.raises(NonFiniteError):
         start().go(10, loss=math.nan)

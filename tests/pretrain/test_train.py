@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import cv2
 import pytest
 import torch
 import yaml
 
+from common.cli import flatten, nest
 from common.images import load_images
+from converters import read_backbone
+from pretrain.config import RENAMED
 from pretrain.train import main
 
 ROOT = Path(__file__).parents[2]
@@ -234,6 +241,75 @@ def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(
     assert "is not finite (lr" in message
     assert "at step" in message
     assert all(torch.isfinite(tensor.double()).all() for tensor in weights(tmp_path / "r").values())
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_an_fp16_step_that_overflows_is_skipped_and_counted_and_the_run_continues(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0**20))
+    assert main(options(folder, tmp_path, optim__precision="fp16", optim__epochs=1.5)) == 0
+    rows = [row for row in metrics(tmp_path / "r") if "loss" in row]
+    skipped = [row["skipped_steps"] for row in rows]
+    assert skipped[0] == 1 <= skipped[-1] < 6
+    assert rows[-1]["loss_scale"] == 2.0 ** (20 - skipped[-1])
+    assert ["grad_norm" in row for row in rows] == [a == b for a, b in pairwise([0, *skipped])]
+    assert f"({skipped[-1]:.0f} skipped on fp16 overflow)" in capsys.readouterr().out
+
+
+def test_resume_from_a_file_continues_the_own_run_once_there_is_one(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a Slurm job that was submitted with --resume FILE and is started again."""
+    assert main(options(folder, tmp_path, name="first", checkpoint__keep_every=1)) == 0
+    file = tmp_path / "first" / "epoch_0001.pth"
+    arguments = options(folder, tmp_path, resume=file)
+    (tmp_path / "r").mkdir()
+    shutil.copy(tmp_path / "first" / "epoch_0002.pth", tmp_path / "r" / "last.pth")  # where the job was preempted
+    capsys.readouterr()
+    assert main(arguments) == 0
+    assert [step for step, _ in losses(tmp_path / "r")] == [9, 10, 11, 12]
+    assert f"{tmp_path / 'r'} has a later checkpoint than {file} (step 8 after step 4)" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "r")
+    assert main(arguments) == 0
+    assert [step for step, _ in losses(tmp_path / "r")] == list(range(5, STEPS + 1))
+    assert main([*arguments, "--model.temperature=0.1"]) == 2
+
+
+def test_a_checkpoint_of_an_earlier_version_resumes_and_converts(
+    folder: Path, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Options had other names in it, and there was no count of skipped steps."""
+    assert main(options(folder, tmp_path, checkpoint__keep_every=1)) == 0
+    run = tmp_path / "r"
+    old = torch.load(run / "epoch_0002.pth", weights_only=True)
+    rows = {new: name for name, new in RENAMED.items()}
+    old["config"] = nest({rows.get(name, name): value for name, value in flatten(old["config"]).items()})
+    assert old["config"]["model"]["queue"] == 40
+    old["progress"]["said"] = old["progress"].pop("warned")
+    del old["skipped_steps"], old["config"]["recipe"], old["meta"]["backbone_id"]
+    shutil.rmtree(run)
+    run.mkdir()
+    torch.save(old, run / "last.pth")
+    assert read_backbone(str(run / "last.pth")).meta["method"] == "unimoco"
+    given = options(folder, tmp_path, checkpoint__keep_every=1)
+    with_old_names = [{"--model.queue_size": "--model.queue"}.get(word, word) for word in given]
+    assert main(with_old_names) == 0
+    assert "deprecated: model.queue is now model.queue_size" in capsys.readouterr().err
+    assert [step for step, _ in losses(run)] == [9, 10, 11, 12]
+    one, two = weights(reference), weights(run)
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+
+
+def test_the_start_states_recipe_size_and_views(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--recipe", "my_folder", *options(folder, tmp_path, optim__epochs=1, optim__warmup=0)]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith("recipe my_folder, views of 32 px: crops of 20% to 100% of the area, flip 50%, ")
 
 
 @pytest.mark.parametrize(
