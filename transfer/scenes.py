@@ -26,13 +26,14 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import torch
+from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from common.cli import CommandParser, run_cli
@@ -281,39 +282,24 @@ def _write_image(path: Path, image: np.ndarray) -> None:
         raise OSError(f"{path}: cannot be written")
 
 
-def contact_sheet(root: Path, split: str = "train", rows: int = 4, columns: int = 6) -> np.ndarray:
-    """Return scenes with the outlines and names of their annotations, RGB."""
-    scenes = list(_read(root, split, rows * columns))
-    zoom = max(1, round(224 / len(scenes[0][0])))
-    panels = [outlined(image, labels, masks, zoom) for image, labels, masks in scenes]
-    panels += [np.full_like(panels[0], 255)] * (rows * columns - len(panels))
-    bordered = [cv2.copyMakeBorder(panel, 3, 3, 3, 3, cv2.BORDER_CONSTANT, value=(255, 255, 255)) for panel in panels]
-    return np.vstack([np.hstack(bordered[i : i + columns]) for i in range(0, len(bordered), columns)])
-
-
-def _read(root: Path, split: str, count: int) -> Iterator[tuple[np.ndarray, list[int], list[np.ndarray]]]:
+def contact_sheet(root: Path, split: str = "train", count: int = 24, columns: int = 6) -> np.ndarray:
+    """Return the first scenes with their annotations in a grid, RGB."""
     from pycocotools import mask as rle
 
+    from transfer.detection.pictures import Objects, draw_objects  # here: it takes the palette from this module
+
     content = json.loads((root / "annotations" / f"instances_{split}.json").read_text())
+    tiles = []
     for entry in content["images"][:count]:
-        found = [a for a in content["annotations"] if a["image_id"] == entry["id"]]
+        found = [row for row in content["annotations"] if row["image_id"] == entry["id"]]
         image = cv2.imread(str(root / "images" / split / entry["file_name"]), cv2.IMREAD_COLOR_RGB)
-        assert image is not None, entry
-        yield image, [a["category_id"] - 1 for a in found], [rle.decode(a["segmentation"]) for a in found]
-
-
-def outlined(image: np.ndarray, labels: list[int], masks: list[np.ndarray], zoom: int) -> np.ndarray:
-    """Return the enlarged image with the outline and the name of each mask."""
-    picture = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_NEAREST)
-    for label, mask in zip(labels, masks, strict=True):
-        large = cv2.resize(mask.astype(np.uint8), None, fx=zoom, fy=zoom, interpolation=cv2.INTER_NEAREST)
-        colour = PALETTE[label].tolist()
-        cv2.drawContours(picture, cv2.findContours(large, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)[0], -1, colour, 2)
-        left, top, *_ = cv2.boundingRect(large)
-        origin = (left + 2, top + 11)
-        for shade, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
-            cv2.putText(picture, CLASSES[label], origin, cv2.FONT_HERSHEY_SIMPLEX, 0.38, shade, thickness, cv2.LINE_AA)
-    return picture
+        boxes = torch.tensor([row["bbox"] for row in found], dtype=torch.float32)
+        boxes[:, 2:] += boxes[:, :2]
+        labels = torch.tensor([row["category_id"] - 1 for row in found])
+        masks = torch.from_numpy(np.stack([rle.decode(row["segmentation"]) for row in found]).astype(bool))
+        objects = Objects(boxes, labels, [CLASSES[i] for i in labels.tolist()], masks)
+        tiles.append(torch.from_numpy(draw_objects(image, objects, 224)).permute(2, 0, 1))
+    return make_grid(tiles, columns, padding=3, pad_value=255).permute(1, 2, 0).numpy()
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -268,7 +268,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
             ("model.test_cfg.mode=slide", "model.test_cfg.crop_size=32,32", "model.test_cfg.stride=33,33"),
             "model.test_cfg.stride=[33, 33]: must not exceed crop_size=[32, 32]",
         ),
-        (["--task=cityscapes-fcn-40k"], (), "Expected below it: cityscapes/leftImg8bit/{train,val}/CITY/"),
+        (["--task=cityscapes-fcn-40k"], (), "Expected below it: cityscapes/leftImg8bit/{train,val}/*/"),
         (["--task=voc12aug-fcn-20k"], (), "VOCdevkit/VOC2012/SegmentationClassAug/*.png"),
         (["--task=ade20k-upernet-80k"], (), "ADEChallengeData2016.zip"),
     ],

@@ -53,12 +53,13 @@ def side_by_side(image: np.ndarray, truth: Objects, predicted: Objects) -> np.nd
         (H', W', 3) uint8 RGB, enlarged where the image is small.
     """
     panels = [("truth", truth), ("predicted", predicted)]
-    return np.hstack([_titled(f"{title}: {len(found.names)}", _draw(image, found)) for title, found in panels])
+    return np.hstack([_titled(f"{title}: {len(found.names)}", draw_objects(image, found)) for title, found in panels])
 
 
-def _draw(image: np.ndarray, found: Objects) -> np.ndarray:
-    zoom = max(1, math.ceil(SIDE / max(image.shape[:2])))
-    large = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
+def draw_objects(image: np.ndarray, found: Objects, side: int = SIDE) -> np.ndarray:
+    """Draw objects into an (H, W, 3) uint8 RGB image, enlarged so that its longer side has at least `side` pixels."""
+    zoom = max(1, math.ceil(side / max(image.shape[:2])))
+    large = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_LINEAR_EXACT)
     picture = torch.from_numpy(large).permute(2, 0, 1).contiguous()
     if not found.names:
         return large

@@ -3,6 +3,7 @@
 Pipeline: base 2048 x 512, ratio 0.5 to 2, crop 512 x 512. Source: WXinlong/mmsegmentation@32b0aff, configs.
 """
 
+_base_ = ["loaders.py"]
 layout = "ade20k"
 data_root = "ade/ADEChallengeData2016"  # below --data-root
 images = dict(train=20210, val=2000)  # other numbers are refused; None accepts any
@@ -23,9 +24,6 @@ test_pipeline = [
 ]
 train_dataloader = dict(
     batch_size=4,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type="InfiniteSampler", shuffle=True),
     dataset=dict(
         type="ADE20KDataset",
         data_root=data_root,
@@ -35,10 +33,6 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    batch_size=1,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
         type="ADE20KDataset",
         data_root=data_root,

@@ -3,6 +3,7 @@
 Pipeline: base 2049 x 1025, ratio 0.5 to 2, crop 769 x 769. Source: WXinlong/mmsegmentation@32b0aff, configs/densecl.
 """
 
+_base_ = ["loaders.py"]
 layout = "cityscapes-semantic"
 data_root = "cityscapes"  # below --data-root
 images = dict(train=2975, val=500)  # other numbers are refused; None accepts any
@@ -23,9 +24,6 @@ test_pipeline = [
 ]
 train_dataloader = dict(
     batch_size=2,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type="InfiniteSampler", shuffle=True),
     dataset=dict(
         type="CityscapesDataset",
         data_root=data_root,
@@ -34,10 +32,6 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    batch_size=1,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
         type="CityscapesDataset",
         data_root=data_root,

@@ -1,5 +1,6 @@
 """Fashion Scenes (transfer/scenes.py): 2,000 training scenes of 128 x 128, 500 test scenes, 11 classes."""
 
+_base_ = ["loaders.py"]
 data_root = "scenes"  # made below --data-root if missing
 # Folder, classes and colours are set by transfer/segmentation/data.py.
 scenes = dict(train=2000, val=500, size=128, seed=0)
@@ -15,7 +16,6 @@ test_pipeline = [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations"), d
 train_dataloader = dict(
     batch_size=4,
     num_workers=0,
-    sampler=dict(type="InfiniteSampler", shuffle=True),
     dataset=dict(
         type="BaseSegDataset",
         img_suffix=".png",
@@ -27,7 +27,6 @@ train_dataloader = dict(
 val_dataloader = dict(
     batch_size=10,
     num_workers=0,
-    sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
         type="BaseSegDataset",
         img_suffix=".png",

@@ -3,6 +3,7 @@
 Pipeline: base 2048 x 512, ratio 0.5 to 2, crop 512 x 512. Source: WXinlong/mmsegmentation@32b0aff, configs/densecl.
 """
 
+_base_ = ["loaders.py"]
 layout = "voc12aug"
 data_root = "VOCdevkit/VOC2012"  # below --data-root
 images = dict(train=10582, val=1449)  # other numbers are refused; None accepts any
@@ -23,9 +24,6 @@ test_pipeline = [
 ]
 train_dataloader = dict(
     batch_size=4,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type="InfiniteSampler", shuffle=True),
     dataset=dict(
         type="ConcatDataset",
         datasets=[
@@ -41,10 +39,6 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    batch_size=1,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
         type="PascalVOCDataset",
         data_root=data_root,
