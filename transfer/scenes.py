@@ -293,6 +293,7 @@ def contact_sheet(root: Path, split: str = "train", count: int = 24, columns: in
     for entry in content["images"][:count]:
         found = [row for row in content["annotations"] if row["image_id"] == entry["id"]]
         image = cv2.imread(str(root / "images" / split / entry["file_name"]), cv2.IMREAD_COLOR_RGB)
+        assert image is not None, entry
         boxes = torch.tensor([row["bbox"] for row in found], dtype=torch.float32)
         boxes[:, 2:] += boxes[:, :2]
         labels = torch.tensor([row["category_id"] - 1 for row in found])

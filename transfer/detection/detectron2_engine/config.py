@@ -66,7 +66,7 @@ def as_published(task: str) -> CfgNode:
     """Return a task as it is published: for its reference number of devices and its own network."""
     cfg = read_task(task)
     if cfg.SOLVER.REFERENCE_WORLD_SIZE == 1:
-        _without_sync(cfg)
+        _replace_sync_batch_norm(cfg)
     return cfg
 
 
@@ -98,8 +98,8 @@ def resolve(
     cfg.MODEL.DEVICE = devices.kind
     _override(cfg, overrides, scale)
     cfg.SEED = seed
-    cfg.MODEL.WEIGHTS = ""  # the backbone is loaded and compared by transfer/detection/weights.py
-    if devices.world == 1 and (swapped := _without_sync(cfg)):
+    cfg.MODEL.WEIGHTS = ""  # the backbone is loaded and compared by weights.py
+    if devices.world == 1 and (swapped := _replace_sync_batch_norm(cfg)):
         changes.append(f"one process: BN replaces SyncBN in {', '.join(swapped)}")
     _set_precision(cfg)
     _check(cfg, backbone, devices)
@@ -173,7 +173,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()).strip("'\"")
 
 
-def _without_sync(cfg: CfgNode) -> list[str]:
+def _replace_sync_batch_norm(cfg: CfgNode) -> list[str]:
     """Replace synchronised batch norm, which needs several processes, by BN; return the keys."""
     synced = sorted(k for k, v in flat(cfg).items() if k.endswith(".NORM") and v in ("SyncBN", "naiveSyncBN"))
     for key in synced:
