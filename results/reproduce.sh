@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The whole study from nothing: environment, data, pre-training, every benchmark, tables. The same command goes on
-# where it was stopped; what is done is skipped.
-#   bash results/reproduce.sh                   desk scale: some hours on two CPU cores
-#   bash results/reproduce.sh --dry-run         the plan and its cost
+# The whole study from nothing: environment, data, pre-training, every benchmark, tables. Stop it at any time: the same
+# command resumes, and skips what is done. docs/study.md says more.
+#   bash results/reproduce.sh                   small scale: some hours on two CPU cores
+#   bash results/reproduce.sh --dry-run         its jobs and their cost
 #   bash results/reproduce.sh --study paper     the paper's experiment: GPUs, ImageNet, COCO, VOC
 #   bash results/reproduce.sh --help            every option
 set -euo pipefail

@@ -8,7 +8,7 @@ export PATH="$env/bin:$PATH"
 if [ $# = 0 ]; then
     ruff format --check .
     ruff check .
-    shellcheck setup.sh pretrain/*.sh results/*.sh tests/run.sh .ci/run
+    shellcheck setup.sh pretrain/*.sh results/*.sh results/studies/*.sh tests/run.sh .ci/run
     mypy
 fi
 # A file of tests to each core: two processes of one thread do far more than one of two.

@@ -10,6 +10,8 @@ import subprocess
 import time
 from pathlib import Path
 
+import cv2
+import numpy as np
 import psutil
 import pytest
 
@@ -323,3 +325,46 @@ def test_shares_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert share(15, 16) == {"OMP_NUM_THREADS": "1"}
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert share(0, 2) == {"OMP_NUM_THREADS": "3"}
+
+
+REAL = """
+runs: FOLDER/runs
+records: FOLDER/records
+pretrain: python -m pretrain.train
+paths: {data: FOLDER/images}
+checkpoints:
+  tiny:
+    name: tiny
+    pretrain: >-
+      --recipe my_folder --data.train {data} --data.workers 0 --device cpu --model.arch resnet18 --model.queue_size 64
+      --model.bn_groups 2 --views.size 16 --optim.batch 16 --optim.epochs 0.5 --optim.warmup 0 --monitor.knn_every 0
+tasks:
+  knn:
+    command: >-
+      python ROOT/transfer/knn.py --data {data} --test {data} --size 16 --k '[5]' --cache null --pictures false
+      --out FOLDER/transfer --device cpu
+"""
+
+
+@pytest.mark.slow
+def test_with_the_real_commands(tmp_path: Path) -> None:
+    """Pre-training and kNN; without their receipts they find out that there is nothing to do."""
+    noise = np.random.default_rng(0)
+    for i in range(128):
+        file = tmp_path / "images" / str(i % 4) / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(file), noise.integers(0, 255, (32, 32, 3), dtype=np.uint8))
+    (tmp_path / "small.yaml").write_text(REAL.replace("FOLDER", str(tmp_path)).replace("ROOT", str(small.ROOT)))
+    for moment in ("first", "without receipts"):
+        code, out, err = small.run(tmp_path)
+        assert code == 0, out + err
+        (record,) = read_all(tmp_path / "records")
+        assert record.environment["job"] == "small/knn"
+        (path,) = small.receipts(tmp_path)["knn/tiny_seed0"]
+        assert Path(path) == tmp_path / "records" / record.path, moment
+        shutil.rmtree(tmp_path / ".snakemake")
+        for receipt in small.receipts(tmp_path):
+            for file in (tmp_path / "runs/study/small").glob(f"{receipt}.[dj]*"):  # .done or .json
+                file.unlink()
+    assert "on record" in (tmp_path / "runs/study/small/knn/tiny_seed0.log").read_text()
+    assert len((tmp_path / "runs/tiny/command.txt").read_text().splitlines()) == 1  # trained once
