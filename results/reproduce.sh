@@ -9,5 +9,5 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 env="$(bash setup.sh)"
-export PATH="$env/bin:$PATH"
+export PATH="$env/bin:$PATH" UNIMOCO_ENV="$env" # for the commands of the study
 exec "$env/bin/python" -m results.study "$@"

@@ -152,18 +152,16 @@ def list_jobs(study: Study, jobs: Sequence[Job], at_a_time: int) -> str:
     plan = {row["output_file"]: row["plan"] for row in summary}
     stale = {job.receipt for job in jobs if is_stale(job)}
     left = [j for j in jobs if plan[j.receipt] != "no update" or {j.receipt, *j.needs} & stale]
-    rows = [
-        ["to do" if job in left else "done", _cost(job), job.name, shlex.join(job.command)] for job in jobs
-    ]  # fmt: skip
-    lines = [tabulate(rows, headers=["", "estimate", "job", "command"], tablefmt="plain", disable_numparse=True), ""]
-    lines.append(f"{len(jobs)} jobs: {len(jobs) - len(left)} done, {len(left)} to do")
+    rows = [["to do" if job in left else "done", _cost(job), job.name, shlex.join(job.command)] for job in jobs]
+    table = tabulate(rows, headers=["", "estimate", "job", "command"], tablefmt="plain", disable_numparse=True)
+    lines = [str(table), "", f"{len(jobs)} jobs: {len(jobs) - len(left)} done, {len(left)} to do"]
     hours = sum((job.minutes or 0) * job.gpus / 60 for job in left)
     minutes = sum(job.minutes or 0 for job in left if not job.gpus) / at_a_time
     lines += [f"estimated: {hours:,.0f} GPU-hours"] * bool(hours)
     lines += [f"estimated: {minutes / 60:.1f} hours, {at_a_time} at a time"] * bool(minutes)
     unknown = sum(job.minutes is None for job in left)
     lines += [f"no estimate for {unknown} jobs"] * bool(unknown)
-    return "\n".join(map(str, lines))
+    return "\n".join(lines)
 
 
 def _cost(job: Job) -> str:
@@ -177,7 +175,7 @@ def run(study: Study, jobs: Sequence[Job], options: Namespace, extra: Sequence[s
     for name, path in study.paths.items():
         if not path.exists():
             raise ValueError(f"paths.{name}: {path}: no such folder; name yours: --path {name}=FOLDER")
-    environment, slots = environment_of_commands(), options.jobs or 1
+    environment, slots = dict(os.environ), options.jobs or 1
     where = ["--cores", str(slots)]
     if options.launcher:
         print("--launcher is deprecated: --slurm alone runs the study in Slurm", file=sys.stderr)
@@ -200,15 +198,6 @@ def run(study: Study, jobs: Sequence[Job], options: Namespace, extra: Sequence[s
             print(line, file=sys.stderr)
         codes = [status, *(run_after(command, environment) for command in study.after)]
     return FAILED if any(codes) else 0
-
-
-def environment_of_commands() -> dict[str, str]:
-    """Return the environment in which commands find this Python, and pretrain/run.sh this environment."""
-    environment = dict(os.environ)
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', os.defpath)}"
-    if (Path(sys.prefix) / ".unimoco-stamp").exists():
-        environment.setdefault("UNIMOCO_ENV", sys.prefix)
-    return environment
 
 
 def lock(study: Study) -> IO[str]:
@@ -298,10 +287,7 @@ def _size(job: Job) -> int:
 def run_after(command: Sequence[str], environment: dict[str, str]) -> int:
     """Run a command that follows the jobs; return its exit status."""
     print(f"$ {shlex.join(command)}", flush=True)
-    try:
-        code = subprocess.run(command, env=environment, check=False).returncode
-    except FileNotFoundError:
-        code = 127
+    code = subprocess.call(["env", *command], env=environment)  # 127 where there is no such command
     if code:
         print(f"study: exit status {code}: {shlex.join(command)}", file=sys.stderr)
     return code

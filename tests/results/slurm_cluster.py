@@ -38,11 +38,13 @@ SlurmdPidFile={folder}/slurmd.pid
 MailProg=/bin/true
 ReturnToService=2
 KillWait=5
-NodeName={host} NodeAddr=127.0.0.1 CPUs=8 RealMemory=8000
+GresTypes=gpu
+NodeName={host} NodeAddr=127.0.0.1 CPUs=8 RealMemory=8000 Gres=gpu:4
 DefMemPerCPU=100
 PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """
 
+GRES = "AutoDetect=off\n" + "".join(f"Name=gpu File=/dev/{name}\n" for name in ("null", "zero", "full", "random"))
 # Snakemake's Slurm plugin starts srun without SLURM_CONF; usual clusters have their configuration in /etc/slurm.
 SRUN = """#!/bin/sh
 export SLURM_CONF={config}
@@ -82,6 +84,7 @@ def cluster() -> Iterator[Path]:
         (folder / "bin" / "srun").write_text(SRUN.format(config=config, srun=shutil.which("srun", path=PATH)))
         (folder / "bin" / "srun").chmod(0o755)
         config.write_text(CONFIG.format(host=socket.gethostname().split(".")[0], folder=folder, ports=free_ports(2)))
+        (folder / "gres.conf").write_text(GRES)
         files = [f"--{what}-file={folder}/munge/{what}" for what in ("key", "pid", "log", "seed")]
         daemons.append(
             daemon(folder, environment, ["munged", "--foreground", f"--socket={folder}/munge/socket", *files])

@@ -67,12 +67,13 @@ def job_of(checkpoint: str) -> str:
 def test_a_study(folder: Path) -> None:
     """From inside an allocation. One job fails, one is near the end of its time, one is preempted; all others run."""
     small.write(
-        folder, checkpoints__ours__pretrain="--seconds 5", tasks__linear=None, after=["touch tables"],
-        checkpoints__broken={"name": "broken", "pretrain": "--wrong 1"},
+        folder, checkpoints__ours__pretrain="--seconds 5", checkpoints__ours__gpus=2, tasks__linear=None,
+        after=["touch tables"], checkpoints__broken={"name": "broken", "pretrain": "--wrong 1"},
     )  # fmt: skip
     process = small.start(folder, *SLURM, **ALLOCATION)
     try:
         small.wait_until(lambda: all((folder / f"runs/r{i}/starts").exists() for i in (0, 1)), 60)
+        assert "gres:gpu:2" in client("scontrol", "show", "job", job_of("r0"))
         # What Slurm sends before a job's time is up, and what preemption does.
         client("scancel", "--signal=TERM", job_of("r0"))
         client("scontrol", "requeue", job_of("r1"))
@@ -91,6 +92,7 @@ def test_a_study(folder: Path) -> None:
         assert (folder / f"runs/r{i}/starts").read_text() == "started \nstarted \n"  # resumed, and free of ALLOCATION
         assert (folder / f"runs/r{i}/saved").read_text() == "saved\n"
         log = (folder / f"runs/study/small/pretrain/r{i}.log").read_text()
+        assert log.count("$ bash train.sh") == 2
         assert log.endswith("exit status 0\n")
     assert len(small.measured(folder)) == len(small.records(folder)) == 3
 

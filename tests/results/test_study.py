@@ -174,8 +174,10 @@ def test_what_fails_names_its_log_and_stops_nothing_else(tmp_path: Path) -> None
     assert code == 1, out + err
     log = "runs/study/small/pretrain/broken.log"
     assert f"failed: pretrain/broken: exit status 2; log: {log}: unknown option --wrong\n" in err
-    log = "runs/study/small/linear/random_seed0.log"
-    assert f"failed: linear/random_seed0: exit status 0; log: {log}: $ python measure.py" in err  # it left no receipt
+    silent = "runs/study/small/linear/random_seed0.log"
+    assert (
+        f"failed: linear/random_seed0: exit status 0; log: {silent}: $ python measure.py" in err
+    )  # it left no receipt
     assert "not run: 1 jobs\n" in err
     assert small.receipts(tmp_path).keys() == {
         "pretrain/r0", "pretrain/r1", "knn/r0_seed0", "knn/r1_seed0", "knn/random_seed0",
@@ -184,7 +186,8 @@ def test_what_fails_names_its_log_and_stops_nothing_else(tmp_path: Path) -> None
     assert "exit status 1: false\n" in err
     assert "exit status 127: no-such-command\n" in err
     assert (tmp_path / "tables").exists()
-    # Failed jobs are tried again, once the mistake is corrected.
+    # Failed jobs are tried again: in vain, and once the mistake is corrected.
+    assert f"failed: pretrain/broken: exit status 2; log: {log}: unknown" in small.run(tmp_path, "--only", "broken")[2]
     small.write(tmp_path)
     assert small.run(tmp_path, *PICK)[0] == 0
     assert len(small.measured(tmp_path)) == 6
