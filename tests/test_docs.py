@@ -1,0 +1,89 @@
+"""README and docs: commands name files and options that exist, links lead somewhere, pages are short."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+HEADS = [*ROOT.glob("pretrain/recipes/*.yaml"), *ROOT.glob("transfer/configs/**/*.yaml")]  # open with their command
+
+
+def commands(text: str) -> list[list[str]]:
+    """Return the words of each command in the bash blocks of a page, variables before it left out."""
+    found = []
+    for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+                words = words[1:]
+            if words:
+                found.append(words)
+    return found
+
+
+def heads_of_recipes() -> list[tuple[str, list[str]]]:
+    """Return the commands in the comments that recipes open with, by file."""
+    found = []
+    for path in HEADS:
+        comment = "\n".join(line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#"))
+        for line in comment.replace("\\\n", " ").splitlines():
+            if re.match(r"(bash|python|torchrun) ", line):
+                found.append((path.name, shlex.split(line, comments=True)))
+    return found
+
+
+ALL = [(page.name, words) for page in PAGES for words in commands(page.read_text())] + heads_of_recipes()
+
+
+def parse(words: list[str]) -> None:
+    """Parse a command's options with its own parser; a ValueError or SystemExit means that it cannot be run."""
+    words = [word for word in words if word != "…"]
+    script = next((i for i, word in enumerate(words) if re.fullmatch(r"[\w/.]+\.(py|sh)", word)), None)
+    module = next((i for i, word in enumerate(words) if word == "-m"), None)
+    if module is not None:
+        name, arguments = words[module + 1].replace(".", "/") + ".py", words[module + 2 :]
+    else:
+        assert script is not None, words
+        name, arguments = words[script], words[script + 1 :]
+    assert (ROOT / name).is_file(), name
+    if name in ("pretrain/run.sh", "pretrain/slurm.sh"):
+        importlib.import_module("pretrain.config").parse(arguments)
+    elif name.startswith("transfer/") and name != "transfer/scenes.py":
+        entry = importlib.import_module(name.removesuffix(".py").replace("/", "."))
+        (entry.parse if hasattr(entry, "parse") else entry.parser().parse)(arguments)
+    elif name == "results/reproduce.sh":
+        importlib.import_module("results.study").parser().parse_args(arguments)
+    elif name == "results/tables.py":
+        importlib.import_module("results.tables").parser().parse_args(arguments)
+    elif name == "converters/convert.py":
+        importlib.import_module("converters.convert").parser().parse(arguments)
+
+
+@pytest.mark.parametrize(("page", "words"), ALL, ids=[f"{page}: {' '.join(words)[:60]}" for page, words in ALL])
+def test_every_command_on_a_page_can_be_run_as_it_stands(page: str, words: list[str]) -> None:
+    if words[0] in ("bash", "python", "torchrun", "sbatch", "srun"):
+        parse(words)
+    elif words[0] == "make":
+        assert all(re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE) for target in words[1:])
+    else:
+        assert words[0] in ("source", "git", "conda", "apt-get", "cd", "snakemake", "ruff", "mypy"), words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_the_readme_is_short_and_every_page_is_linked() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert text.count("\n") <= 150
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"(docs/{page.name})" in text, page.name
