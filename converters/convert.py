@@ -148,46 +148,47 @@ def staging(folder: Path, force: bool = False) -> Iterator[Path]:
             write_atomically(folder / part.name, part.replace)
 
 
-def _parser() -> CommandParser:
-    parser = CommandParser("convert.py", __doc__)
-    parser.add_argument(
+def parser() -> CommandParser:
+    """Return the parser of the command line."""
+    p = CommandParser("convert.py", __doc__)
+    p.add_argument(
         "checkpoint",
         help="a checkpoint file in any format that --from names, or timm:NAME, torchvision:NAME (both pre-trained; "
         "timm:NAME?pretrained=false&seed=0 is not), random:ARCH?seed=0",
     )
-    parser.add_argument("--to", choices=list(TARGETS), required=True, help="the framework to write for")
-    parser.add_argument("--out", type=str, help="the file to write; default: CKPT.TARGET.SUFFIX beside the checkpoint")
-    parser.add_argument(
+    p.add_argument("--to", choices=list(TARGETS), required=True, help="the framework to write for")
+    p.add_argument("--out", type=str, help="the file to write; default: CKPT.TARGET.SUFFIX beside the checkpoint")
+    p.add_argument(
         "--branch", type=str,
         help="which encoder: query or key, online or momentum, student or teacher; "
         "by default the one that its authors transfer",
     )  # fmt: skip
-    parser.add_argument("--from", choices=list(BY_NAME), help="the format of the checkpoint; default: recognise it")
-    parser.add_argument(
+    p.add_argument("--from", choices=list(BY_NAME), help="the format of the checkpoint; default: recognise it")
+    p.add_argument(
         "--drop", type=str, action="append", default=[],
         help="regular expression of keys to leave out besides those that the format's rules name; may be repeated",
     )  # fmt: skip
-    parser.add_argument(
+    p.add_argument(
         "--prefix", type=str, default="",
         help="what to write before every key, for OpenMMLab's init_cfg=dict(prefix=…): backbone.",
     )  # fmt: skip
-    parser.add_argument(
+    p.add_argument(
         "--verify", choices=["auto", "yes", "no"], default="auto",
         help="build the framework's own model, load the file and compare tensors and features; "
         "auto: where the framework is installed",
     )  # fmt: skip
-    parser.add_argument(
+    p.add_argument(
         "--trust", action="store_true", help="let the file run any Python code; only for files you made"
     )
-    parser.add_argument("--force", action="store_true", help="overwrite files that exist and differ")
-    return parser
+    p.add_argument("--force", action="store_true", help="overwrite files that exist and differ")
+    return p
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return 0, 2 for a user's mistake, 1 for a converted file that is not equal."""
 
     def work() -> int:
-        given = _parser().parse(sys.argv[1:] if arguments is None else arguments)
+        given = parser().parse(sys.argv[1:] if arguments is None else arguments)
         options = ReadOptions(given.branch, given["from"], tuple(given.drop), given.trust)
         try:
             done = convert(

@@ -101,7 +101,9 @@ def made(records: Sequence[Path], out: Path, of_repository: bool) -> dict[Path, 
         out: folder of the tables.
         of_repository: whether to fill the pages too, and to show the study's curves and pictures.
     """
-    wanted: dict[Path, bytes | None] = {path: None for path in out.glob("*.*") if path.suffix in SUFFIXES}
+    # Files of tables that no longer exist go, but only from the repository's folder: another may hold anything.
+    old = out.glob("*.*") if of_repository else ()
+    wanted: dict[Path, bytes | None] = {path: None for path in old if path.suffix in SUFFIXES}
     with tempfile.TemporaryDirectory() as temporary:
         tables = write(records, Path(temporary), RESULTS if of_repository else None)
         wanted.update({out / path.name: path.read_bytes() for path in Path(temporary).iterdir()})
@@ -109,15 +111,20 @@ def made(records: Sequence[Path], out: Path, of_repository: bool) -> dict[Path, 
     return wanted
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command; return 1 where --check finds a difference, 2 for a broken record."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    p = argparse.ArgumentParser(
         prog="results/tables.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--records", type=Path, nargs="+", metavar="DIR", help="folders of your records")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write; default with --records: runs/tables")
-    parser.add_argument("--check", action="store_true", help="write nothing; fail where something differs")
-    return run_cli("tables", lambda: _run(parser.parse_args(arguments)), resumable=False)
+    p.add_argument("--records", type=Path, nargs="+", metavar="DIR", help="folders of your records")
+    p.add_argument("--out", type=Path, metavar="DIR", help="where to write; default with --records: runs/tables")
+    p.add_argument("--check", action="store_true", help="write nothing; fail where something differs")
+    return p
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return 1 where --check finds a difference, 2 for a broken record."""
+    return run_cli("tables", lambda: _run(parser().parse_args(arguments)), resumable=False)
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -65,7 +65,7 @@ def test_the_documented_lines_load_the_files(
 
 def test_every_option_is_documented() -> None:
     text = PAGE.read_text()
-    for action in entry._parser()._actions:
+    for action in entry.parser()._actions:
         for option in set(action.option_strings) - {"-h", "--help", "--to"}:
             assert f"| `{option}" in text, option
 
@@ -220,7 +220,7 @@ def test_it_runs_as_a_script_and_as_a_module(tmp_path: Path) -> None:
 
 
 def test_help_explains_every_option() -> None:
-    text = " ".join(entry._parser().format_help().split())
+    text = " ".join(entry.parser().format_help().split())
     for words in (
         "the framework to write for", "the file to write", "which encoder", "the format of the checkpoint",
         "keys to leave out", "before every key", "compare tensors and features", "run any Python code",

@@ -248,3 +248,10 @@ def test_benchmarks_and_converters_come_from_their_logs() -> None:
 
 def test_without_records_there_are_only_published_results() -> None:
     assert [grid.name for grid in all_grids(frame({}), PAPERS)] == ["cost", "published"]
+
+
+def test_a_folder_of_ones_own_keeps_its_other_files(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("mine")
+    assert main(["--records", str(ROOT / "results" / "records"), "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "README.md").read_text() == "mine"
+    assert (tmp_path / "overview.md").is_file()
