@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,14 @@ import yaml
 
 from converters.backbone import Backbone
 from transfer.benchmark import read_checkpoint
+from transfer.detect import main
 from transfer.detection.detectron2_engine import config
 from transfer.detection.detectron2_engine.config import flat, for_record, resolve
 from transfer.detection.detectron2_engine.title import compose_title
 from transfer.detection.devices import Devices
-from transfer.detection.tasks import describe, find_task, task_names
+from transfer.detection.tasks import CONFIGS, describe, find_task, task_names
 
+ROOT = Path(__file__).parents[2]
 R18, R50 = (read_checkpoint(f"random:{arch}", 0) for arch in ("resnet18", "resnet50"))
 EIGHT = Devices("cuda", 8)
 ONE, CPU = Devices("cuda", 1), Devices("cpu", 0)
@@ -268,3 +272,48 @@ def test_a_mistake_in_a_user_s_config_is_named(text: str, message: str, tmp_path
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises((ValueError, OSError), match=message):
         config.read_task(str(tmp_path / "mine.yaml"))
+
+
+Plan = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture
+def plan(capsys: pytest.CaptureFixture[str]) -> Plan:
+    """The command with --dry-run; returns what it prints."""
+
+    def run(*options: str) -> list[dict[str, Any]]:
+        capsys.readouterr()
+        assert main([*options, "--dry-run"]) == 0, capsys.readouterr().err
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    return run
+
+
+def test_a_dry_run_keeps_the_hash_of_the_records_of_fashion_fpn(plan: Plan, tmp_path: Path) -> None:
+    (planned,) = plan(
+        "--ckpt", "random:resnet18?seed=0", "--task", "fashion-fpn", "--device", "cpu", "--data-root", str(tmp_path),
+        "--out", str(tmp_path / "out"), "TASK.PRECISION", "bf16",
+    )  # fmt: skip
+    assert planned["config_hash"] == "e59598c2a319"
+    stored = ROOT / "results" / "records" / planned["path"]
+    assert planned["config"] == json.loads(stored.read_text())["config"]
+    assert "changed" not in planned["title"]
+    assert not list(tmp_path.iterdir()), "no data set, no run folder"
+
+
+def test_a_dry_run_plans_for_gpus_that_are_elsewhere(plan: Plan) -> None:
+    options = ("--ckpt", "random:resnet50", "--task", "coco-c4-1x", "--data-root", "/no/data", "--seeds", "0", "1")
+    planned = plan(*options, "--device", "cuda", "--num-gpus", "8")
+    assert [row["seed"] for row in planned] == [0, 1]
+    assert len({row["config_hash"] for row in planned}) == 1
+    assert planned[0]["config"]["MODEL.RESNETS.NORM"] == "SyncBN"
+    assert "90000 iterations of 16" in planned[0]["title"]
+
+
+def test_a_user_s_config_gives_its_name_to_the_task(plan: Plan, tmp_path: Path) -> None:
+    mine = tmp_path / "my_task.yaml"
+    mine.write_text(f"_BASE_: {CONFIGS / 'fashion-fpn.yaml'}\nSOLVER:\n  BASE_LR: 0.01\n")
+    (planned,) = plan("--ckpt", "random:resnet18", "--task", str(mine), "--device", "cpu")
+    assert planned["task"] == "my_task"
+    assert planned["path"].startswith("my_task/")
+    assert "lr 0.01" in planned["title"]

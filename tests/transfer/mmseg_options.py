@@ -6,6 +6,7 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import mmseg
 import pytest
@@ -14,9 +15,12 @@ import torch
 from results.record import hash_config
 from tests.transfer.mmseg_configs import resolve
 from transfer.benchmark import read_checkpoint
+from transfer.segment import main
 from transfer.segmentation import config, devices
 from transfer.segmentation.tasks import CONFIGS
 from transfer.segmentation.weights import SegmentorBackbone
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -224,3 +228,41 @@ default_hooks = dict(visualization=dict(type="SegVisualizationHook"))
     assert cfg.val_evaluator.type == "ClassIoU"
     with pytest.raises(ValueError, match="the weights come from --ckpt"):
         resolve("voc12aug-fcn-20k", "--cfg-options", "model.pretrained=weights.pth")
+
+
+def plan(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, Any]:
+    """Return what the command prints with --dry-run."""
+    assert main([*options, "--dry-run"]) == 0, capsys.readouterr().err
+    return dict(json.loads(capsys.readouterr().out))
+
+
+def test_a_dry_run_keeps_the_hash_of_the_records_of_fashion_fcn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It needs no data set and writes nothing."""
+    folders = ("--data-root", "/no/data", "--out", str(tmp_path / "out"), "--records", str(tmp_path / "records"))
+    planned = plan(capsys, "--ckpt", "random:resnet18?seed=0", "--task", "fashion-fcn", "--device", "cpu", *folders)
+    assert planned["config_hash"] == "28c8dc110413"
+    assert planned["config"] == json.loads((ROOT / "results" / "records" / planned["path"]).read_text())["config"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_plans_for_gpus_that_are_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    planned = plan(capsys, "--ckpt", "random", "--task", "voc12aug-fcn-20k", "--device", "cuda")
+    assert planned["config"]["batch"] == 16
+    assert planned["config"]["model"]["backbone"]["norm_cfg"]["type"] == "SyncBN"
+    assert "ResNet-50, stride 8, SyncBN, VOCdevkit/VOC2012, 20000 iterations of 16" in planned["title"]
+    monkeypatch.setenv("RANK", "1")  # of several processes the first one prints the plan
+    assert main(["--ckpt", "random", "--task", "voc12aug-fcn-20k", "--dry-run"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_a_user_s_config_gives_its_name_to_the_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = tmp_path / "my_task.py"
+    mine.write_text(f"_base_ = '{CONFIGS / 'fashion-fcn.py'}'\ntrain_cfg = dict(max_iters=10)\n")
+    planned = plan(capsys, "--ckpt", "random:resnet18", "--task", str(mine), "--device", "cpu")
+    assert (planned["task"], planned["path"].split("/")[0]) == ("my_task", "my_task")
+    assert "10 iterations of 4" in planned["title"]

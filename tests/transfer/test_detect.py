@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -49,46 +47,6 @@ def test_it_imports_and_helps_without_detectron2() -> None:
     for task in task_names():
         assert task in said
     assert "family B" in said
-
-
-def plan(*options: str, code: int = 0) -> list[dict[str, Any]]:
-    """Return what --dry-run prints, in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "transfer" / "detect.py"), *options, "--dry-run"],
-        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == code, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def test_a_dry_run_keeps_the_hash_of_the_records_of_fashion_fpn(tmp_path: Path) -> None:
-    (planned,) = plan(
-        "--ckpt", "random:resnet18?seed=0", "--task", "fashion-fpn", "--device", "cpu", "--data-root", str(tmp_path),
-        "--out", str(tmp_path / "out"), "TASK.PRECISION", "bf16",
-    )  # fmt: skip
-    assert planned["config_hash"] == "e59598c2a319"
-    stored = ROOT / "results" / "records" / planned["path"]
-    assert planned["config"] == json.loads(stored.read_text())["config"]
-    assert "changed" not in planned["title"]
-    assert not list(tmp_path.iterdir()), "no data set, no run folder"
-
-
-def test_a_dry_run_plans_for_gpus_that_are_elsewhere() -> None:
-    options = ("--ckpt", "random:resnet50", "--task", "coco-c4-1x", "--data-root", "/no/data", "--seeds", "0", "1")
-    planned = plan(*options, "--device", "cuda", "--num-gpus", "8")
-    assert [row["seed"] for row in planned] == [0, 1]
-    assert len({row["config_hash"] for row in planned}) == 1
-    assert planned[0]["config"]["MODEL.RESNETS.NORM"] == "SyncBN"
-    assert "90000 iterations of 16" in planned[0]["title"]
-
-
-def test_a_user_s_config_gives_its_name_to_the_task(tmp_path: Path) -> None:
-    mine = tmp_path / "my_task.yaml"
-    mine.write_text(f"_BASE_: {CONFIGS / 'fashion-fpn.yaml'}\nSOLVER:\n  BASE_LR: 0.01\n")
-    (planned,) = plan("--ckpt", "random:resnet18", "--task", str(mine), "--device", "cpu")
-    assert planned["task"] == "my_task"
-    assert planned["path"].startswith("my_task/")
-    assert "lr 0.01" in planned["title"]
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)

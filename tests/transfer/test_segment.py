@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -107,35 +106,6 @@ def test_two_processes_make_one_record(garments: Path) -> None:
     assert record.environment["processes"] == 2
     assert "each process has its own statistics" in done.stdout
     assert done.stdout.count("metric ") == 1, "the table is printed once"
-
-
-def test_a_dry_run_keeps_the_hash_of_the_records_of_fashion_fcn(tmp_path: Path) -> None:
-    """It needs no data set, writes nothing, and plans a user's config under the name of its file."""
-    mine = tmp_path / "my_task.py"
-    mine.write_text(f"_base_ = '{CONFIGS / 'fashion-fcn.py'}'\ntrain_cfg = dict(max_iters=10)\n")
-    arguments = ["--device", "cpu", "--data-root", "/no/data", "--dry-run", "--records", str(tmp_path / "records")]
-    named, own = (
-        run([ENTRY, "--ckpt", "random:resnet18?seed=0", "--task", task, "--out", str(tmp_path / "out"), *arguments])
-        for task in ("fashion-fcn", str(mine))
-    )
-    assert named.returncode == own.returncode == 0, named.stderr + own.stderr
-    planned = json.loads(named.stdout)
-    assert planned["config_hash"] == "28c8dc110413"
-    assert planned["config"] == json.loads((ROOT / "results" / "records" / planned["path"]).read_text())["config"]
-    planned = json.loads(own.stdout)
-    assert (planned["task"], planned["path"].split("/")[0]) == ("my_task", "my_task")
-    assert "10 iterations of 4" in planned["title"]
-    assert list(tmp_path.iterdir()) == [mine]
-
-
-def test_a_dry_run_plans_for_gpus_that_are_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    done = run([ENTRY, "--ckpt", "random", "--task", "voc12aug-fcn-20k", "--device", "cuda", "--dry-run"])
-    assert done.returncode == 0, done.stderr
-    planned = json.loads(done.stdout)
-    assert planned["config"]["batch"] == 16
-    assert planned["config"]["model"]["backbone"]["norm_cfg"]["type"] == "SyncBN"
-    assert "ResNet-50, stride 8, SyncBN, VOCdevkit/VOC2012, 20000 iterations of 16" in planned["title"]
 
 
 def test_comments_of_configs_quote_no_measured_scores() -> None:
