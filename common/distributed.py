@@ -1,4 +1,4 @@
-"""Collectives that do nothing without a process group: the same code runs on a CPU, one GPU and many."""
+"""Collectives that are no-ops without a process group: the same code runs on a CPU, one GPU and many."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ START_TIMEOUT = datetime.timedelta(minutes=10)
 
 
 def world_size() -> int:
-    """Number of processes, 1 without a process group."""
+    """Return the number of processes, 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Number of this process, 0 without a process group."""
+    """Return the rank of this process, 0 without a process group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def local_processes() -> int:
-    """Number of processes on this machine, as torchrun says."""
+    """Return the number of processes on this machine, as set by torchrun."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def start(device: str) -> torch.device:
-    """Joins torchrun's process group, if there is one, and returns this process's device.
+    """Join torchrun's process group, if there is one, and return the device of this process.
 
     Args:
         device: "auto", "cpu", "cuda" or "cuda:N".
 
     Raises:
-        ValueError: another device, or a CUDA device that is not there.
+        ValueError: the device is malformed or not there.
     """
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise ValueError(f"device={device}: must be auto, cpu, cuda or cuda:N")
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if kind.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device={device}: this torch sees no GPU; use --device cpu or auto")
+        raise ValueError(f"device={device}: torch finds no GPU; use --device cpu or auto")
     if ":" in kind and int(kind.partition(":")[2]) >= torch.cuda.device_count():
-        raise ValueError(f"device={device}: this machine has {torch.cuda.device_count()} GPUs, numbered from 0")
+        raise ValueError(f"device={device}: this machine has {torch.cuda.device_count()} GPUs, counted from 0")
     if "RANK" not in os.environ:
         return torch.device(kind)
     local = int(os.environ["LOCAL_RANK"])
@@ -54,7 +54,7 @@ def start(device: str) -> torch.device:
     address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     print(
         f"rank {os.environ['RANK']}/{os.environ['WORLD_SIZE']} on {platform.node()} ({target}) joins {address}; "
-        "if this hangs, the machines do not reach each other there",
+        "if this hangs, check that every node can reach it",
         flush=True,
     )
     dist.init_process_group("nccl" if target.type == "cuda" else "gloo", timeout=START_TIMEOUT)
@@ -62,19 +62,19 @@ def start(device: str) -> torch.device:
 
 
 def stop() -> None:
-    """Leaves the process group, if there is one."""
+    """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def barrier() -> None:
-    """Waits for every process."""
+    """Wait for every process."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def all_gather(x: Tensor) -> Tensor:
-    """(n, ...) of every rank -> (world * n, ...), in rank order. No gradient."""
+    """Concatenate (n, ...) of every rank to (world * n, ...), in rank order. No gradient."""
     if world_size() == 1:
         return x
     out = x.new_empty((world_size() * x.shape[0], *x.shape[1:]))
@@ -83,7 +83,7 @@ def all_gather(x: Tensor) -> Tensor:
 
 
 def all_mean_(tensors: list[Tensor]) -> None:
-    """Replaces floating tensors by their mean over ranks, in one message."""
+    """Replace floating-point tensors by their mean over ranks, in one message."""
     if world_size() == 1 or not tensors:
         return
     flat = torch.cat([t.reshape(-1).float() for t in tensors])
@@ -94,7 +94,7 @@ def all_mean_(tensors: list[Tensor]) -> None:
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
-    """True on every rank as soon as it is true on one."""
+    """Return True on every rank when it is true on one."""
     if world_size() == 1:
         return flag
     t = torch.tensor(int(flag), device=device)
@@ -103,7 +103,7 @@ def any_rank(flag: bool, device: torch.device) -> bool:
 
 
 def gather_objects(value: object) -> list[object]:
-    """The values of all ranks, in rank order, on every rank."""
+    """Return the values of all ranks, in rank order, on every rank."""
     if world_size() == 1:
         return [value]
     out: list[object] = [None] * world_size()

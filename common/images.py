@@ -1,14 +1,14 @@
-"""Where images come from.
+"""Image sets from folders, manifests and Fashion-MNIST.
 
 A source is a path, alone or after its kind:
 
-    /data/imagenet/train            class folders: one folder a class, images anywhere below it
+    /data/imagenet/train            class folders: one folder per class, images at any depth below it
     /data/photos                    a flat folder: images without labels (no sub-folder holds images)
-    /data/list.tsv                  a manifest: a line an image, `path<TAB>label`; blank or -1 = unlabelled
+    /data/list.tsv                  a manifest: one image per line, `path<TAB>label`; blank or -1 = unlabelled
     fashion:train, fashion:test     Fashion-MNIST, in the folder that the option `data.root` names
-    folders:P, flat:P, manifest:P   the same with the kind said; flat: takes images at any depth
+    folders:P, flat:P, manifest:P   path P with its kind given; flat: takes images at any depth
 
-Several sources make one data set; classes of the same name are the same class.
+Several sources form one data set; classes of the same name are the same class.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
 class CorruptImageError(ValueError):
-    """An image file that cannot be read."""
+    """An image file cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Entry:
         name: path relative to its source, "/"-separated; label lists refer to it.
         label: class name, or None.
         path: file, or None where the source keeps its pixels in memory.
-        where: file and line, or folder, that the label comes from: for error messages.
+        where: file and line, or folder, of the label: for error messages.
     """
 
     name: str
@@ -65,8 +65,8 @@ class ImageSet:
         names: of the images, relative to their source, N of them.
         labels: (N,) int64, -1 = unlabelled.
         classes: class names; label i is classes[i].
-        read: image number -> (H, W, 3) uint8 RGB; raises CorruptImageError.
-        paths: their files, N of them, or none where all are kept in memory.
+        read: image index -> (H, W, 3) uint8 RGB; raises CorruptImageError.
+        paths: their files, N of them, or empty where all are in memory.
     """
 
     names: list[str]
@@ -79,7 +79,7 @@ class ImageSet:
         return len(self.names)
 
     def subset(self, indices: np.ndarray) -> ImageSet:
-        """The images of the given numbers, in that order."""
+        """Return the images of the given indices, in that order."""
         chosen = np.asarray(indices, dtype=np.int64)
         read = self.read
         return ImageSet(
@@ -92,15 +92,15 @@ class ImageSet:
 
     @property
     def in_memory(self) -> bool:
-        """Whether no file has to be read for an image."""
+        """Whether all pixels are in memory."""
         return not any(self.paths)
 
     @cached_property
     def identity(self) -> str:
-        """Return a hash of the data set that does not depend on where it is stored.
+        """A hash of the data set that does not depend on where it is stored.
 
-        It covers the name and the class of every image, and the content of images: all pixels where they are kept in
-        memory, else the bytes of up to 1,024 files at equal distances. A file that cannot be read counts as empty.
+        It covers the name and class of every image and the content of images: all pixels of a set in memory, else the
+        bytes of up to 1,024 evenly spaced files. A file that cannot be read counts as empty.
         """
         classes = np.array([*self.classes, ""], dtype=object)[self.labels]  # the last, for label -1
         digest = hashlib.sha256("\0".join((*self.names, *classes)).encode(errors="surrogateescape"))
@@ -130,15 +130,15 @@ class _Source:
 
 
 def load_images(sources: Iterable[str], root: str = "data", classes: str | None = None) -> ImageSet:
-    """Reads the lists of images (not yet the images) of all sources.
+    """Read the lists of images (not yet the images) of all sources.
 
     Args:
         sources: see the head of this file.
         root: folder of Fashion-MNIST.
-        classes: text file with one class name a line that fixes the class map; None takes the sorted names found.
+        classes: text file with one class name per line that fixes the class map; None: the sorted names found.
 
     Raises:
-        ValueError: a source that does not exist, is empty, ambiguous or malformed; a label that `classes` lacks.
+        ValueError: a source is missing, empty, ambiguous or malformed; or `classes` lacks a label.
     """
     loaded = [_load_source(spec, root) for spec in sources]
     if not loaded:
@@ -150,10 +150,10 @@ def load_images(sources: Iterable[str], root: str = "data", classes: str | None 
     starts = np.cumsum([0] + [len(source.entries) for source in loaded])
 
     def read(i: int) -> Image:
-        number = int(np.searchsorted(starts, i, side="right")) - 1
-        pixels = loaded[number].pixels
+        source = int(np.searchsorted(starts, i, side="right")) - 1
+        pixels = loaded[source].pixels
         if pixels is not None:
-            return cv2.cvtColor(pixels[i - starts[number]], cv2.COLOR_GRAY2RGB)
+            return cv2.cvtColor(pixels[i - starts[source]], cv2.COLOR_GRAY2RGB)
         path = entries[i].path
         assert path is not None
         return decode(path)
@@ -163,16 +163,16 @@ def load_images(sources: Iterable[str], root: str = "data", classes: str | None 
 
 
 def decode(path: Path) -> Image:
-    """Image file -> (H, W, 3) uint8 RGB. As PIL and torchvision do, it leaves EXIF's orientation aside.
+    """Decode an image file to (H, W, 3) uint8 RGB. Like PIL and torchvision, ignore the EXIF orientation.
 
     Raises:
-        CorruptImageError: the file is missing, empty, no image, or a JPEG that ends early.
+        CorruptImageError: the file is missing, empty, not an image, or a truncated JPEG.
     """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise CorruptImageError(f"{path}: {error.strerror}") from error
-    # OpenCV fills the missing part of a truncated JPEG with grey and says nothing in its return value.
+    # OpenCV fills the missing part of a truncated JPEG with gray without reporting it.
     if data.startswith(_JPEG_START) and _ends_early(data):
         raise CorruptImageError(f"{path}: the JPEG ends early")
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
@@ -186,28 +186,28 @@ def decode(path: Path) -> Image:
 
 
 def save_png(image: Image, path: Path) -> None:
-    """Writes (H, W, 3) uint8 RGB atomically."""
+    """Write an image (H, W, 3) uint8 RGB atomically."""
     data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
     write_atomically(path, lambda part: part.write_bytes(data))
 
 
 def _ends_early(jpeg: bytes) -> bool:
-    """Whether the end marker is missing. Anything may follow it: phones append video clips."""
+    """Return whether the end marker is missing. Anything may follow it: phones append video clips."""
     if jpeg.endswith(_JPEG_END):
         return False
-    place = len(_JPEG_START)
-    while found := _JPEG_MARKER.search(jpeg, place):
+    position = len(_JPEG_START)
+    while found := _JPEG_MARKER.search(jpeg, position):
         if found[0] == _JPEG_END:
             return False
-        place = found.end() + int.from_bytes(jpeg[found.end() : found.end() + 2], "big")  # a thumbnail is skipped
+        position = found.end() + int.from_bytes(jpeg[found.end() : found.end() + 2], "big")  # skips a thumbnail
     return True
 
 
 def text_lines(path: Path) -> list[str]:
-    """Lines of a UTF-8 text file.
+    """Return the lines of a UTF-8 text file.
 
     Raises:
-        ValueError: it is no text.
+        ValueError: it is not text.
     """
     try:
         return path.read_text(encoding="utf-8-sig").splitlines()
@@ -221,11 +221,11 @@ def _class_names(entries: list[Entry], classes: str | None) -> list[str]:
         return sorted(found, key=int) if all(name.isdecimal() for name in found) else found
     path = Path(classes)
     if not path.is_file():
-        raise ValueError(f"data.classes={classes}: no such file; it holds one class name a line")
+        raise ValueError(f"data.classes={classes}: no such file; it must hold one class name per line")
     names = [line.strip() for line in text_lines(path) if line.strip()]
     if len(names) != len(set(names)):
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{classes}: class {twice!r} stands there twice")
+        raise ValueError(f"{classes}: class {twice!r} is listed twice")
     known = set(names)
     for entry in entries:
         if entry.label is not None and entry.label not in known:
@@ -257,7 +257,7 @@ def _guess_kind(path: Path) -> str:
     below = any(_images_below(entry) for entry in sorted(path.iterdir()) if entry.is_dir())
     if here and below:
         raise ValueError(
-            f"{path}: images both here and in sub-folders; say flat:{path} (all without labels) or folders:{path}"
+            f"{path}: images both here and in sub-folders; write flat:{path} (all unlabelled) or folders:{path}"
         )
     return "folders" if below else "flat"
 
@@ -276,7 +276,7 @@ def _flat(path: Path) -> list[Entry]:
 
 
 def _images_below(folder: Path) -> list[str]:
-    """Image files at any depth, relative to the folder, sorted."""
+    """Return the image files at any depth, relative to the folder, sorted."""
     found = []
     for directory, _, files in os.walk(folder, followlinks=True):
         relative = Path(directory).relative_to(folder)
@@ -296,7 +296,7 @@ def _manifest(path: Path) -> list[Entry]:
         name, _, label = line.partition("\t")
         where = f"{path}:{number}"
         if "\t" in label:
-            raise ValueError(f"{where}: more than one tab; a line is `path<TAB>label`")
+            raise ValueError(f"{where}: more than one tab; a line must be `path<TAB>label`")
         file = path.parent / name.strip()
         if not file.is_file():
             raise ValueError(f"{where}: no such image: {file}")
@@ -306,7 +306,7 @@ def _manifest(path: Path) -> list[Entry]:
 
 
 def _fashion(split: str, root: str) -> _Source:
-    """Fashion-MNIST (Xiao et al., arXiv 1708.07747), read by torchvision."""
+    """Read Fashion-MNIST (Xiao et al., arXiv 1708.07747) through torchvision."""
     if split not in ("train", "test"):
         raise ValueError(f"fashion:{split}: use fashion:train or fashion:test")
     try:

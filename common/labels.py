@@ -1,7 +1,7 @@
-"""Which images keep their label: a share of every class, or a list.
+"""Which images keep their label: a fraction of every class, or a list.
 
-The same lists serve the semi-supervised benchmark. SimCLR's and UniMoCo's published lists can be given as they
-are: one file name a line.
+The semi-supervised benchmark uses the same lists. The published lists of SimCLR and UniMoCo work as they are: one file
+name per line.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class LabelConfig:
     """Which images keep their label in pre-training.
 
     Args:
-        ratio: share of the labelled images that keep their label, 0 to 1, the same in every class.
-        seed: of the choice. With one seed, the images of a smaller ratio are among those of a larger one.
-        list: file that names the images that keep their label, in place of `ratio`: one a line, by file name or by
-            path relative to the source. An empty file is 0 %.
+        ratio: fraction of the labelled images that keep their label, 0 to 1, the same in every class.
+        seed: of the choice. With one seed, a smaller ratio keeps a subset of what a larger one keeps.
+        list: file that names the images that keep their label, in place of `ratio`: one per line, by file name or by
+            path relative to the source. An empty file keeps none.
     """
 
     ratio: float = 1.0
@@ -33,12 +33,12 @@ class LabelConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.ratio <= 1:
-            raise ValueError(f"labels.ratio={self.ratio}: a share of the labelled images, between 0 and 1")
+            raise ValueError(f"labels.ratio={self.ratio}: must be a fraction of the labelled images, between 0 and 1")
 
 
 @dataclass(frozen=True)
 class KeptLabels:
-    """The outcome of `keep_labels`.
+    """The result of `keep_labels`.
 
     Args:
         labels: (N,) int64, -1 where the image has no label or loses it.
@@ -50,25 +50,25 @@ class KeptLabels:
 
     @property
     def text(self) -> str:
-        """The names, one a line: a list file."""
+        """The names, one per line: a list file."""
         return "".join(f"{name}\n" for name in self.names)
 
     @property
     def sha256(self) -> str:
-        """Hash of `text`."""
+        """The hash of `text`."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
 def keep_labels(images: ImageSet, config: LabelConfig) -> KeptLabels:
-    """Drops the labels that the configuration does not keep.
+    """Drop the labels that the configuration does not keep.
 
     Raises:
-        ValueError: a list that does not exist, a line of it that matches no image, several images or an image
-            without a label, or that stands there twice; ratio and list both given.
+        ValueError: ratio and list are both given; the list is missing, or a line of it matches no image, several
+            images, an unlabelled image, or the image of another line.
     """
     if config.list is not None:
         if config.ratio != 1.0:
-            raise ValueError(f"labels.ratio={config.ratio} and labels.list={config.list}: give one of the two")
+            raise ValueError(f"labels.ratio={config.ratio} and labels.list={config.list}: give only one of them")
         kept = match_list(images, config.list)
     else:
         kept = choose_balanced(images.labels, config.ratio, config.seed)
@@ -78,10 +78,10 @@ def keep_labels(images: ImageSet, config: LabelConfig) -> KeptLabels:
 
 
 def choose_balanced(labels: np.ndarray, ratio: float, seed: int) -> np.ndarray:
-    """Numbers of the images that keep their label: round(ratio * labelled) of them, class-balanced.
+    """Return the indices of the images that keep their label: round(ratio * labelled) of them, class-balanced.
 
-    Of m chosen images each class gives m * its share of the labelled images, rounded down or up, and the images of
-    a smaller ratio are among those of a larger one.
+    Each class gives its fraction of the labelled images times the number to choose, rounded down or up. A smaller
+    ratio chooses a subset of what a larger one chooses.
 
     Args:
         labels: (N,) int64, -1 = unlabelled.
@@ -98,11 +98,11 @@ def choose_balanced(labels: np.ndarray, ratio: float, seed: int) -> np.ndarray:
 
 
 def _quota_order(sizes: np.ndarray) -> np.ndarray:
-    """Class of each place in an order whose every beginning is balanced.
+    """Return the class of each element of a sequence whose every prefix is balanced.
 
-    The first m places hold class c m * sizes[c] / total times, rounded down or up, for all m. To that end a class
-    may take its j-th place (j = 0, 1, ...) after j * total / sizes[c] places and must have it before
-    (j + 1) * total / sizes[c]; the earliest deadline goes first (Steiner & Yeomans 1993, level schedules).
+    The first m elements hold class c m * sizes[c] / total times, rounded down or up, for all m. To that end the j-th
+    element of a class (j = 0, 1, ...) is scheduled after position j * total / sizes[c] and before
+    (j + 1) * total / sizes[c], the earliest deadline first (Steiner & Yeomans 1993, level schedules).
 
     Args:
         sizes: (classes,) number of images of each class.
@@ -118,8 +118,8 @@ def _quota_order(sizes: np.ndarray) -> np.ndarray:
     arriving = iter(zip(start[arrivals].tolist(), deadline[arrivals].tolist(), owner[arrivals].tolist(), strict=True))
     waiting: list[tuple[int, int]] = []
     order, following = [], next(arriving, None)
-    for place in range(total):
-        while following is not None and following[0] <= place:
+    for position in range(total):
+        while following is not None and following[0] <= position:
             heapq.heappush(waiting, following[1:])
             following = next(arriving, None)
         order.append(heapq.heappop(waiting)[1])
@@ -127,7 +127,7 @@ def _quota_order(sizes: np.ndarray) -> np.ndarray:
 
 
 def match_list(images: ImageSet, path: str) -> np.ndarray:
-    """Numbers of the images that a list file names.
+    """Return the indices of the images that a list file names.
 
     Raises:
         ValueError: see `keep_labels`.
@@ -146,13 +146,13 @@ def match_list(images: ImageSet, path: str) -> np.ndarray:
             continue
         where, matches = f"{path}:{number}", by_name.get(name, [])
         if not matches:
-            raise ValueError(f"{where}: {name!r} is none of the {len(images)} images")
+            raise ValueError(f"{where}: {name!r} is not among the {len(images)} images")
         if len(matches) > 1:
             examples = ", ".join(images.names[i] for i in matches[:2])
-            raise ValueError(f"{where}: {name!r} could be {examples}; name it by its relative path")
+            raise ValueError(f"{where}: {name!r} is ambiguous ({examples}); give its relative path")
         if images.labels[matches[0]] == UNLABELLED:
-            raise ValueError(f"{where}: {name!r} has no label that it could keep")
+            raise ValueError(f"{where}: {name!r} has no label to keep")
         if matches[0] in seen:
-            raise ValueError(f"{where}: {name!r} is already named in line {seen[matches[0]]}")
+            raise ValueError(f"{where}: {name!r} repeats line {seen[matches[0]]}")
         seen[matches[0]] = number
     return np.array(sorted(seen), dtype=np.int64)

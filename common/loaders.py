@@ -1,7 +1,7 @@
-"""From an image set to batches of two views, each a function of (seed, epoch, image) alone.
+"""Batches of two views, each a function of (seed, epoch, image index) alone.
 
-That makes a run independent of the number of workers and processes, and a resumed run exact: nothing random has
-to be carried from one batch to the next.
+So a run does not depend on the number of workers and processes, and a resumed run is exact: no random state is
+carried from one batch to the next.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class DataConfig:
         train: a source, or a list [A, B] of sources to mix: a folder of class folders, a flat folder, a manifest of
             `path<TAB>label` lines, or fashion:train.
         root: folder that holds Fashion-MNIST.
-        classes: file with one class name a line that fixes the class map; default: the names found, sorted.
-        workers: loader processes per rank; default: the cores this process may use, less one, shared by its ranks.
-        max_corrupt: share of the images that may be unreadable before the run stops; 0 stops at the first.
+        classes: file with one class name per line that fixes the class map; default: the names found, sorted.
+        workers: loader processes per rank; default: the cores of this process minus one, over the ranks of the machine.
+        max_corrupt: fraction of the images that may be unreadable; 0 stops at the first.
     """
 
     train: list[str] | str = field(default_factory=list)
@@ -44,9 +44,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 0:
-            raise ValueError(f"data.workers={self.workers}: 0 (load in the training process) or more")
+            raise ValueError(f"data.workers={self.workers}: must be 0 (load in the training process) or more")
         if not 0 <= self.max_corrupt <= 1:
-            raise ValueError(f"data.max_corrupt={self.max_corrupt}: a share between 0 and 1")
+            raise ValueError(f"data.max_corrupt={self.max_corrupt}: must be a fraction between 0 and 1")
 
     @property
     def sources(self) -> list[str]:
@@ -62,8 +62,8 @@ class Batch:
         q: (n, S, S, 3) uint8, the views for the query encoder.
         k: (n, S, S, 3) uint8, the views for the key encoder.
         labels: (n,) int64, -1 = unlabelled.
-        index: (n,) int64, numbers of the images in the training set.
-        corrupt: what is wrong with each image that could not be read and was replaced, by its number.
+        index: (n,) int64, indices of the images in the training set.
+        corrupt: index of each image that could not be read and was replaced -> reason.
     """
 
     q: Tensor
@@ -73,14 +73,14 @@ class Batch:
     corrupt: dict[int, str]
 
     def pin_memory(self) -> Batch:
-        """Called by DataLoader, so that copies to the GPU need not wait."""
+        """Pin the tensors, so that copies to the GPU do not block; called by DataLoader."""
         for name in ("q", "k", "labels", "index"):
             setattr(self, name, getattr(self, name).pin_memory())
         return self
 
 
 class TwoViews(Dataset[Batch]):
-    """Two views of each image; indexed by (epoch, image number)."""
+    """Two views of each image; indexed by (epoch, image index)."""
 
     def __init__(self, images: ImageSet, labels: np.ndarray, views: ViewConfig, seed: int) -> None:
         self.images, self.labels, self.make_view, self.seed = images, labels, ViewMaker(views), seed
@@ -89,36 +89,39 @@ class TwoViews(Dataset[Batch]):
         return len(self.images)
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> Batch:
-        """A whole batch; DataLoader calls this in place of one call an image."""
+        """Return a whole batch; DataLoader calls this in place of __getitem__ per image."""
         size = self.make_view.config.size
         q = np.empty((len(keys), size, size, 3), np.uint8)
         k = np.empty_like(q)
         index = np.empty(len(keys), np.int64)
         corrupt: dict[int, str] = {}
-        for row, (epoch, number) in enumerate(keys):
-            rng = np.random.default_rng((self.seed, epoch, number))
-            image, index[row] = self._read(number, rng, corrupt)
+        for row, (epoch, wanted) in enumerate(keys):
+            rng = np.random.default_rng((self.seed, epoch, wanted))
+            image, index[row] = self._read(wanted, rng, corrupt)
             q[row] = self.make_view(image, rng)
             k[row] = self.make_view(image, rng)
         labels = torch.from_numpy(self.labels[index])
         return Batch(torch.from_numpy(q), torch.from_numpy(k), labels, torch.from_numpy(index), corrupt)
 
-    def _read(self, number: int, rng: np.random.Generator, corrupt: dict[int, str]) -> tuple[Image, int]:
-        """The image, or a random other one where it cannot be read."""
+    def _read(self, index: int, rng: np.random.Generator, corrupt: dict[int, str]) -> tuple[Image, int]:
+        """Return the image and its index, or a random other image where it cannot be read."""
         for _ in range(MAX_REPLACEMENTS):
             try:
-                return self.images.read(number), number
+                return self.images.read(index), index
             except CorruptImageError as error:
-                corrupt[number] = str(error)
-                number = int(rng.integers(len(self.images)))
+                corrupt[index] = str(error)
+                index = int(rng.integers(len(self.images)))
         raise CorruptImageError(f"{MAX_REPLACEMENTS} images in a row cannot be read, the last: {corrupt.popitem()[1]}")
 
 
 class GlobalBatches(Sampler[list[tuple[int, int]]]):
-    """This rank's part of every global batch, from step `start` to step `stop`, over the borders of epochs.
+    """This rank's part of every global batch, from step `start` to step `stop`, across epochs.
 
-    An epoch is a permutation drawn from (seed, epoch), the same on every rank; what does not fill a batch at its
-    end is left out. Global batch b of an epoch is places b * batch ... (b + 1) * batch, rank r has the r-th part.
+    An epoch is a permutation drawn from (seed, epoch), the same on every rank; an incomplete last batch is dropped.
+    Global batch b of an epoch is elements b * batch ... (b + 1) * batch of it; rank r has the r-th part.
+
+    Raises:
+        ValueError: the batch does not divide over the ranks, or exceeds the number of images.
     """
 
     def __init__(self, images: int, batch: int, seed: int, start: int, stop: int) -> None:
@@ -143,7 +146,7 @@ class GlobalBatches(Sampler[list[tuple[int, int]]]):
 
 
 class EvaluationViews(Dataset[Tensor]):
-    """The evaluation view of each image, (size, size, 3) uint8. An unreadable image is an error."""
+    """The evaluation view of each image, (size, size, 3) uint8. An unreadable image raises CorruptImageError."""
 
     def __init__(self, images: ImageSet, size: int) -> None:
         self.images, self.size = images, size
@@ -151,21 +154,21 @@ class EvaluationViews(Dataset[Tensor]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, number: int) -> Tensor:
-        return torch.from_numpy(evaluation_view(self.images.read(number), self.size))
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.from_numpy(evaluation_view(self.images.read(index), self.size))
 
 
 def default_workers(device: torch.device) -> int:
-    """Loader processes for one rank: the cores of this process, less one for the training, over its local ranks.
+    """Return the loader processes for one rank: the cores of this process minus one, over the ranks of the machine.
 
-    On a CPU the training wants the cores itself, so one loader is enough.
+    On a CPU the training itself needs the cores, so there is one loader.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return 1 if device.type == "cpu" else max(1, (cores - 1) // local_processes())
 
 
 def one_thread(_worker: int = 0) -> None:
-    """Start of a loader process: it uses one core."""
+    """Limit a loader process to one core; called at its start."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 
@@ -173,7 +176,7 @@ def one_thread(_worker: int = 0) -> None:
 def train_loader(
     dataset: TwoViews, batches: GlobalBatches, workers: int | None, device: torch.device
 ) -> DataLoader[Batch]:
-    """Batches of this rank, in order, loaded ahead of the training."""
+    """Return a loader of this rank's batches, in order, ahead of the training."""
     return DataLoader(
         dataset,
         batch_sampler=batches,

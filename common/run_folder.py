@@ -1,4 +1,4 @@
-"""A run's folder: configuration, command line, environment, metrics, TensorBoard events, checkpoints."""
+"""The folder of a run: configuration, command line, environment, metrics, TensorBoard events."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from common.distributed import rank, world_size
 from common.files import write_text
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "opencv-python")
-# The one rule of "dirty": a tracked file that decides what runs was changed. Records, tables and pages are not such.
+# "Dirty" means that a tracked file that decides what runs has changed; records, tables and pages do not.
 CODE = ("*.py", "*.sh", "*.yaml", "*.toml", "*Snakefile", "requirements*.txt")
 
 
 def environment(device: torch.device, packages: Sequence[str] = ()) -> dict[str, Any]:
-    """Versions (of more packages too), machine and git commit (with a flag for uncommitted changes)."""
+    """Return versions (also of more packages), machine and git commit with a flag for uncommitted changes."""
     return {
         "versions": {name: importlib.metadata.version(name) for name in (*PACKAGES, *packages)},
         "python": platform.python_version(),
@@ -39,7 +39,7 @@ def environment(device: torch.device, packages: Sequence[str] = ()) -> dict[str,
 
 
 def git_state() -> dict[str, Any]:
-    """Commit of this checkout and whether its code has uncommitted changes; None where it is none."""
+    """Return the commit of this checkout and whether its code has uncommitted changes; None outside of git."""
 
     def git(*arguments: str) -> str | None:
         done = subprocess.run(
@@ -48,17 +48,15 @@ def git_state() -> dict[str, Any]:
         return done.stdout.strip() if done.returncode == 0 else None
 
     try:
-        commit, changes = (
-            git("rev-parse", "HEAD"),
-            git("status", "--porcelain", "--untracked-files=no", "--", *(f":(top){pattern}" for pattern in CODE)),
-        )
+        commit = git("rev-parse", "HEAD")
+        changes = git("status", "--porcelain", "--untracked-files=no", "--", *(f":(top){pattern}" for pattern in CODE))
     except FileNotFoundError:  # no git on this machine
         commit, changes = None, None
     return {"git_commit": commit, "git_dirty": None if changes is None else bool(changes)}
 
 
 class RunFolder:
-    """Writes what rank 0 has to say; on other ranks it keeps silent."""
+    """Writes the files of a run on rank 0; does nothing on other ranks."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.writes = path, rank() == 0
@@ -73,14 +71,14 @@ class RunFolder:
         labels: str | None = None,
         packages: Sequence[str] = (),
     ) -> None:
-        """Creates or continues the folder at the given step: measurements of later steps are taken back.
+        """Create or continue the folder at the given step; metrics of later steps are deleted.
 
         Args:
             config: resolved configuration.
             device: where the run computes.
             step: steps done so far.
-            labels: names of the images that keep their label, one a line; None where there is no such choice.
-            packages: distributions whose versions are written down besides the usual ones.
+            labels: names of the images that keep their label, one per line; None where there is no such choice.
+            packages: distributions whose versions are recorded besides the usual ones.
         """
         if not self.writes:
             return
@@ -100,11 +98,11 @@ class RunFolder:
         if not self.metrics_file.exists():
             return []
         *lines, rest = self.metrics_file.read_text().split("\n")
-        # A killed run may leave half a line at the end; it belongs to a step that is done again.
+        # A killed run may leave half a line at the end; its step will be repeated.
         return lines if not rest else [line for line in lines if line]
 
     def add_metrics(self, step: int, epoch: float, values: dict[str, float]) -> None:
-        """One flat line of metrics.jsonl, and TensorBoard scalars."""
+        """Write one flat line of metrics.jsonl, and TensorBoard scalars."""
         if not self.writes:
             return
         row = {"step": step, "epoch": round(epoch, 6)} | {
@@ -117,6 +115,6 @@ class RunFolder:
             self._tensorboard.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Flushes TensorBoard."""
+        """Flush TensorBoard."""
         if self._tensorboard is not None:
             self._tensorboard.close()

@@ -1,8 +1,8 @@
-"""The two views of an image, as MoCo v1 and v2 define them, on OpenCV.
+"""The two training views of an image, as in MoCo v1 and v2, and the evaluation view; on OpenCV.
 
-Images are uint8 RGB arrays of shape (H, W, 3). Every operation takes its parameters explicitly and is compared
-with torchvision's by a test; `ViewMaker` draws the parameters. All randomness comes from the generator that is
-passed in, so a view is a function of (image, generator state) alone.
+Images are uint8 RGB arrays of shape (H, W, 3). Every operation takes its parameters explicitly, and a test compares it
+with torchvision's; `ViewMaker` draws the parameters. All randomness comes from the generator that is passed in, so a
+view is a function of (image, generator state) alone.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ Image = NDArray[np.uint8]
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-# Weights of R, G, B in a grey value (ITU-R 601), as in PIL and torchvision.
-GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+# Weights of R, G, B in a gray value (ITU-R 601), as in PIL and torchvision.
+GRAY = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
 @dataclass(frozen=True)
 class ViewConfig:
-    """What a view is. Defaults: MoCo v2 (arXiv 2003.04297), which UniMoCo shares.
+    """Parameters of a training view. Defaults: MoCo v2 (arXiv 2003.04297), which UniMoCo shares.
 
     Args:
         size: side of the square view, in pixels.
-        scale: smallest and largest share of the image's area that a crop covers.
+        scale: smallest and largest fraction of the image's area that a crop covers.
         ratio: smallest and largest width / height of a crop.
         flip: probability of a horizontal flip.
         jitter: probability of colour jitter.
         brightness: factor drawn from 1 - x ... 1 + x.
         contrast: factor drawn from 1 - x ... 1 + x.
         saturation: factor drawn from 1 - x ... 1 + x.
-        hue: shift drawn from -x ... x, in turns of the colour circle (at most 0.5).
-        grayscale_prob: probability of dropping the colours.
-        grayscale_first: drop colours before the jitter, as MoCo v1 does, not after it.
+        hue: shift drawn from -x ... x, as a fraction of the colour circle (at most 0.5).
+        grayscale_prob: probability of conversion to grayscale.
+        grayscale_first: convert before the colour jitter, as MoCo v1 does, not after it.
         blur: probability of a Gaussian blur.
         sigma: smallest and largest standard deviation of the blur, in pixels.
-        rotate: largest rotation to either side, in degrees (0 in MoCo).
+        rotate: largest rotation in either direction, in degrees (0 in MoCo).
         erase: probability of replacing a random rectangle by noise (0 in MoCo).
     """
 
@@ -67,22 +67,22 @@ class ViewConfig:
             raise ValueError(f"views.size={self.size}: must be a positive number of pixels")
         for name in ("flip", "jitter", "grayscale_prob", "blur", "erase"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"views.{name}={getattr(self, name)}: a probability lies between 0 and 1")
+                raise ValueError(f"views.{name}={getattr(self, name)}: must lie between 0 and 1")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"views.scale={self.scale}: two rising shares of the area, above 0, at most 1")
+            raise ValueError(f"views.scale={self.scale}: needs two ascending fractions of the area, above 0, at most 1")
         if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ValueError(f"views.ratio={self.ratio}: two rising numbers above 0")
+            raise ValueError(f"views.ratio={self.ratio}: needs two ascending numbers above 0")
         if not 0 < self.sigma[0] <= self.sigma[1]:
-            raise ValueError(f"views.sigma={self.sigma}: two rising numbers of pixels above 0")
+            raise ValueError(f"views.sigma={self.sigma}: needs two ascending numbers of pixels above 0")
         for name in ("brightness", "contrast", "saturation", "rotate"):
             if getattr(self, name) < 0:
                 raise ValueError(f"views.{name}={getattr(self, name)}: must be 0 (off) or more")
         if not 0 <= self.hue <= 0.5:
-            raise ValueError(f"views.hue={self.hue}: lies between 0 and 0.5")
+            raise ValueError(f"views.hue={self.hue}: must lie between 0 and 0.5")
 
     @property
     def summary(self) -> str:
-        """The views in one line."""
+        """The parameters in one line."""
         chances = (("flip", self.flip), ("colour jitter", self.jitter), ("grayscale", self.grayscale_prob),
                    ("blur", self.blur), ("erase", self.erase))  # fmt: skip
         return (
@@ -95,7 +95,7 @@ class ViewConfig:
 def crop_box(
     height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """A random box (top, left, height, width) with area share in `scale` and aspect in `ratio`.
+    """Draw a box (top, left, height, width) with its fraction of the area in `scale`, its aspect ratio in `ratio`.
 
     As RandomResizedCrop (Szegedy et al. 2014): ten tries, then the largest central crop of an allowed aspect.
     """
@@ -111,7 +111,7 @@ def crop_box(
 
 
 def resize(image: Image, height: int, width: int) -> Image:
-    """Bilinear resize, anti-aliased where the image shrinks: PIL's filter, value for value but for rounding."""
+    """Resize bilinearly, anti-aliased where the image shrinks: PIL's filter up to rounding."""
     if image.shape[:2] == (height, width):
         return image
     if image.shape[0] <= height and image.shape[1] <= width:
@@ -124,24 +124,24 @@ def resize(image: Image, height: int, width: int) -> Image:
 
 
 def brightness(image: Image, factor: float) -> Image:
-    """Scales every value: factor 0 is black, 1 leaves the image as it is."""
+    """Scale every value: factor 0 gives black, 1 the image itself."""
     return cv2.convertScaleAbs(image, alpha=factor)
 
 
 def contrast(image: Image, factor: float) -> Image:
-    """Blends with the image's mean grey value: factor 0 is uniform grey."""
-    mean = int(float(np.dot(cv2.mean(image)[:3], GREY)) + 0.5)
+    """Blend with the image's mean gray value: factor 0 gives uniform gray."""
+    mean = int(float(np.dot(cv2.mean(image)[:3], GRAY)) + 0.5)
     table = np.clip(np.arange(256, dtype=np.float32) * factor + mean * (1 - factor), 0, 255).astype(np.uint8)
     return cv2.LUT(image, table)
 
 
 def saturation(image: Image, factor: float) -> Image:
-    """Blends with the grey image: factor 0 has no colours."""
+    """Blend with the grayscale image: factor 0 gives no colours."""
     return cv2.addWeighted(image, factor, to_grayscale(image), 1 - factor, 0)
 
 
 def hue(image: Image, shift: float) -> Image:
-    """Turns the colour circle by `shift` turns (-0.5 ... 0.5)."""
+    """Rotate the hue by `shift` of the colour circle (-0.5 ... 0.5)."""
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
     table = np.stack([np.arange(256, dtype=np.uint8)] * 3, axis=-1)[None]
     table[0, :, 0] += np.uint8(int(shift * 255) % 256)
@@ -149,24 +149,24 @@ def hue(image: Image, shift: float) -> Image:
 
 
 def to_grayscale(image: Image) -> Image:
-    """Drops the colours; still three channels."""
+    """Convert to grayscale; keeps three channels."""
     return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 
 def blur(image: Image, sigma: float) -> Image:
-    """Gaussian blur of standard deviation `sigma` pixels."""
+    """Blur with a Gaussian of standard deviation `sigma` pixels."""
     return cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
 
 
 def rotate(image: Image, degrees: float) -> Image:
-    """Rotates counter-clockwise about the centre; the corners repeat the border."""
+    """Rotate counter-clockwise about the centre; the corners repeat the border."""
     height, width = image.shape[:2]
     turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
     return cv2.warpAffine(image, turn, (width, height), borderMode=cv2.BORDER_REPLICATE)
 
 
 def erase(image: Image, rng: np.random.Generator) -> Image:
-    """Replaces a rectangle of 2 to 25 % of the area by noise (random erasing, arXiv 1708.04896)."""
+    """Replace a rectangle of 2 to 25 % of the area by noise (random erasing, arXiv 1708.04896)."""
     top, left, h, w = crop_box(image.shape[0], image.shape[1], (0.02, 0.25), (0.5, 2.0), rng)
     out = image.copy()
     out[top : top + h, left : left + w] = rng.integers(0, 256, (h, w, 3), dtype=np.uint8)
@@ -174,13 +174,13 @@ def erase(image: Image, rng: np.random.Generator) -> Image:
 
 
 class ViewMaker:
-    """Draws random views of an image."""
+    """Draws random training views of an image."""
 
     def __init__(self, config: ViewConfig) -> None:
         self.config = config
 
     def __call__(self, image: Image, rng: np.random.Generator) -> Image:
-        """(H, W, 3) uint8 -> (size, size, 3) uint8."""
+        """Return a view (size, size, 3) uint8 of an image (H, W, 3) uint8."""
         c = self.config
         top, left, h, w = crop_box(image.shape[0], image.shape[1], c.scale, c.ratio, rng)
         view = resize(image[top : top + h, left : left + w], c.size, c.size)
@@ -201,7 +201,7 @@ class ViewMaker:
         return np.ascontiguousarray(view)
 
     def _jitter(self, view: Image, rng: np.random.Generator) -> Image:
-        """Brightness, contrast, saturation and hue in random order, each where its strength is not 0."""
+        """Change brightness, contrast, saturation and hue in random order, each where its strength is not 0."""
         c = self.config
         strengths = (c.brightness, c.contrast, c.saturation)
         for i in rng.permutation(4):
@@ -215,9 +215,10 @@ class ViewMaker:
 
 
 def evaluation_view(image: Image, size: int) -> Image:
-    """The view that measures features: short side to size * 256 / 224, centre crop; torchvision's to the pixel.
+    """Return the view (size, size, 3) that features are computed from, equal to torchvision's to the pixel.
 
-    Images whose short side is below `size` (Fashion-MNIST) are resized to the crop itself, so nothing is cut off.
+    The short side is resized to size * 256 / 224 and the centre cropped. Images whose short side is below `size`
+    (Fashion-MNIST) are resized to the crop itself, so that nothing is cut off.
     """
     height, width = image.shape[:2]
     short = size if min(height, width) < size else round(size * 256 / 224)

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from common import distributed
-from pretrain.batch_norm import deal, exchange, inverse
+from pretrain.batch_norm import all_to_all, shuffle, unshuffle
 from tests.common.gloo import WORLD, run_two
 
 CPU = torch.device("cpu")
@@ -55,7 +55,7 @@ class TestAlone:
     def test_a_gpu_that_is_not_there_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         assert distributed.start("auto") == CPU
-        with pytest.raises(ValueError, match="device=cuda:1: this torch sees no GPU; use --device cpu or auto"):
+        with pytest.raises(ValueError, match="device=cuda:1: torch finds no GPU; use --device cpu or auto"):
             distributed.start("cuda:1")
 
     @pytest.mark.parametrize("device", ["foo", "", "gpu", "cuda:", "cuda:x", "CPU", "mps"])
@@ -68,12 +68,12 @@ class TestAlone:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
         monkeypatch.delenv("RANK", raising=False)
         assert distributed.start("cuda:1") == torch.device("cuda", 1)
-        with pytest.raises(ValueError, match="device=cuda:2: this machine has 2 GPUs, numbered from 0"):
+        with pytest.raises(ValueError, match="device=cuda:2: this machine has 2 GPUs, counted from 0"):
             distributed.start("cuda:2")
 
-    def test_exchange_is_indexing(self) -> None:
-        order = deal(BATCH, GROUPS, (0,))
-        assert torch.equal(exchange(global_batch(), order), global_batch()[order])
+    def test_all_to_all_is_indexing(self) -> None:
+        order = shuffle(BATCH, GROUPS, (0,))
+        assert torch.equal(all_to_all(global_batch(), order), global_batch()[order])
 
     def test_processes_on_this_machine(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
@@ -97,11 +97,11 @@ def collectives() -> dict[str, Any]:
         "objects": distributed.gather_objects({"rank": me}),
     }
     distributed.barrier()
-    return found | {"exchanges": [exchanged(deal(BATCH, GROUPS, (s,))) for s in range(SEEDS)]}
+    return found | {"shuffled": [shuffled(shuffle(BATCH, GROUPS, (s,))) for s in range(SEEDS)]}
 
 
-def exchanged(order: Tensor) -> dict[str, Any]:
-    """This rank's part of a dealt batch, what it cost, and the batch put back in order."""
+def shuffled(order: Tensor) -> dict[str, Any]:
+    """This rank's part of a shuffled batch, what it cost, and the batch put back in order."""
     n, me = BATCH // WORLD, distributed.rank()
     sent: list[tuple[int, list[int]]] = []
     send = dist.all_to_all_single
@@ -112,10 +112,10 @@ def exchanged(order: Tensor) -> dict[str, Any]:
 
     dist.all_to_all_single = counting
     try:
-        part = exchange(global_batch()[me * n : (me + 1) * n], order)
+        part = all_to_all(global_batch()[me * n : (me + 1) * n], order)
     finally:
         dist.all_to_all_single = send
-    back = distributed.all_gather(part)[inverse(order)]
+    back = distributed.all_gather(part)[unshuffle(order)]
     return {"order": order, "part": part, "sent": sent, "back": back}
 
 
@@ -146,19 +146,19 @@ class TestTwoProcesses:
         assert [result["objects"] for result in two] == [[{"rank": 0}, {"rank": 1}]] * 2
 
     @pytest.mark.parametrize("s", range(SEEDS))
-    def test_exchange_equals_indexing_the_global_batch(self, two: list[dict[str, Any]], s: int) -> None:
-        order = deal(BATCH, GROUPS, (s,))
-        assert all(torch.equal(result["exchanges"][s]["order"], order) for result in two)
-        parts = [result["exchanges"][s]["part"] for result in two]
+    def test_all_to_all_equals_indexing_the_global_batch(self, two: list[dict[str, Any]], s: int) -> None:
+        order = shuffle(BATCH, GROUPS, (s,))
+        assert all(torch.equal(result["shuffled"][s]["order"], order) for result in two)
+        parts = [result["shuffled"][s]["part"] for result in two]
         assert torch.equal(torch.cat(parts), global_batch()[order])
-        assert all(torch.equal(result["exchanges"][s]["back"], global_batch()) for result in two)
+        assert all(torch.equal(result["shuffled"][s]["back"], global_batch()) for result in two)
 
     @pytest.mark.parametrize("s", range(SEEDS))
     def test_a_rank_sends_each_of_its_images_once(self, two: list[dict[str, Any]], s: int) -> None:
         """One message of n images, of which those that stay are half; an all-gather would hand out world * n."""
         n = BATCH // WORLD
         for rank, result in enumerate(two):
-            ((numel, counts),) = result["exchanges"][s]["sent"]
+            ((numel, counts),) = result["shuffled"][s]["sent"]
             assert numel == n * 6
-            destinations = (result["exchanges"][s]["order"].view(WORLD, n) // n == rank).sum(1).tolist()
+            destinations = (result["shuffled"][s]["order"].view(WORLD, n) // n == rank).sum(1).tolist()
             assert counts == destinations == [n // 2, n // 2]

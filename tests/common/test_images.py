@@ -247,9 +247,9 @@ def test_one_empty_source_among_good_ones_is_an_error(class_folders: Path, tmp_p
         load_images([str(class_folders), str(tmp_path / "empty")])
 
 
-def test_images_both_here_and_below_must_be_told_apart(class_folders: Path) -> None:
+def test_images_both_here_and_below_are_ambiguous(class_folders: Path) -> None:
     write(class_folders / "stray.png")
-    with pytest.raises(ValueError, match=r"both here and in sub-folders; say flat:.* or folders:"):
+    with pytest.raises(ValueError, match=r"both here and in sub-folders; write flat:.* or folders:"):
         load_images([str(class_folders)])
     assert len(load_images([f"folders:{class_folders}"])) == 3
     assert len(load_images([f"flat:{class_folders}"])) == 4

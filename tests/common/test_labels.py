@@ -100,7 +100,7 @@ def test_a_tenth_of_unequal_classes_as_in_imagenet() -> None:
 
 @pytest.mark.parametrize("ratio", [-0.01, 1.01, float("nan")])
 def test_a_ratio_outside_0_to_1_is_an_error(ratio: float) -> None:
-    with pytest.raises(ValueError, match=rf"labels\.ratio={ratio}: a share"):
+    with pytest.raises(ValueError, match=rf"labels\.ratio={ratio}: must be a fraction"):
         LabelConfig(ratio=ratio)
 
 
@@ -167,10 +167,10 @@ def test_the_published_format_for_imagenet(tmp_path: Path, listed: Callable[...,
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("image0.jpg\n\nimage7.jpg\n", r"list\.txt:3: 'image7\.jpg' is none of the 6 images"),
-        ("folder0/image1.jpg\n", r"list\.txt:1: 'folder0/image1\.jpg' is none of"),
+        ("image0.jpg\n\nimage7.jpg\n", r"list\.txt:3: 'image7\.jpg' is not among the 6 images"),
+        ("folder0/image1.jpg\n", r"list\.txt:1: 'folder0/image1\.jpg' is not among"),
         ("image0.jpg\nimage5.jpg\n", r"list\.txt:2: 'image5\.jpg' has no label"),
-        ("image0.jpg\nimage1.jpg\nfolder0/image0.jpg\n", r"list\.txt:3: .* is already named in line 1"),
+        ("image0.jpg\nimage1.jpg\nfolder0/image0.jpg\n", r"list\.txt:3: .* repeats line 1"),
     ],
 )
 def test_list_errors_name_file_and_line(listed: Callable[..., np.ndarray], text: str, complaint: str) -> None:
@@ -178,9 +178,9 @@ def test_list_errors_name_file_and_line(listed: Callable[..., np.ndarray], text:
         listed(text)
 
 
-def test_a_file_name_that_stands_in_two_folders_must_be_told_apart(listed: Callable[..., np.ndarray]) -> None:
+def test_a_file_name_in_two_folders_is_ambiguous(listed: Callable[..., np.ndarray]) -> None:
     images = ImageSet(["a/x.jpg", "b/x.jpg"], np.array([0, 1]), ["a", "b"], lambda _: np.empty((1, 1, 3), np.uint8))
-    with pytest.raises(ValueError, match=r"list\.txt:1: 'x\.jpg' could be a/x\.jpg, b/x\.jpg; .*relative path"):
+    with pytest.raises(ValueError, match=r"list\.txt:1: 'x\.jpg' is ambiguous \(a/x\.jpg, b/x\.jpg\); give its"):
         listed("x.jpg\n", images)
     assert listed("b/x.jpg\n", images).tolist() == [-1, 1]
 
@@ -198,7 +198,7 @@ def test_an_image_given_as_a_list_is_said_to_be_no_text(make_images: Callable[..
 
 def test_ratio_and_list_are_not_given_together(make_images: Callable[..., ImageSet], tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("image0.jpg\n")
-    with pytest.raises(ValueError, match=r"labels\.ratio=0\.5 and labels\.list=.*list\.txt: give one of the two"):
+    with pytest.raises(ValueError, match=r"labels\.ratio=0\.5 and labels\.list=.*list\.txt: give only one of them"):
         keep_labels(make_images([0, 1]), LabelConfig(ratio=0.5, list=str(tmp_path / "list.txt")))
 
 

@@ -246,9 +246,9 @@ def test_evaluation_views_are_those_of_the_images(make_images: MakeImages) -> No
 @pytest.mark.parametrize(
     ("option", "complaint"),
     [
-        ({"workers": -1}, r"data\.workers=-1: 0 .* or more"),
-        ({"max_corrupt": -0.1}, r"data\.max_corrupt=-0\.1: a share"),
-        ({"max_corrupt": 2}, r"data\.max_corrupt=2: a share"),
+        ({"workers": -1}, r"data\.workers=-1: must be 0 .* or more"),
+        ({"max_corrupt": -0.1}, r"data\.max_corrupt=-0\.1: must be a fraction"),
+        ({"max_corrupt": 2}, r"data\.max_corrupt=2: must be a fraction"),
     ],
 )
 def test_options_out_of_range_are_errors_that_name_them(option: dict[str, float], complaint: str) -> None:

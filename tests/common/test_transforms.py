@@ -375,7 +375,7 @@ def test_every_image_size_gives_the_view_size(china: Image, shape: tuple[int, in
     ("option", "complaint"),
     [
         ({"size": 0}, r"views\.size=0"),
-        ({"flip": 1.1}, r"views\.flip=1\.1: a probability"),
+        ({"flip": 1.1}, r"views\.flip=1\.1: must lie between"),
         ({"jitter": -0.1}, r"views\.jitter=-0\.1"),
         ({"grayscale_prob": 2}, r"views\.grayscale_prob=2"),
         ({"blur": float("nan")}, r"views\.blur=nan"),
@@ -386,7 +386,7 @@ def test_every_image_size_gives_the_view_size(china: Image, shape: tuple[int, in
         ({"ratio": (2.0, 1.0)}, r"views\.ratio"),
         ({"ratio": (0.0, 1.0)}, r"views\.ratio"),
         ({"sigma": (0.0, 2.0)}, r"views\.sigma"),
-        ({"hue": 0.6}, r"views\.hue=0\.6: lies between 0 and 0\.5"),
+        ({"hue": 0.6}, r"views\.hue=0\.6: must lie between 0 and 0\.5"),
         ({"brightness": -0.4}, r"views\.brightness=-0\.4"),
         ({"contrast": -1}, r"views\.contrast=-1"),
         ({"saturation": -1}, r"views\.saturation=-1"),

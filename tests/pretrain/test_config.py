@@ -152,12 +152,12 @@ class TestRefusals:
             ("--optim.warmup=-1", "optim.warmup=-1.0"),
             ("--optim.base_lr=0", "optim.base_lr=0.0: must be above 0"),
             ("--model.temperature=0", "model.temperature=0.0: must be above 0"),
-            ("--labels.ratio=10", "labels.ratio=10.0: a share of the labelled images, between 0 and 1"),
+            ("--labels.ratio=10", "labels.ratio=10.0: must be a fraction of the labelled images, between 0 and 1"),
             ("--views.scale=[1,0.2]", "views.scale=(1.0, 0.2)"),
             ("--monitor.log_every=0", "monitor.log_every=0"),
             ("--monitor.knn_every=-1", "monitor: knn_every and holdout must be 0 or more"),
             ("--checkpoint.keep_every=-1", "checkpoint.last_every and checkpoint.keep_every must be 0 or more"),
-            ("--data.max_corrupt=2", "data.max_corrupt=2.0: a share between 0 and 1"),
+            ("--data.max_corrupt=2", "data.max_corrupt=2.0: must be a fraction between 0 and 1"),
         ],
     )
     def test_impossible_value(self, argument: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
