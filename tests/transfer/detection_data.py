@@ -1,4 +1,4 @@
-"""Tiny data sets in the real layouts of COCO, LVIS, VOC, made of coloured boxes."""
+"""Tiny data sets of coloured boxes in the real trees of COCO, LVIS, VOC and Cityscapes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIZE = (48, 64)  # height, width
 
 
 def picture(path: Path, number: int) -> list[tuple[int, int, int, int, int]]:
-    """Writes a JPEG with two coloured boxes; returns class, left, top, width and height of each."""
+    """Write a JPEG with two coloured boxes; return class, left, top, width and height of each."""
     rng = np.random.default_rng(number)
     image = rng.integers(90, 110, (*SIZE, 3), dtype=np.uint8)
     boxes = []
@@ -31,7 +31,7 @@ def picture(path: Path, number: int) -> list[tuple[int, int, int, int, int]]:
 
 
 def coco(root: Path, lvis: bool = False, keypoints: bool = False) -> Path:
-    """COCO 2017, its keypoints, or LVIS v1 over its pictures: four images to train on, two to test on."""
+    """Write COCO 2017, its keypoints, or LVIS v1: four training images, two test images."""
     for split, count in (("train", 4), ("val", 2)):
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
@@ -70,7 +70,7 @@ def _write(root: Path, split: str, content: dict[str, Any], kind: str) -> None:
 
 
 def voc(root: Path) -> Path:
-    """VOC 2007 and 2012: three images each to train on, two of 2007 to test on."""
+    """Write VOC 2007 and 2012: three training images each, two test images of 2007."""
     for year, split, count in ((2007, "trainval", 3), (2012, "trainval", 3), (2007, "test", 2)):
         folder = root / f"VOC{year}"
         names = [f"{split}{number:06d}" for number in range(count)]
@@ -93,7 +93,7 @@ def voc(root: Path) -> Path:
 
 
 def cityscapes(root: Path) -> Path:
-    """Cityscapes fine: two pictures to train on, one to test on, a person and a car in each."""
+    """Write Cityscapes fine: two training images, one test image, a person and a car in each."""
     ids = {"person": 24, "car": 26}
     for split, count in (("train", 2), ("val", 1)):
         for number in range(count):

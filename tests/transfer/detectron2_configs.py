@@ -120,12 +120,12 @@ def resolved(task: str, backbone: Backbone = R50, devices: Devices = EIGHT, **op
     return flat(resolve(task, backbone, devices, 0, **options)[0])
 
 
-def test_every_paper_scale_task_has_its_protocol_here() -> None:
+def test_every_paper_scale_task_is_compared_with_its_protocol() -> None:
     assert {task for task in task_names() if not task.startswith("fashion")} == PROTOCOLS.keys()
 
 
 @pytest.mark.parametrize("task", PROTOCOLS)
-def test_a_task_is_its_protocol(task: str) -> None:
+def test_a_resolved_task_equals_its_protocol(task: str) -> None:
     found = resolved(task)
     wanted = COMMON | PROTOCOLS[task]
     differ = {key: (found.get(key, "absent"), value) for key, value in wanted.items() if found.get(key) != value}
@@ -161,7 +161,7 @@ def test_one_process_gets_plain_batch_norm_and_a_scaled_schedule() -> None:
     assert resolved("coco-fpn-b-1x", devices=CPU)["MODEL.DEVICE"] == "cpu"
 
 
-def test_the_schedule_can_be_kept_or_batched() -> None:
+def test_no_scale_keeps_the_schedule_and_batch_scales_it() -> None:
     kept, changes = resolve("coco-c4-1x", R50, ONE, 0, scale=False)
     assert (kept.SOLVER.IMS_PER_BATCH, kept.SOLVER.MAX_ITER, kept.SOLVER.BASE_LR) == (16, 90_000, 0.02)
     assert "--no-scale: the schedule for 8 devices is kept" in changes
@@ -170,7 +170,7 @@ def test_the_schedule_can_be_kept_or_batched() -> None:
     assert batched["MODEL.RESNETS.NORM"] == "SyncBN"
 
 
-def test_the_network_is_the_checkpoints() -> None:
+def test_the_network_comes_from_the_checkpoint() -> None:
     cfg, changes = resolve("coco-c4-1x", R18, EIGHT, 0)
     assert (cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS) == (18, 64)
     assert "MODEL.RESNETS.DEPTH 50 → 18" in changes
@@ -178,7 +178,7 @@ def test_the_network_is_the_checkpoints() -> None:
     assert (wide["MODEL.RESNETS.NUM_GROUPS"], wide["MODEL.RESNETS.WIDTH_PER_GROUP"]) == (32, 4)
 
 
-def test_settings_of_the_command_line_are_taken_as_they_are() -> None:
+def test_settings_of_the_command_line_are_not_scaled() -> None:
     found = resolved("coco-c4-1x", devices=ONE, overrides=["SOLVER.MAX_ITER", "70", "INPUT.MIN_SIZE_TRAIN", "(64,)"])
     assert (found["SOLVER.MAX_ITER"], found["SOLVER.STEPS"], found["INPUT.MIN_SIZE_TRAIN"]) == (70, [], [64])
 

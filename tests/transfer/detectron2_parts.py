@@ -79,7 +79,7 @@ def test_a_built_model_that_is_not_the_backbone_is_refused(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(("arch", "width", "blocks"), [("resnet18", 512, 2), ("resnet50", 2048, 3)])
-def test_the_extra_norm_stands_behind_res5(arch: str, width: int, blocks: int) -> None:
+def test_the_extra_norm_follows_res5(arch: str, width: int, blocks: int) -> None:
     cfg = settings("coco-c4-1x", arch)
     head = build_model(cfg).roi_heads
     assert type(head).__name__ == "Res5ROIHeadsExtraNorm"
@@ -106,7 +106,7 @@ def _with(cfg: CfgNode, *pairs: Any) -> CfgNode:
     return cfg
 
 
-def test_detectron2s_predictor_takes_a_c4_model(tmp_path: Path) -> None:
+def test_detectron2s_predictor_loads_a_c4_model(tmp_path: Path) -> None:
     cfg = _with(settings("coco-c4-1x", "resnet18"), "INPUT.MIN_SIZE_TEST", 64, "MODEL.RPN.PRE_NMS_TOPK_TEST", 20)
     cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
     torch.save({"model": build_model(cfg).state_dict()}, cfg.MODEL.WEIGHTS)
@@ -114,8 +114,8 @@ def test_detectron2s_predictor_takes_a_c4_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("start", [0, 1, 7])
-def test_batches_are_detectron2s_own_from_any_start(start: int) -> None:
-    """Grouped by shape as AspectRatioGroupedDataset does it, out of the same order."""
+def test_batches_equal_those_of_detectron2_from_any_start(start: int) -> None:
+    """Grouped by shape as in AspectRatioGroupedDataset, from the same order."""
     wide = np.random.default_rng(0).integers(0, 2, 20).astype(bool).tolist()
     stream = ({"width": 1 + wide[i], "height": 1.5, "image": i} for i in TrainingSampler(20, seed=5))
     theirs = [[row["image"] for row in batch] for batch in itertools.islice(AspectRatioGroupedDataset(stream, 4), 30)]
@@ -138,7 +138,7 @@ def test_augmentation_depends_on_the_position_alone() -> None:
 
 
 def scattered(seed: int, images: int = 12, classes: int = 4) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Random COCO annotations, crowds among them, and detections that hit some of them; as a model would give them."""
+    """Return random COCO annotations, some of them crowds, and detections that match some of them."""
     rng = random.Random(seed)
     truth: list[dict[str, Any]] = []
     found: list[dict[str, Any]] = []
@@ -173,7 +173,7 @@ def _disc(left: float, top: float, side: float) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_metrics_are_pycocotools(kind: str, seed: int, tmp_path: Path) -> None:
+def test_metrics_equal_those_of_pycocotools(kind: str, seed: int, tmp_path: Path) -> None:
     truth, found = scattered(seed)
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     ours = coco_metrics(FastCOCO(str(tmp_path / "truth.json"), print_function=print), found, kind)
@@ -195,7 +195,7 @@ def test_metrics_are_pycocotools(kind: str, seed: int, tmp_path: Path) -> None:
     assert fractions({"bbox": ours})["bbox/AP"] == pytest.approx(wanted["AP"] / 100)
 
 
-def test_keypoints_are_pycocotools(tmp_path: Path) -> None:
+def test_keypoint_metrics_equal_those_of_pycocotools(tmp_path: Path) -> None:
     truth, found = scattered(5)
     rng = np.random.default_rng(0)
     for row in truth["annotations"]:
@@ -222,7 +222,7 @@ def test_keypoints_are_pycocotools(tmp_path: Path) -> None:
     assert wanted["AP"] > 1
 
 
-def test_lvis_counts_what_it_should(tmp_path: Path) -> None:
+def test_lvis_metrics_of_a_hand_made_example(tmp_path: Path) -> None:
     """By hand: detections of a class that an image does not list are ignored; of one it excludes they are false."""
     box = {"bbox": [10.0, 10.0, 40.0, 40.0], "segmentation": _disc(10, 10, 40), "area": 1256.0, "iscrowd": 0}
     truth: dict[str, Any] = {
@@ -246,7 +246,7 @@ def test_lvis_counts_what_it_should(tmp_path: Path) -> None:
     assert metrics(right, wrong)["AP"] == pytest.approx(100)
 
 
-def test_nothing_found_is_zero(tmp_path: Path) -> None:
+def test_no_detections_give_zero(tmp_path: Path) -> None:
     truth, _ = scattered(0)
     file = tmp_path / "truth.json"
     file.write_text(json.dumps(truth))
@@ -254,8 +254,8 @@ def test_nothing_found_is_zero(tmp_path: Path) -> None:
         assert coco_metrics(FastCOCO(str(file), print_function=print), [], kind)["AP"] == 0
 
 
-def test_voc_metrics_are_detectron2s(tmp_path: Path) -> None:
-    """And the area under the curve is what detectron2 computes for another year than 2007."""
+def test_voc_metrics_equal_those_of_detectron2(tmp_path: Path) -> None:
+    """The areas under the curves equal what detectron2 computes for other years than 2007."""
     rng = random.Random(0)
     for folder in ("Annotations", "ImageSets/Main"):
         (tmp_path / folder).mkdir(parents=True)

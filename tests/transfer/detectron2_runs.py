@@ -58,7 +58,7 @@ def measured(tmp_path: Path, task: str, *options: str, settings: list[str] | Non
 def test_a_task_runs_on_data_in_its_real_tree(
     task: str, make: Any, kinds: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Builds, loads an R50, takes two iterations, evaluates, draws, records."""
+    """Build, load the backbone, train two iterations, evaluate, draw, record."""
     root = make(tmp_path / "data")
     arch = "resnet50" if task in ("coco-c4-1x", "coco-fpn-1x", "voc-c4-24k") else "resnet18"
     record = measured(tmp_path, task, "--ckpt", f"random:{arch}", "--data-root", str(root))
@@ -105,7 +105,7 @@ def command(root: Path, out: str, *options: str) -> list[str]:
     ]  # fmt: skip
 
 
-def test_a_killed_run_ends_in_the_bits_of_an_uninterrupted_one(garments: Path) -> None:
+def test_a_killed_run_resumes_bit_identically(garments: Path) -> None:
     """Killed between two checkpoints; --resume restores weights, momentum, learning rate, data and sampling."""
     torch.set_num_threads(1)
     assert main([*command(garments, "whole"), *FASHION]) == 0
@@ -201,7 +201,7 @@ def test_a_mistake_is_one_line(
     assert not (garments / "x_records").exists()
 
 
-def test_check_says_what_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_reports_what_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     coco(tmp_path)
     assert main(["--check", "--data-root", str(tmp_path)]) == 0
     said = capsys.readouterr().out

@@ -30,13 +30,13 @@ def write(path: Path, content: np.ndarray) -> None:
 
 
 def cut(path: Path) -> None:
-    """As an interrupted copy leaves a file."""
+    """Truncate a file, as an interrupted copy does."""
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 @pytest.fixture(scope="module")
 def public(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four images of noise to train on and two to evaluate, in the trees of VOC12aug, Cityscapes and ADE20K."""
+    """Four training and two test images of noise, in the trees of VOC12aug, Cityscapes and ADE20K."""
     root, rng = tmp_path_factory.mktemp("public"), np.random.default_rng(0)
 
     def pair(image: Path, mask: Path, labels: int) -> None:
@@ -63,7 +63,7 @@ def public(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def small(task: str) -> list[str]:
-    """Two iterations at 64 pixels of a task that is otherwise as published."""
+    """Return options for two iterations of a published task at 64 pixels."""
     values = {"train_cfg.max_iters": 2, "train_cfg.val_interval": 2, "model.data_preprocessor.size": "(64,64)"}
     crop, scale, resize = "3.crop_size=(64,64)", "2.scale=(96,72)", "1.scale=(96,72)"
     inner = ["datasets.0.", "datasets.1."] if task.startswith("voc") else [""]
@@ -308,7 +308,7 @@ VOC = "_base_ = ['{folder}/voc12aug-fcn-20k.py']\n"
         ),
     ],
 )
-def test_a_mistake_in_a_config_of_one_s_own_is_one_line(
+def test_a_mistake_in_a_user_s_config_is_one_line(
     text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine.py").write_text(text.replace("{folder}", str(CONFIGS)))
@@ -369,7 +369,7 @@ def test_data_that_do_not_fit_are_named(
     assert not (tmp_path / "out").exists()
 
 
-def test_check_says_what_works(capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_reports_what_works(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--check"]) == 0
     said = capsys.readouterr().out
     assert "onedl-mmsegmentation" in said

@@ -102,7 +102,7 @@ def norms(cfg: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("task", PROTOCOLS)
-def test_a_task_as_written_is_for_several_processes_with_synchronised_batch_norm(task: str) -> None:
+def test_a_published_task_has_several_processes_and_synchronised_batch_norm(task: str) -> None:
     cfg, auxiliary = config.read_task(task), PROTOCOLS[task][8]
     found = norms(cfg.model)
     assert len(found) == (3 if auxiliary else 2), "of the backbone and of each head"
@@ -129,7 +129,7 @@ def test_a_task_names_its_splits_and_their_sizes(task: str) -> None:
 
 
 @pytest.mark.parametrize("task", PROTOCOLS)
-def test_a_resolved_config_is_its_protocol(task: str) -> None:
+def test_a_resolved_config_equals_its_protocol(task: str) -> None:
     iterations, batch, crop, classes, corners, mode, backbone, head, auxiliary, optimiser, transforms = PROTOCOLS[task]
     cfg = resolve(task, "--batch", str(batch)).cfg  # the published batch on one device: nothing is scaled
     assert (cfg.train_cfg.max_iters, cfg.train_dataloader.batch_size) == (iterations, batch)
@@ -174,7 +174,7 @@ def test_a_resolved_config_is_its_protocol(task: str) -> None:
     )
 
 
-def test_one_device_takes_a_quarter_of_the_batch_and_four_times_as_long() -> None:
+def test_one_device_trains_four_times_as_long_on_a_quarter_of_the_batch() -> None:
     plan = resolve("voc12aug-fcn-20k")
     assert (plan.batch, plan.cfg.train_dataloader.batch_size, plan.cfg.train_cfg.max_iters) == (4, 4, 80000)
     assert plan.cfg.optim_wrapper.optimizer.lr == pytest.approx(0.0025)
@@ -211,7 +211,7 @@ def test_no_scale_keeps_the_published_schedule() -> None:
 @pytest.mark.parametrize(
     ("arch", "widths"), [("resnet18", (256, 512)), ("resnet34", (256, 512)), ("resnet101", (1024, 2048))]
 )
-def test_heads_take_the_widths_of_the_backbone(arch: str, widths: tuple[int, int]) -> None:
+def test_heads_get_the_widths_of_the_backbone(arch: str, widths: tuple[int, int]) -> None:
     cfg = resolve("voc12aug-fcn-20k", arch=arch).cfg
     assert (cfg.model.auxiliary_head.in_channels, cfg.model.decode_head.in_channels) == widths
     assert cfg.model.backbone.depth == int(arch.removeprefix("resnet"))

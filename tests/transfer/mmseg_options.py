@@ -155,7 +155,7 @@ def test_srun_is_found_and_translated_for_torch(
     ("launcher", "more"),
     [("none", {}), ("auto", {"SLURM_STEP_NUM_TASKS": "1"})],
 )
-def test_a_lone_task_joins_nothing(
+def test_a_single_task_joins_no_group(
     launcher: str, more: dict[str, str], srun: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(devices, "start", lambda device: torch.device("cpu"))
@@ -215,7 +215,7 @@ def test_a_stock_config_must_name_the_processes_of_its_schedule(tmp_path: Path) 
             resolve(str(mine))
 
 
-def test_a_config_of_mmseg_s_own_takes_the_weights_of_ckpt(tmp_path: Path) -> None:
+def test_a_stock_config_gets_the_weights_of_ckpt(tmp_path: Path) -> None:
     text = f"""
 _base_ = "{CONFIGS / "voc12aug-fcn-20k.py"}"
 model = dict(pretrained="open-mmlab://resnet50_v1c", backbone=dict(type="ResNetV1c", depth=101))

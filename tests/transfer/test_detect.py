@@ -39,7 +39,14 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
 BLOCKED = "import sys; sys.modules.update(dict.fromkeys(['detectron2', 'mmseg', 'mmcv', 'mmengine']))"
 
 
-def test_it_imports_and_helps_without_detectron2() -> None:
+def test_what_engines_share_needs_no_engine() -> None:
+    modules = sorted(f"transfer.detection.{path.stem}" for path in (ROOT / "transfer" / "detection").glob("[a-z]*.py"))
+    assert len(modules) >= 5
+    done = run(f"{BLOCKED}; import {', '.join(modules)}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_needs_no_detectron2() -> None:
     code = f"{BLOCKED}; from transfer.detect import main; main(['--help'])"
     done = run(code)
     assert done.returncode == 0, done.stderr
@@ -106,7 +113,7 @@ def test_settings_come_after_the_options(given: list[str], options: list[str], s
     assert split(given) == (options, settings)
 
 
-def test_a_task_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_task_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--ckpt", "random"]) == 2
     assert "--task is missing: one of cityscapes-instance" in capsys.readouterr().err
     with pytest.raises(ValueError, match="--task xyz: no such task or file; there are cityscapes-instance"):

@@ -1,4 +1,4 @@
-"""Data set trees: each part that is not there is named, with the layout and where to get it."""
+"""Data set trees: each missing part is named, with the tree and where to get it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transfer.layouts import LAYOUTS, require_data
 
 
 def grow(root: Path, name: str) -> list[Path]:
-    """Files that satisfy a layout."""
+    """Write files that satisfy a layout."""
     files = [root / part.replace("*", "x") for part in LAYOUTS[name].parts]
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,7 @@ def test_each_missing_part_is_named(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_the_message_helps(name: str, tmp_path: Path) -> None:
+def test_the_message_names_the_tree_and_the_source(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="lacks") as raised:
         require_data(name, tmp_path / "nowhere")
     message = str(raised.value)

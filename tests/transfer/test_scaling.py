@@ -1,4 +1,4 @@
-"""Schedules for other batches: the figures that people know by heart, and what stays the same."""
+"""Schedules for other batches: well-known values, and what stays the same."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ ONE_X = Schedule(batch=16, lr=0.02, warmup=1000, steps=(60_000, 80_000), iterati
 
 
 def test_one_gpu_with_two_images() -> None:
-    """detectron2's own rule (its `auto_scale_workers`) for one worker in place of eight."""
+    """detectron2's own rule (its `auto_scale_workers`) for one worker instead of eight."""
     one = for_devices(ONE_X, 8, 1)
     assert one == Schedule(2, pytest.approx(0.0025), 8000, (480_000, 640_000), 720_000)
     assert one.images == ONE_X.images
 
 
-def test_the_reference_stays_as_it_is() -> None:
+def test_the_reference_batch_changes_nothing() -> None:
     assert for_devices(ONE_X, 8, 8) == ONE_X
     assert for_devices(ONE_X, 8, 1, batch=16) == ONE_X
 
 
-def test_a_batch_can_be_named() -> None:
+def test_a_batch_can_be_chosen() -> None:
     assert for_devices(ONE_X, 8, 4, batch=64) == Schedule(64, pytest.approx(0.08), 250, (15_000, 20_000), 22_500)
 
 
-def test_no_warmup_and_no_steps_stay_none() -> None:
+def test_no_warmup_and_no_steps_remain_none() -> None:
     poly = Schedule(batch=16, lr=0.01, warmup=0, steps=(), iterations=20_000)
     assert for_devices(poly, 4, 1) == Schedule(4, pytest.approx(0.0025), 0, (), 80_000)
 
@@ -47,12 +47,12 @@ def test_a_batch_that_devices_cannot_share(devices: int, batch: int) -> None:
         for_devices(ONE_X, 8, devices, batch)
 
 
-def test_a_reference_that_does_not_divide() -> None:
+def test_a_reference_batch_that_devices_cannot_share() -> None:
     with pytest.raises(ValueError, match="batch of 16 cannot be shared by 3 devices"):
         for_devices(ONE_X, 3, 1)
 
 
-def test_before_and_after_stand_side_by_side() -> None:
+def test_the_comparison_shows_before_and_after() -> None:
     table = comparison(ONE_X, for_devices(ONE_X, 8, 1))
     rows = {line[:13].strip(): line[13:].split() for line in table.splitlines()[2:]}
     assert rows["batch"] == ["16", "2"]

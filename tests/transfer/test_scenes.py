@@ -1,4 +1,4 @@
-"""Fashion Scenes: the same everywhere, exact masks, garments of train and test kept apart, read by detectron2."""
+"""Fashion Scenes: identical on every machine, exact masks, separate garments for train and test, read by detectron2."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_the_classes_are_fashions() -> None:
 
 
 def test_pixels_and_annotations_are_the_same_everywhere(small: Path, tmp_path: Path) -> None:
-    """Written in another process, without OpenCV's vector instructions and threads; and held against this file."""
+    """Written in another process, without OpenCV's vector instructions and threads, and compared with a stored hash."""
     code = "import cv2; cv2.setUseOptimized(False); cv2.setNumThreads(1); from transfer.scenes import main; main()"
     other = tmp_path / "other"
     options = f"--out {other} --train 12 --val 8 --size 64 --seed 3 --fashion-root {FASHION}".split()
@@ -60,7 +60,7 @@ def test_a_scene_does_not_depend_on_how_many_there_are(small: Path, tmp_path: Pa
 
 
 def test_annotations_agree_with_the_masks(small: Path) -> None:
-    """COCO's own reader: classes, areas, boxes and masks are those of the semantic picture; nothing lies twice."""
+    """COCO's reader: classes, areas, boxes and masks agree with the semantic mask; no pixel has two garments."""
     for split, count in (("train", 12), ("val", 8)):
         data = COCO(str(small / "annotations" / f"instances_{split}.json"))
         assert [c["name"] for c in data.loadCats(data.getCatIds())] == list(scenes.CLASSES)
@@ -98,7 +98,7 @@ IMAGES = load_images(["fashion:test"], FASHION)
 
 
 def _idx(path: Path, label: int) -> None:
-    """Fashion-MNIST's files with eight garments, all of one class."""
+    """Write Fashion-MNIST's files with eight garments of one class."""
     name = "train" if label == 0 else "t10k"
     pixels = np.random.default_rng(label).integers(100, 255, (8, 28, 28), dtype=np.uint8)
     header = struct.pack(">HBB", 0, 8, 3) + struct.pack(">3I", 8, 28, 28)
@@ -108,7 +108,7 @@ def _idx(path: Path, label: int) -> None:
 
 
 def test_train_and_val_show_different_garments(tmp_path: Path) -> None:
-    """With a Fashion-MNIST whose train set holds class 0 alone and whose test set holds class 1."""
+    """With a Fashion-MNIST whose training set holds only class 0 and whose test set only class 1."""
     raw = tmp_path / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
     for label in (0, 1):
@@ -119,8 +119,8 @@ def test_train_and_val_show_different_garments(tmp_path: Path) -> None:
         assert {annotation["category_id"] for annotation in found} == {label}
 
 
-def test_it_is_made_once_and_by_one(tmp_path: Path) -> None:
-    """Two processes ask for it at the same time; what they agree on is left as it is."""
+def test_two_processes_make_it_once(tmp_path: Path) -> None:
+    """Two processes ask for it at the same time; a finished data set is not written again."""
     (tmp_path / "FashionMNIST").symlink_to(ROOT / "data" / "FashionMNIST")
     code = f"from transfer.scenes import *; print(ensure_scenes(Path({str(tmp_path)!r}), 6, 3, 48))"
     asked = [
@@ -135,7 +135,7 @@ def test_it_is_made_once_and_by_one(tmp_path: Path) -> None:
     assert (folder / "scenes.json").stat().st_mtime_ns == before
 
 
-def test_nothing_is_left_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(root: Path) -> None:
         raise KeyboardInterrupt
 
@@ -146,7 +146,7 @@ def test_nothing_is_left_half_written(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_detectron2_reads_it(small: Path) -> None:
-    """By its ordinary loader; another process, for mmseg and detectron2 do not share one."""
+    """With its own loader; in another process, because mmseg and detectron2 cannot share one."""
     code = f"""
 import json
 from detectron2.data.datasets import load_coco_json
