@@ -25,12 +25,12 @@ POLL = 0.2  # seconds between two attempts to lock
 def main(jobs: int, stem: Path, command: list[str]) -> None:
     """Lock, redirect the output to STEM.log, and execute the command in place of this process."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    lock_one_of([stem.with_suffix(".lock")])
+    lock_one_of([Path(f"{stem}.lock")])  # no with_suffix: names such as r0.1_s2 hold dots
     if jobs:
         slots = stem.parents[2] / "slots"  # shared by all studies
         slots.mkdir(exist_ok=True)
         os.environ.update(share(lock_one_of([slots / str(slot) for slot in range(jobs)]), jobs))
-    log = os.open(stem.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    log = os.open(f"{stem}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.write(log, f"$ {shlex.join(command)}    # {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
     for stream in (1, 2):
         os.dup2(log, stream)

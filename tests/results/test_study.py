@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 
 from results.record import Record, read_all
 from results.record import write as write_record
+from results.studies import run_job
 from results.studies.run_job import share
 from results.study import main, without_recorded
 from results.study_file import load
@@ -371,3 +373,12 @@ def test_with_the_real_commands(tmp_path: Path) -> None:
                 file.unlink()
     assert "on record" in (tmp_path / "runs/study/small/knn/tiny_seed0.log").read_text()
     assert len((tmp_path / "runs/tiny/command.txt").read_text().splitlines()) == 1  # trained once
+
+
+def test_names_with_dots_have_locks_and_logs_of_their_own(tmp_path: Path) -> None:
+    stems = [tmp_path / "study/pretrain" / name for name in ("r0.1_s0", "r0.3_s0")]
+    for stem in stems:
+        command = [sys.executable, run_job.__file__, "0", str(stem), "echo", stem.name]
+        subprocess.run(command, check=True, timeout=60)
+        assert Path(f"{stem}.log").read_text().endswith(f"\n{stem.name}\n")
+        assert Path(f"{stem}.lock").exists()
