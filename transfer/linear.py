@@ -60,8 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work() -> None:
         options = parse(sys.argv[1:] if arguments is None else arguments)
-        processes = "one" if options.mode == CACHED else "many"
-        command.evaluate_seeds(options, plan, linear_probe.evaluate, processes)
+        command.evaluate_seeds(options, plan, linear_probe.evaluate, "one" if options.mode == CACHED else "many")
 
     return run_benchmark("linear", work)
 

@@ -21,7 +21,7 @@ from transfer.linear import parse
 
 class TestSchedule:
     @pytest.mark.parametrize(("epochs", "falls"), [(100, (60, 80)), (20, (12, 16)), (10, (6, 8)), (5, (3, 4))])
-    def test_steps_are_torchs(self, epochs: int, falls: tuple[int, int]) -> None:
+    def test_step_equals_torch(self, epochs: int, falls: tuple[int, int]) -> None:
         optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0)
         theirs = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(falls), 0.2)
         ours = Schedule(epochs=epochs, factor=0.2)
@@ -30,7 +30,7 @@ class TestSchedule:
             optimizer.step()
             theirs.step()
 
-    def test_cosine_is_torchs(self) -> None:
+    def test_cosine_equals_torch(self) -> None:
         optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0)
         theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 7)
         for epoch in range(7):
@@ -60,7 +60,7 @@ def test_the_held_out_tenth_is_balanced_and_disjoint() -> None:
         ("a", "b/../a/", (["a"], "a")),
     ],
 )
-def test_what_data_and_test_name(data: Any, test: str | None, expected: tuple[list[str], str]) -> None:
+def test_sources_that_data_and_test_name(data: Any, test: str | None, expected: tuple[list[str], str]) -> None:
     assert sources(data, test) == expected
 
 
@@ -89,18 +89,18 @@ class TestTestImagesThatAreTrainingImages:
 
     @pytest.mark.parametrize("test", ["train", "train/", "link", "same.tsv"])
     @pytest.mark.parametrize("ratio", [1.0, 0.5])
-    def test_under_whatever_name_they_are_found(self, test: str, ratio: float, garments: Path) -> None:
+    def test_they_are_found_under_any_name(self, test: str, ratio: float, garments: Path) -> None:
         data = self.load(garments, f"{garments}/{test}", True, ratio=ratio)
         assert data.same
         assert len(data.test) == 6 * ratio
         with pytest.raises(ValueError, match="these are the training images; give others"):
             self.load(garments, f"{garments}/{test}", False, ratio=ratio)
 
-    def test_some_are_counted(self, garments: Path) -> None:
+    def test_an_overlap_is_counted(self, garments: Path) -> None:
         with pytest.raises(ValueError, match=r"some\.tsv: 2 of its 3 images are training images"):
             self.load(garments, f"{garments}/some.tsv", True)
 
-    def test_others_are_not(self, garments: Path) -> None:
+    def test_different_images_pass(self, garments: Path) -> None:
         assert not self.load(garments, f"{garments}/test", False).same
 
 
@@ -140,7 +140,7 @@ def test_recipes_of_papers_hold_the_papers_values(name: str) -> None:
     assert given.size == 224
 
 
-def test_mocos_recipe_is_mocos_protocol_and_the_default() -> None:
+def test_the_moco_recipe_is_the_protocol_of_moco_and_the_default() -> None:
     """facebookresearch/moco@5a429c0, main_lincls.py; the same in dddzg/unimoco@ccac034."""
     given = parse(["--recipe=imagenet_linear_moco"])
     assert HeadOptim(**given.optim.as_dict()) == HeadOptim(
@@ -150,7 +150,7 @@ def test_mocos_recipe_is_mocos_protocol_and_the_default() -> None:
     assert CropConfig(**given.crop.as_dict()) == CropConfig((0.08, 1.0), (3 / 4, 4 / 3), 0.5)
 
 
-def test_modes_have_their_own_defaults_and_options_win() -> None:
+def test_modes_have_their_own_defaults_and_options_override_them() -> None:
     assert parse(["--mode=lars"]).optim.batch == 4096
     assert parse(["--recipe=fashion_linear_moco"]).optim.base_lr == [0.05]
     assert parse(["--optim.epochs=3", "--recipe=fashion_linear_moco"]).optim.epochs == 3
@@ -158,7 +158,7 @@ def test_modes_have_their_own_defaults_and_options_win() -> None:
 
 
 @pytest.mark.parametrize("name", config_names(command.RECIPES))
-def test_every_recipe_opens_with_its_command_and_cost_and_parses(name: str) -> None:
+def test_every_recipe_parses_and_names_its_command_and_cost(name: str) -> None:
     path = command.RECIPES / f"{name}.yaml"
     head = "\n".join(line for line in path.read_text().splitlines() if line.startswith("#"))
     assert f"--recipe {name}" in head
@@ -175,5 +175,5 @@ def test_every_recipe_opens_with_its_command_and_cost_and_parses(name: str) -> N
         assert given.data == "fashion"
     else:  # everybody keeps them elsewhere: they are asked for
         assert given.data is None
-        with pytest.raises(ValueError, match=f"--data is missing: recipe {name} wants (ImageNet|voc07:)"):
+        with pytest.raises(ValueError, match=f"--data is missing: recipe {name} needs (ImageNet|voc07:)"):
             command.require_data(given)

@@ -42,7 +42,7 @@ def kept(cache: Path) -> list[Path]:
     return sorted(cache.glob("*.features"))
 
 
-def test_they_are_those_that_knn_normalises(backbone: Backbone, garments: Path, tmp_path: Path) -> None:
+def test_normalised_they_equal_those_of_pre_training_knn(backbone: Backbone, garments: Path, tmp_path: Path) -> None:
     raw = extract(backbone, garments / "train", tmp_path / "cache")
     theirs = extract_features(backbone.build(), load_images([str(garments / "train")]), 32, CPU, workers=0)
     assert raw.shape == (12, 512)
@@ -51,7 +51,7 @@ def test_they_are_those_that_knn_normalises(backbone: Backbone, garments: Path, 
 
 
 @pytest.mark.parametrize("store", [torch.float32, torch.float16, torch.bfloat16])
-def test_kept_and_read_again_they_are_the_same_bits(
+def test_read_from_their_file_they_are_the_same_bits(
     store: torch.dtype, backbone: Backbone, garments: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     memory = extract(backbone, garments / "train", None, store=store)
@@ -69,7 +69,9 @@ def test_kept_and_read_again_they_are_the_same_bits(
     assert json.loads(path.with_suffix(".json").read_text())["store"] == str(store)
 
 
-def test_what_they_depend_on_is_in_their_name(backbone: Backbone, garments: Path, tmp_path: Path) -> None:
+def test_the_file_name_depends_on_all_that_the_features_depend_on(
+    backbone: Backbone, garments: Path, tmp_path: Path
+) -> None:
     cache, train = tmp_path / "cache", garments / "train"
     extract(backbone, train, cache)
     extract(backbone, garments / "test", cache)
@@ -84,7 +86,7 @@ def test_what_they_depend_on_is_in_their_name(backbone: Backbone, garments: Path
     assert len(kept(cache)) == 7
 
 
-def test_pixels_in_memory_are_their_own_fingerprint() -> None:
+def test_the_fingerprint_of_images_in_memory_is_that_of_their_pixels() -> None:
     images = load_images(["fashion:test"], root=str(ROOT / "data"))
     some = images.subset(range(5))  # type: ignore[arg-type]
     assert images.in_memory
@@ -92,7 +94,7 @@ def test_pixels_in_memory_are_their_own_fingerprint() -> None:
     assert fingerprint(some) != fingerprint(images.subset(range(1, 6)))  # type: ignore[arg-type]
 
 
-def test_half_a_file_is_not_taken_for_features(backbone: Backbone, garments: Path, tmp_path: Path) -> None:
+def test_an_incomplete_file_is_computed_again(backbone: Backbone, garments: Path, tmp_path: Path) -> None:
     whole = extract(backbone, garments / "train", tmp_path / "cache").clone()
     (path,) = kept(tmp_path / "cache")
     os.truncate(path, 1000)

@@ -106,7 +106,7 @@ def test_label_subsets_are_those_of_pre_training(labels: dict[str, object], garm
     assert len(data.test) == 20
 
 
-def test_the_head_has_a_rate_of_its_own(garments: Path, tmp_path: Path) -> None:
+def test_head_and_backbone_have_separate_learning_rates(garments: Path, tmp_path: Path) -> None:
     """One step of SGD: the backbone hardly changes at a rate of nearly 0, the head moves a million times as far."""
     images, backbone = load_images([str(garments / "train")]), read_checkpoint("random:resnet18", 0)
     setting = Setting(tmp_path, 0, CPU, None, 32, workers=0)

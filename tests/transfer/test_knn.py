@@ -35,7 +35,7 @@ def options(garments: Path, to: Path, **more: object) -> list[str]:
     return arguments(garments, to, **{"k": "[1, 5]", **more})
 
 
-def test_a_random_network_is_measured_and_recorded_once(garments: Path, tmp_path: Path) -> None:
+def test_a_random_network_is_measured_once_and_recorded(garments: Path, tmp_path: Path) -> None:
     for _ in range(2):
         assert main(options(garments, tmp_path)) == 0
     (record,) = recorded(tmp_path)
@@ -51,7 +51,7 @@ def test_a_random_network_is_measured_and_recorded_once(garments: Path, tmp_path
     assert {r.pretrain_seed for r in recorded(tmp_path)} == {0, 1}
 
 
-def test_hits_of_the_headline_metric_stand_beside_the_record(garments: Path, tmp_path: Path) -> None:
+def test_hits_of_the_headline_metric_are_saved_beside_the_record(garments: Path, tmp_path: Path) -> None:
     assert main(options(garments, tmp_path, k="[1, 39]", temperature="[0.01, 1]")) == 0
     (record,) = recorded(tmp_path)
     assert record.headline == "knn_T0.01_top1_k39"

@@ -55,7 +55,7 @@ def train(garments: str, to: str, optim: HeadOptim = OPTIM) -> list[Tensor]:
 
 
 class TestHeads:
-    def test_trained_together_they_are_what_they_are_alone(self, garments: Path, tmp_path: Path) -> None:
+    def test_heads_trained_together_equal_heads_trained_alone(self, garments: Path, tmp_path: Path) -> None:
         together = train(str(garments), str(tmp_path / "all"))
         for (lr, decay), head in zip(OPTIM.heads, together, strict=True):
             one = dataclasses.replace(OPTIM, base_lr=[lr], weight_decay=[decay])
@@ -63,7 +63,7 @@ class TestHeads:
             torch.testing.assert_close(head, alone, rtol=1e-5, atol=1e-6)
         assert len({float(head.norm()) for head in together}) == 4
 
-    def test_a_head_is_a_plain_loop_of_sgd(self, garments: Path, tmp_path: Path) -> None:
+    def test_a_head_equals_a_plain_loop_of_sgd(self, garments: Path, tmp_path: Path) -> None:
         optim = HeadOptim(base_lr=[2.0], weight_decay=[0.01], batch=16, epochs=3, milestones=[0.5], factor=0.1)
         (ours,) = train(str(garments), str(tmp_path), optim)
         images, network = load_images([f"{garments}/train"]), read_checkpoint("random:resnet18", 0).build()
@@ -81,7 +81,7 @@ class TestHeads:
             optimizer.step()
         torch.testing.assert_close(ours, head.weight.detach(), rtol=1e-4, atol=1e-6)
 
-    def test_lars_is_a_plain_loop_too(self) -> None:
+    def test_a_head_equals_a_plain_loop_of_lars(self) -> None:
         """arXiv 1708.03888, as SimSiam runs it: a tensor's step is scaled by 0.001 |w| / (|g| + decay |w|)."""
         optim = HeadOptim(optimizer="lars", base_lr=[20.0], weight_decay=[0.01], batch=256)
         heads = nn.ModuleList([new_head(6, 3, seed=0)])
@@ -126,7 +126,7 @@ class TestHeads:
 @pytest.mark.parametrize(
     "mode", [["cached"], ["moco", "--optim.base_lr=[1]"], ["sweep", "--optim.base_lr=[0.001,1]"], ["lars"]]
 )
-def test_each_mode_learns_measures_and_leaves_its_files(mode: list[str], garments: Path, tmp_path: Path) -> None:
+def test_each_mode_learns_and_writes_a_record_and_its_files(mode: list[str], garments: Path, tmp_path: Path) -> None:
     name, *rates = mode
     short = [] if name == "cached" else ["--optim.epochs=4", "--optim.batch=12", "--crop.scale=[0.5,1.0]", *rates]
     assert main([*arguments(garments, tmp_path, mode=name, pictures="true"), *short]) == 0
@@ -147,7 +147,7 @@ def test_each_mode_learns_measures_and_leaves_its_files(mode: list[str], garment
     ]
 
 
-def test_seeds_are_runs_and_what_is_on_record_is_not_measured_again(
+def test_each_seed_is_a_run_and_a_recorded_run_is_not_measured_again(
     garments: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = arguments(garments, tmp_path, ckpt="random")
@@ -288,7 +288,7 @@ def other_head(path: Path, arch: str, classes: list[str], seed: int = 0) -> Path
         (["--mode=moco", "--head=HERE/turned.pth"], "they come in another order"),
         (["--mode=moco", "--head=HERE/seed1.pth"], "trained on the features of the checkpoint with sha256 "),
         (["--head=HERE/turned.pth"], "use another mode"),
-        (["--recipe=imagenet_linear_moco"], "--data is missing: recipe imagenet_linear_moco wants ImageNet's folder"),
+        (["--recipe=imagenet_linear_moco"], "--data is missing: recipe imagenet_linear_moco needs ImageNet's folder"),
         (["--mode=moco", "--head=HERE/none.pth"], "no such file"),
         (["--mode=moco", "--head=HERE/map.txt"], "not a head of transfer/linear.py"),
         (["--classes=HERE/map.txt"], "label '8' is not in the class map"),
@@ -327,7 +327,7 @@ def test_a_mistake_is_one_line(
     other_head(here / "turned.pth", "resnet18", ["8", "1"])
     other_head(here / "seed1.pth", "resnet18", ["1", "8"], seed=1)
     given = [word.replace("HERE", str(here)).replace("GARMENTS", str(garments)) for word in wrong]
-    kept = [word for word in arguments(garments, tmp_path) if "wants" not in message or "--data" not in word]
+    kept = [word for word in arguments(garments, tmp_path) if "needs" not in message or "--data" not in word]
     assert main([*kept, *given]) == 2
     error = capsys.readouterr().err
     assert message in error

@@ -41,7 +41,7 @@ class TestLogisticRegression:
         weights = theirs[1].coef_ - theirs[1].coef_.mean(0)
         np.testing.assert_allclose(problem.weight.detach().numpy(), weights, rtol=0.02, atol=2e-3)
 
-    def test_the_gradient_is_autograds(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_gradient_equals_autograd(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(logistic, "CHUNK", 64)  # several chunks, the last one short
         x, y = clusters(150)
         counts = torch.arange(150) % 3 > 0
@@ -60,7 +60,7 @@ class TestLogisticRegression:
         torch.testing.assert_close(problem.weight.grad.double(), weight.grad, rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(problem.bias.grad.double(), bias.grad, rtol=1e-3, atol=1e-3)
 
-    def test_images_that_do_not_count_change_nothing(self) -> None:
+    def test_unused_images_change_nothing(self) -> None:
         x, y = clusters(300)
         counts = torch.arange(300) < 200
         x[200:] = 1e4
@@ -78,7 +78,7 @@ class TestLogisticRegression:
         problem.solve(0.01)
         assert torch.isfinite(problem.head()(x)).all()
 
-    def test_the_penalty_is_that_which_held_out_images_like_best(self) -> None:
+    def test_the_penalty_with_the_highest_held_out_accuracy_is_chosen(self) -> None:
         """Noise dimensions: without a penalty 120 images in 80 dimensions are learnt by heart."""
         g = torch.Generator().manual_seed(3)
         y = torch.arange(520) % 2
@@ -118,7 +118,7 @@ class TestLogisticRegression:
             objective(torch.from_numpy(theirs.coef_), torch.from_numpy(theirs.intercept_)), rel=1e-3
         )
 
-    def test_what_did_not_converge_and_what_may_lie_beyond_the_list_is_printed(
+    def test_no_convergence_and_a_penalty_at_the_end_of_the_list_are_logged(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         y = (torch.arange(400) % 5 == 0).long()  # of few and far ones, which a large penalty gives up
@@ -133,7 +133,7 @@ class TestLogisticRegression:
         logistic.fit(x, y, 2, torch.arange(40), CPU, [1e-4], shown.append)
         assert shown[-1].startswith("penalty 0.0001: not converged after ")
 
-    def test_half_precision_features_are_read_as_they_are(self) -> None:
+    def test_half_precision_features_give_nearly_the_same_head(self) -> None:
         x, y = clusters(200)
         heads = [
             logistic.fit(x.to(dtype), y, 4, torch.arange(20), CPU, [0.01], lambda _: None)[0]

@@ -80,7 +80,7 @@ SHORT = ["--optim.epochs=1", "--optim.batch=8", "--optim.base_lr=[0.1]", "--opti
     ("command", "picture", "more"),
     [(linear, "feature_map", []), (finetune, "confusion", SHORT), (knn, "neighbours", ["--k=[1]"])],
 )
-def test_the_record_stands_when_a_picture_fails(
+def test_the_record_is_kept_when_a_picture_fails(
     command: Any, picture: str, more: list[str], garments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip

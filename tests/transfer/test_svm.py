@@ -73,7 +73,7 @@ def area_by_definition(targets: np.ndarray, scores: np.ndarray) -> float:
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(-50, 50)), min_size=1, max_size=60))
-def test_average_precision_is_the_area_by_definition(rows: list[tuple[bool, int]]) -> None:
+def test_average_precision_equals_the_area_by_definition(rows: list[tuple[bool, int]]) -> None:
     targets = np.array([PRESENT, *(PRESENT if present else ABSENT for present, _ in rows)])
     scores = np.array([0.5, *(float(score) for _, score in rows)])
     assert average_precision(targets, scores) == pytest.approx(area_by_definition(targets, scores))
@@ -139,7 +139,7 @@ def test_a_low_shot_sample_has_k_positives_and_k_times_the_other_classes_negativ
     assert (low_shot_sample(targets, k, np.random.default_rng(2)) != sample).any()
 
 
-def test_vocs_lists_are_read(voc: Path) -> None:
+def test_voc_lists_are_read(voc: Path) -> None:
     classes = voc_classes(voc)
     assert classes == ["flower", "temple", "yellow"]
     images, targets = read_voc(voc, "trainval", classes)
@@ -187,7 +187,7 @@ def test_low_shot_on_class_folders(garments: Path, tmp_path: Path) -> None:
         (["--cache=ONE/1/a.png/cache"], "a.png/cache: Not a directory"),
         (["--sample=3"], "--sample: unknown option; did you mean --samples?"),
         (["--recipe=ONE/typo.yaml"], "typo.yaml: sample: unknown option; did you mean --samples?"),
-        (["--recipe=voc07_svm"], "--data is missing: recipe voc07_svm wants voc07:FOLDER"),
+        (["--recipe=voc07_svm"], "--data is missing: recipe voc07_svm needs voc07:FOLDER"),
     ],
 )
 def test_a_mistake_is_one_line(

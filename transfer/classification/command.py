@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jsonargparse import Namespace
@@ -27,6 +27,7 @@ STORES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 Plan = Callable[[Namespace, int, torch.device], Run]
 Evaluate = Callable[[Run, Namespace, torch.device], Measurement]
+Processes = Literal["many", "one", "many on GPUs"]
 
 
 def classification_parser(name: str, description: str | None, precision: str = "fp32") -> CommandParser:
@@ -60,14 +61,14 @@ def classification_parser(name: str, description: str | None, precision: str = "
     return p
 
 
-def evaluate_seeds(options: Namespace, plan: Plan, evaluate: Evaluate, processes: str = "many") -> None:
+def evaluate_seeds(options: Namespace, plan: Plan, evaluate: Evaluate, processes: Processes = "many") -> None:
     """Measure all seeds, write the records and print the result.
 
     Args:
         options: of the command.
         plan: returns what is measured for a seed; computes nothing.
         evaluate: measures a run.
-        processes: "many", "one", or "many on GPUs": where the benchmark can run.
+        processes: with how many processes the benchmark can run.
 
     Raises:
         ValueError: --data is missing, or there are too many processes.
@@ -90,12 +91,12 @@ def evaluate_seeds(options: Namespace, plan: Plan, evaluate: Evaluate, processes
 
 
 def require_data(options: Namespace) -> None:
-    """Raise a ValueError where a recipe for data without a usual folder is used without --data."""
+    """Raise a ValueError where --data is missing: recipes do not know the folder of ImageNet or VOC."""
     if options.data is None:
-        name = options.recipe.stem if options.recipe else "used"
-        wants = f"wants {VOC}FOLDER, VOCdevkit's VOC2007" if name.startswith("voc07") else "names no training images"
-        wants = "wants ImageNet's folder with train/ and val/" if name.startswith("imagenet") else wants
-        raise ValueError(f"--data is missing: recipe {name} {wants}")
+        name = options.recipe.stem if options.recipe else ""
+        needs = f"{VOC}FOLDER, VOCdevkit's VOC2007" if name.startswith("voc07") else "a folder of training images"
+        needs = "ImageNet's folder with train/ and val/" if name.startswith("imagenet") else needs
+        raise ValueError(f"--data is missing: {f'recipe {name} needs' if name else 'name'} {needs}")
 
 
 def base_config(options: Namespace, backbone: Backbone, device: torch.device) -> tuple[dict[str, Any], str]:
@@ -124,7 +125,7 @@ def base_config(options: Namespace, backbone: Backbone, device: torch.device) ->
 def describe_labels(options: Namespace) -> tuple[dict[str, Any], str]:
     """Return the options of the labels, and their part of a title, which is empty where all labels are used.
 
-    A list stands there by its name, number of images and hash, wherever the file is.
+    Of a list they are its name, hash and number of images, wherever the file is.
 
     Raises:
         ValueError: there is no such list.
