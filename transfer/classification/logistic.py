@@ -101,8 +101,11 @@ class Problem:
             loss = -(log_p.gather(1, y[:, None])[:, 0] * used).sum()
             return loss, error.T @ x, error.sum(0)
 
-        values, gradients, bias_gradients = zip(*cores.map(of_chunk, self.starts), strict=True)
-        value, gradient, gradient_bias = (sum(parts[1:], parts[0]) for parts in (values, gradients, bias_gradients))
+        sums: Sequence[Tensor] = ()
+        for first in range(0, len(self.starts), cores.count):  # no more than one gradient per core at a time
+            for parts in cores.map(of_chunk, self.starts[first : first + cores.count]):
+                sums = [s.add_(part) for s, part in zip(sums, parts, strict=True)] if sums else parts
+        value, gradient, gradient_bias = sums
         gradient = (gradient - torch.outer(gradient_bias, self.mean)) / self.std
         self.weight.grad = gradient / self.images + penalty * self.weight
         self.bias.grad = gradient_bias / self.images
