@@ -6,7 +6,6 @@ import contextlib
 import importlib
 import io
 import json
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +39,17 @@ def split(job: Job) -> tuple[str, list[str]]:
     return job.command[index], list(job.command[index + 1 :])
 
 
-def planned(job: Job, ckpt: str) -> dict[str, Any]:
-    """What a job would record of another checkpoint."""
+def planned(job: Job) -> list[dict[str, Any]]:
+    """What a job would record of two other networks of its arch."""
     script, words = split(job)
-    words[words.index("--ckpt") + 1] = ckpt
+    for option, values in (("--ckpt", ["random:resnet50"]), ("--seeds", ["0", "1"])):
+        index = words.index(option) + 1
+        words[index : index + 1] = values
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = importlib.import_module(script.removesuffix(".py").replace("/", ".")).main([*words, "--dry-run"])
     assert code == 0, err.getvalue()
-    (plan,) = [json.loads(line) for line in out.getvalue().splitlines() if line.startswith("{")]
-    return dict(plan)
+    return [json.loads(line) for line in out.getvalue().splitlines() if line.startswith("{")]
 
 
 @pytest.fixture(scope="module")
@@ -71,25 +71,22 @@ def paper(tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 def test_the_paper_study_records_what_the_study_and_the_tables_look_for(paper: Study, tmp_path: Path) -> None:
     measurements = [job for job in paper.jobs if job.key != PRETRAIN]
-    columns: dict[str, set[tuple[str, str]]] = defaultdict(set)
-    plans = {}
-    for job in measurements:
-        if job.key not in plans:
-            plans[job.key] = planned(job, "random:resnet50?seed=0")
-            other = planned(job, "random:resnet50?seed=1")
-            columns[job.key] |= {(p["task"], p["config_hash"]) for p in (plans[job.key], other)}
-            assert plans[job.key]["path"] != other["path"]
-            assert plans[job.key]["seed"] == job.seed
-        # Jobs of a task differ in nothing but checkpoint and seed, so they share a plan.
-        assert split(job)[1][:-8] == split(next(j for j in measurements if j.key == job.key))[1][:-8]
-        assert job.task == plans[job.key]["task"]
-        assert job.task in TASKS
-        assert plans[job.key]["title"]
+    first = {job.key: job for job in reversed(measurements)}
+    plans = {key: planned(job) for key, job in first.items()}
+    columns = {key: {(plan["task"], plan["config_hash"]) for plan in found} for key, found in plans.items()}
     assert all(len(found) == 1 for found in columns.values())  # a column for each task of the study ...
     assert len(set().union(*columns.values())) == len(columns)  # ... and a task for each column
+    for key, (one, other) in plans.items():
+        assert (one["seed"], other["seed"]) == (0, 1)
+        assert one["path"] != other["path"]
+        assert one["title"]
+        assert one["task"] == first[key].task
+        assert one["task"] in TASKS
+    for job in measurements:  # those of a task differ in nothing but checkpoint and seed
+        assert split(job)[1][:-8] == split(first[job.key])[1][:-8]
     # The records of all jobs are as many files, and stand in for every job.
     for job in measurements:
-        plan, label = plans[job.key], f"paper/{job.key}"
+        plan, label = plans[job.key][0], f"paper/{job.key}"
         backbone = {"path": job.ckpt, "sha256": job.checkpoint, "format": "none", "arch": "resnet50"}
         record = Record(
             job.checkpoint, backbone, 0, plan["task"], plan["config"], plan["title"], job.seed, {"x": 0.5}, "x", {},
