@@ -50,7 +50,7 @@ def arguments(study: str, jobs: int | None, options: Mapping[str, str], environm
     others = [_flag(name, value) for name, value in given.items() if name not in RESOURCES]
     resources["slurm_extra"] = shlex.join([f"--signal=TERM@{NOTICE}", *others])
     accounting = client(["sacct", "--noheader"]).returncode == 0
-    defaults = [f"{name}={value if value[0].isdigit() else repr(value)}" for name, value in resources.items()]
+    defaults = [f"{name}={value if value.isdigit() else repr(value)}" for name, value in resources.items()]
     return [
         "--executor", "slurm", "--jobs", str(jobs or "unlimited"), "--slurm-requeue",
         "--slurm-jobname-prefix", job_name(study), "--slurm-status-command", "sacct" if accounting else "squeue",

@@ -29,7 +29,6 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import IO, Any
 
 import psutil
@@ -43,6 +42,7 @@ from results.study_file import PRETRAIN, Job, Study, is_scheme, load
 
 STUDIES = Path(__file__).parent / "studies"
 FAILED = 1
+POLL = 0.1  # seconds between two looks at Snakemake
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -177,6 +177,8 @@ def run(study: Study, jobs: Sequence[Job], options: Namespace, extra: Sequence[s
             raise ValueError(f"paths.{name}: {path}: no such folder; name yours: --path {name}=FOLDER")
     environment, slots = dict(os.environ), options.jobs or 1
     where = ["--cores", str(slots)]
+    if options.launcher == "local" and options.slurm:
+        raise ValueError("--launcher local: --slurm runs the study in Slurm; leave one of them out")
     if options.launcher:
         print("--launcher is deprecated: --slurm alone runs the study in Slurm", file=sys.stderr)
     if options.launcher == "slurm" or options.slurm:
@@ -225,22 +227,22 @@ def follow(command: Sequence[str], environment: dict[str, str], lock: IO[str], i
     Slurm, where Snakemake cancels them. A second signal kills them.
     """
     received: list[int] = []
+    stopping = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup
+        stopping.remove(signal.SIGHUP)
+    handlers = {number: signal.signal(number, lambda number, _: received.append(number)) for number in stopping}
     process = subprocess.Popen(command, env=environment, start_new_session=True, pass_fds=(lock.fileno(),))
     print(f"{process.pid} on {platform.node()}", end="", file=lock, flush=True)
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        received.append(number)
-        if len(received) == 1:
-            process.send_signal(signal.SIGINT)
-        else:
-            os.killpg(process.pid, signal.SIGKILL)
-
-    handlers = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     asked: set[int] = set()
     while process.poll() is None:
+        if received and not asked:
+            process.send_signal(signal.SIGINT)
+            asked.add(process.pid)
         if received and not in_slurm:
             terminate_children(process.pid, asked)
-        time.sleep(0.1)
+        if len(received) > 1:
+            os.killpg(process.pid, signal.SIGKILL)
+        time.sleep(POLL)
     for number, handler in handlers.items():
         signal.signal(number, handler)
     return process.returncode, received[0] if received else 0

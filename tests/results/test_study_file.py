@@ -133,6 +133,10 @@ def test_no_yaml_is_a_mistake(tmp_path: Path) -> None:
         (["--study", "small.yaml", "--path", "imagnet=/x"], "--path imagnet: unknown"),
         (["--study", "small.yaml", "--launcher", "slum"], "argument --launcher: invalid choice: 'slum'"),
         (["--study", "small.yaml", "--slurm", "partition=gpu"], "--slurm: there is no sbatch here"),
+        (
+            ["--study", "small.yaml", "--slurm", "a=b", "--launcher", "local"],
+            "--launcher local: --slurm runs the study",
+        ),
     ],
 )
 def test_wrong_options_are_one_line(
