@@ -177,9 +177,7 @@ def parser() -> CommandParser:
         help="build the framework's own model, load the file and compare tensors and features; "
         "auto: where the framework is installed",
     )  # fmt: skip
-    p.add_argument(
-        "--trust", action="store_true", help="let the file run any Python code; only for files you made"
-    )
+    p.add_argument("--trust", action="store_true", help="let the file run any Python code; only for files you made")
     p.add_argument("--force", action="store_true", help="overwrite files that exist and differ")
     return p
 

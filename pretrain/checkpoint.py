@@ -27,7 +27,7 @@ from common.distributed import gather_objects, rank, world_size
 from common.files import write_atomically
 from common.images import UNLABELLED
 from common.run_folder import git_state
-from pretrain.config import Config, backbone_id, differing_keys, method, rename_options
+from pretrain.config import Config, backbone_id, differing_keys, method, recipe_id, rename_options
 from pretrain.data import TrainingData
 from pretrain.engine import Training
 from pretrain.monitor import Monitor, log
@@ -92,8 +92,12 @@ class Checkpoints:
     @property
     def meta(self) -> dict[str, Any]:
         """Facts of the run at this step; on rank 0."""
-        identity = backbone_id(self.t.config, self.data.images, self.data.kept, self.t.epoch)
-        return {"backbone_id": identity, **self.fixed_meta, "epochs": self.t.epoch, "step": self.t.step}
+        config, images, epochs = self.t.config, self.data.images, self.t.epoch
+        identity = {
+            "backbone_id": backbone_id(config, images, self.data.kept, epochs),
+            "recipe_id": recipe_id(config, images, epochs),
+        }
+        return {**identity, **self.fixed_meta, "epochs": epochs, "step": self.t.step}
 
 
 def describe(config: Config, data: TrainingData) -> dict[str, Any]:

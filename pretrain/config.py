@@ -221,10 +221,7 @@ class Config:
 
 
 def backbone_id(config: Config, images: ImageSet, kept: KeptLabels, epochs: float) -> str:
-    """Return METHOD-HASH12, which identifies a pre-training apart from its seeds.
-
-    The hash covers everything else that decides the weights: data, rule for the labels, views, model, optimiser and
-    the epochs trained. It needs no training.
+    """Return METHOD-HASH12, which identifies a pre-training apart from its seeds. It needs no training.
 
     Args:
         config: its `labels`, `views`, `model` and `optim` count.
@@ -232,17 +229,26 @@ def backbone_id(config: Config, images: ImageSet, kept: KeptLabels, epochs: floa
         kept: their labels; counts where the config names a list.
         epochs: trained so far.
     """
+    labels = {"ratio": config.labels.ratio} if config.labels.list is None else {"list": kept.sha256}
+    return f"{method(config)}-{_hash(_recipe(config, images, epochs) | {'labels': labels})}"
+
+
+def recipe_id(config: Config, images: ImageSet, epochs: float) -> str:
+    """Return a hash that pre-trainings share which differ in their labels and seeds alone."""
+    return _hash(_recipe(config, images, epochs))
+
+
+def _recipe(config: Config, images: ImageSet, epochs: float) -> dict[str, Any]:
+    """Return what decides the weights besides labels and seeds."""
     tree = config.as_dict()
     for option in ("accumulate", "compile"):  # they change how the weights are computed, not which
         del tree["optim"][option]
-    decides = {name: tree[name] for name in ("views", "model", "optim")} | {
-        "data": images.identity,
-        "images": len(images),
-        "labels": {"ratio": config.labels.ratio} if config.labels.list is None else {"list": kept.sha256},
-        "epochs": epochs,
-    }
-    digest = hashlib.sha256(json.dumps(_with_floats(decides), sort_keys=True).encode()).hexdigest()
-    return f"{method(config)}-{digest[:12]}"
+    chosen = {name: tree[name] for name in ("views", "model", "optim")}
+    return chosen | {"data": images.identity, "images": len(images), "epochs": epochs}
+
+
+def _hash(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(_with_floats(content), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def method(config: Config) -> str:

@@ -22,6 +22,7 @@ from pretrain.config import (
     backbone_id,
     differing_keys,
     parse,
+    recipe_id,
     rename_options,
 )  # fmt: skip
 from pretrain.train import main
@@ -307,6 +308,14 @@ class TestBackboneId:
             (tmp_path / name).write_text(text)
         ids = {name: saved_id(f"--labels.list={tmp_path / name}", images=images) for name in texts}
         assert ids["a"] == ids["b"] != ids["c"]
+
+
+def test_a_recipe_is_one_whatever_its_labels_and_seeds(make_images: Callable[..., ImageSet]) -> None:
+    images = make_images([0, 1, 2, -1] * 4)
+    given = (["--labels.ratio=0.5", "--seed=3"], [], ["--views.blur=0"], ["--model.temperature=0.1"])
+    half, all_labels, *others = (recipe_id(parse(list(options)), images, 4) for options in given)
+    assert half == all_labels
+    assert len({half, *others}) == 3
 
 
 def test_options_of_earlier_versions_are_renamed() -> None:
