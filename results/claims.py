@@ -6,12 +6,12 @@ All comparisons of the table are one family for Holm's correction.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import pandas as pd
 
-from results.frame import Measurements
+from results.frame import by_ratio, usual
 from results.grid import MISSING, Entry, Grid, interval_text, over_images
 from results.registry import METRICS, TASKS
 from results.stats import LEVEL, MIN_PRETRAININGS, Comparison, compare, correct
@@ -27,8 +27,7 @@ NOTES = [
 ]
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """Two backbones in one measurement, of which the claim says that the first is higher.
 
     Attributes:
@@ -42,33 +41,32 @@ class Pair:
     second: Entry
 
 
-def claims(found: Measurements, papers: pd.DataFrame) -> Grid:
+def claims(rows: pd.DataFrame, papers: pd.DataFrame) -> Grid:
     """Return the table, with the claims that there are measurements for.
 
     Args:
-        found: of `frame`.
+        rows: of `frame`.
         papers: of `published`.
     """
-    usual, papers = found.usual(), papers[papers["source"].str.startswith(SOURCE)]
-    linear, detection = by_ratio(usual, LINEAR), by_ratio(usual, DETECTION)
-    supervised, supcon = rivals(usual, "cross_entropy", [DETECTION]), rivals(usual, "supcon", TASKS)
-    theirs = {task: _series(_published(papers, task)) for task in (LINEAR, DETECTION)}
-    box = (_published(papers, DETECTION, method)[1.0] for method in ("unimoco", "cross_entropy"))
-    against = "{:.1f} against {:.1f}".format(*box)
+    rows, papers = usual(rows), papers[papers["source"].str.startswith(SOURCE)]
+    linear, detection = ratio_entries(rows, LINEAR), ratio_entries(rows, DETECTION)
+    supervised, supcon = rivals(rows, "cross_entropy", [DETECTION]), rivals(rows, "supcon", list(TASKS))
+    theirs = {task: _series(_published(papers, task, "unimoco")) for task in (LINEAR, DETECTION)}
+    box = [_published(papers, DETECTION, method)[1.0] for method in ("unimoco", "cross_entropy")]
     most_to_fewest = [_ratios(linear, max(linear), min(linear))] if len(linear) > 1 else []
     parts_to_all = [_ratios(detection, ratio, 1.0) for ratio in detection if ratio < 1 and 1.0 in detection]
     table = [
         ("more labels, better linear classification", theirs[LINEAR], _means(linear), most_to_fewest, all),
         ("detection is best below 100 %", theirs[DETECTION], _means(detection), parts_to_all, any),
-        ("UniMoCo detects better than cross-entropy", against, _both(supervised), supervised, all),
+        ("UniMoCo detects better than cross-entropy", _against(*box), _both(supervised), supervised, all),
         ("UniCon is better than SupCon", MISSING, _both(supcon), supcon, all),
     ]
-    judged = iter(correct([compare(one.first.means, one.second.means) for row in table for one in row[3]]))
-    grid = Grid("claims", "Claims of the paper", ["claim of the paper", "published", "ours", "does it hold here?"])
+    judged = iter(correct([compare(pair.first.means, pair.second.means) for *_, pairs, _ in table for pair in pairs]))
+    grid = Grid("claims", "Claims of the paper", ["claim of the paper", "published", "ours", "does it hold here?"], [])
     for title, published, ours, pairs, quantifier in table:
         if pairs:
-            answer = verdict(pairs, [next(judged) for _ in pairs], quantifier is any)
-            grid.rows.append((title, [Entry(text=text) for text in (published, ours, answer)]))
+            answer = verdict(pairs, [next(judged) for _ in pairs], one_is_enough=quantifier is any)
+            grid.rows.append([title, published, ours, answer])
     grid.notes = NOTES if grid.rows else []
     return grid
 
@@ -93,7 +91,8 @@ def verdict(pairs: Sequence[Pair], comparisons: Sequence[Comparison], one_is_eno
     details = []
     if total == 1:
         p = "" if comparisons[0].p is None else f" (p = {comparisons[0].p:.2g})"
-        details = [f"{_signed(comparisons[0].difference)}, {pairs[0].name}{p}"]
+        difference = f"{comparisons[0].difference:+.1f}".replace("-", "−")
+        details = [f"{difference}, {pairs[0].name}{p}"]
     elif count["n too small"] < total:
         details = [f"{', '.join(f'{word} in {n}' for word, n in count.items())} of {total}"]
     for pair in pairs:
@@ -102,47 +101,38 @@ def verdict(pairs: Sequence[Pair], comparisons: Sequence[Comparison], one_is_eno
     return "; ".join([answer, *details])
 
 
-def by_ratio(found: Measurements, task: str) -> dict[float, Entry]:
+def ratio_entries(rows: pd.DataFrame, task: str) -> dict[float, Entry]:
     """Return the leading metric of a task by UniMoCo's label ratio."""
-    chosen = found.of_task(task)
-    return {ratio: _entry(chosen, key, TASKS[task].metrics[0]) for ratio, key in chosen.by_ratio().items()}
+    rows = rows[(rows["task"] == task) & (rows["metric"] == TASKS[task].metrics[0])]
+    return {ratio: Entry.of(rows[rows["backbone_id"] == key]) for ratio, key in by_ratio(rows).items()}
 
 
-def rivals(found: Measurements, method: str, tasks: Iterable[str]) -> list[Pair]:
+def rivals(rows: pd.DataFrame, method: str, tasks: Sequence[str]) -> list[Pair]:
     """Return UniMoCo against another method, both with all labels, in each leading metric measured with both."""
     pairs = []
     for task in tasks:
-        chosen = found.of_task(task)
-        ours = chosen.by_ratio().get(1.0)
-        recipe = chosen.backbones[ours].recipe[:-1] if ours else ()  # all but recipe_id, which covers the method
-        theirs = [
-            key for key, one in chosen.backbones.items()
-            if (one.method, one.label_ratio, one.recipe[:-1]) == (method, 1.0, recipe)
-        ]  # fmt: skip
-        if ours is None or not theirs:
-            continue
-        rival = max(theirs, key=lambda key: chosen.rows.loc[chosen.rows["backbone_id"] == key, "pretraining"].nunique())
-        for metric in (name for name in TASKS[task].metrics if name in (TASKS[task].metrics[0], "segm/AP")):
-            first, second = (_entry(chosen, key, metric) for key in (ours, rival))
-            if first.means and second.means:
+        of_task = rows[rows["task"] == task]
+        ours = of_task[of_task["backbone_id"] == by_ratio(of_task).get(1.0)]
+        theirs = of_task[
+            (of_task["method"] == method) & (of_task["label_ratio"] == 1) & of_task["recipe"].isin(ours["recipe"])
+        ]
+        most = theirs.groupby("backbone_id", sort=False)["pretraining"].nunique()
+        theirs = theirs[theirs["backbone_id"] == most.idxmax()] if len(most) else theirs
+        for metric in TASKS[task].metrics:
+            first, second = (one[one["metric"] == metric] for one in (ours, theirs))
+            if metric in (TASKS[task].metrics[0], "segm/AP") and len(first) and len(second):
                 name = f"{TASKS[task].title} {METRICS.get(metric, metric)}"
-                pairs.append(Pair(name, first, second))
+                pairs.append(Pair(name, Entry.of(first), Entry.of(second)))
     return pairs
-
-
-def _entry(found: Measurements, backbone_id: str, metric: str) -> Entry:
-    rows = found.rows[(found.rows["backbone_id"] == backbone_id) & (found.rows["metric"] == metric)]
-    return Entry.of(rows, (backbone_id, metric))
 
 
 def _ratios(entries: Mapping[float, Entry], first: float, second: float) -> Pair:
     return Pair(f"{100 * first:.3g} % against {100 * second:.3g} % of the labels", entries[first], entries[second])
 
 
-def _published(papers: pd.DataFrame, task: str, method: str = "unimoco") -> dict[float, float]:
-    same = papers[(papers["task"] == TASKS[task].paper) & (papers["metric"] == TASKS[task].metrics[0])]
-    same = same[same["method"] == method]
-    return dict(zip(same["label_ratio"], same["value"], strict=True))
+def _published(papers: pd.DataFrame, task: str, method: str) -> dict[float, float]:
+    same = papers[["task", "metric", "method"]] == [TASKS[task].paper, TASKS[task].metrics[0], method]
+    return dict(papers[same.all(axis=1)].set_index("label_ratio")["value"])
 
 
 def _series(values: Mapping[float, float]) -> str:
@@ -152,12 +142,12 @@ def _series(values: Mapping[float, float]) -> str:
 
 
 def _means(entries: Mapping[float, Entry]) -> str:
-    return _series({ratio: entry.mean or 0.0 for ratio, entry in entries.items()})
+    return _series({ratio: entry.mean for ratio, entry in entries.items()})
 
 
-def _both(pairs: Iterable[Pair]) -> str:
-    return "; ".join(f"{pair.name} {pair.first.mean:.1f} against {pair.second.mean:.1f}" for pair in pairs)
+def _against(first: float, second: float) -> str:
+    return f"{first:.1f} against {second:.1f}"
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.1f}".replace("-", "−")
+def _both(pairs: Sequence[Pair]) -> str:
+    return "; ".join(f"{pair.name} {_against(pair.first.mean, pair.second.mean)}" for pair in pairs)

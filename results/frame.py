@@ -1,159 +1,28 @@
-"""Records as one table of numbers, with a row per metric, and the facts of the backbones that were measured."""
+"""Records and published results as pandas tables.
+
+`frame` has one row per metric of a record. Whatever shows results selects some of its rows; a table has a row per
+`backbone_id` and a column per task, `config_hash` and metric.
+"""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from results.record import Record, read_all
-from results.registry import TASKS, task_order
+from results.registry import METHODS, PUBLISHED_AS, TASKS, task_order
 
-METHODS = {
-    "random": "random initialisation", "unimoco": "UniMoCo", "info_nce": "InfoNCE (MoCo v2)", "supcon": "SupCon",
-    "supcon_in": "SupCon, mean inside the logarithm", "cross_entropy": "cross-entropy",
-}  # fmt: skip
-PUBLISHED_AS = {"mocov3": "moco_v3", "barlowtwins": "barlow_twins"}  # method in checkpoints -> in published.csv
-RECIPE = ("epochs", "arch", "data", "image_size", "stem", "recipe_id")  # facts that one curve over label ratios shares
-COLUMNS = (
-    "task", "config_hash", "backbone_id", "pretraining", "seed", "metric", "value", "headline", "commit", "device",
-    "per_image",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class BackboneFacts:
-    """What is known of a backbone_id; its row shows it.
-
-    Attributes:
-        backbone_id: the identity of the row.
-        method: "unimoco", "random" ...; empty where unknown.
-        label_ratio: fraction of the labels used; None where unknown.
-        epochs: of pre-training; None where unknown.
-        arch: "resnet18" ...
-        recipe: the facts RECIPE; equal for pre-trainings that differ in labels and seeds alone.
-        file: name and layout of the file.
-    """
-
-    backbone_id: str
-    method: str
-    label_ratio: float | None
-    epochs: float | None
-    arch: str
-    recipe: tuple[Any, ...]
-    file: str
-
-    @staticmethod
-    def of(record: Record) -> BackboneFacts:
-        """Return the facts of a record's backbone."""
-        facts = record.backbone
-        ratio, epochs = facts.get("label_ratio"), facts.get("epochs")
-        return BackboneFacts(
-            record.backbone_id, str(facts.get("method") or ""), None if ratio is None else round(float(ratio), 4),
-            None if epochs is None else float(epochs), facts["arch"],
-            tuple(facts.get(name) for name in RECIPE),
-            f"{Path(facts['path']).name} ({facts['format']} layout)",
-        )  # fmt: skip
-
-    @property
-    def order(self) -> tuple[Any, ...]:
-        """Return the sort key of rows."""
-        known = list(METHODS).index(self.method) if self.method in METHODS else len(METHODS)
-        numbers = (-1 if value is None else value for value in (self.label_ratio, self.epochs))
-        return known, self.method, *numbers, self.arch, self.backbone_id
-
-    @property
-    def title(self) -> str:
-        """Return the facts in words; those of two backbones may be equal."""
-        if self.backbone_id.startswith(("timm:", "torchvision:")):
-            return self.backbone_id + ", supervised" * self.backbone_id.startswith("torchvision:")
-        parts = [METHODS.get(self.method, self.method) or self.file]
-        if self.label_ratio is not None and self.method != "info_nce":  # which does not use labels
-            parts.append(f"{100 * self.label_ratio:.3g} % of the labels")
-        if self.epochs is not None:
-            parts.append(f"{self.epochs:g} epochs")
-        return ", ".join(parts)
-
-    def is_published_in(self, papers: pd.DataFrame) -> pd.Series[bool]:
-        """Return which rows of `published` are of the same method, with as many labels where that is known.
-
-        The method is known from the checkpoint alone; of files without one only torchvision's own weights are known
-        to be supervised.
-        """
-        library = self.backbone_id.startswith("torchvision:")
-        method = "cross_entropy" if library else PUBLISHED_AS.get(self.method, self.method)
-        same = (papers["method"] == method) & (method != "")
-        return same if self.label_ratio is None else same & (papers["label_ratio"] == self.label_ratio)
-
-
-@dataclass(frozen=True)
-class Measurements:
-    """What the records say.
-
-    Attributes:
-        rows: one row per metric of a record, with the columns COLUMNS and a `cost_NAME` for each cost; values in %.
-        backbones: backbone_id -> facts, in the order of table rows.
-        configs: (task, config_hash) -> title, distinct within a task.
-    """
-
-    rows: pd.DataFrame
-    backbones: dict[str, BackboneFacts]
-    configs: dict[tuple[str, str], str]
-
-    def where(self, mask: pd.Series[bool]) -> Measurements:
-        """Return the measurements of some rows and the backbones that are left."""
-        rows = self.rows[mask]
-        left = set(rows["backbone_id"])
-        return replace(self, rows=rows, backbones={key: one for key, one in self.backbones.items() if key in left})
-
-    def of_backbones(self, chosen: Iterable[BackboneFacts]) -> Measurements:
-        """Return the measurements of some backbones."""
-        return self.where(self.rows["backbone_id"].isin([one.backbone_id for one in chosen]))
-
-    def of_task(self, task: str) -> Measurements:
-        """Return the measurements of one task."""
-        return self.where(self.rows["task"] == task)
-
-    def columns(self) -> list[tuple[str, str]]:
-        """Return each (task, config_hash) in the order of the registry; configs of a task by number of backbones."""
-        count = Counter(
-            (str(task), str(config))
-            for task, config, _ in set(zip(*(self.rows[name] for name in COLUMNS[:3]), strict=True))
-        )
-        return sorted(count, key=lambda key: (task_order(key[0]), -count[key], key[1]))
-
-    def usual(self) -> Measurements:
-        """Return, of each task, the config that was measured with the most backbones."""
-        chosen = dict(reversed(self.columns()))
-        return self.where(self.rows["config_hash"] == self.rows["task"].map(chosen))
-
-    def headlines(self) -> Measurements:
-        """Return the leading metric of each task, by its usual config."""
-        usual = self.usual()
-        return usual.where(usual.rows["headline"].astype(bool))
-
-    def by_ratio(self) -> dict[float, str]:
-        """Return UniMoCo's backbone_id for each label ratio, of the one recipe that has the most ratios.
-
-        Of two backbones with equal facts the one with more pre-trainings counts.
-        """
-        recipes: dict[tuple[Any, ...], dict[float, str]] = defaultdict(dict)
-        count = self.rows.groupby("backbone_id")["pretraining"].nunique().to_dict()
-        for one in sorted(self.backbones.values(), key=lambda one: count[one.backbone_id]):
-            if one.method == "unimoco" and one.label_ratio is not None:
-                recipes[one.recipe][one.label_ratio] = one.backbone_id
-        return dict(sorted(max(recipes.values(), key=len, default={}).items()))
-
-    def titles(self) -> dict[str, str]:
-        """Return the titles of the rows by backbone_id, with a short hash appended to equal ones."""
-        several = len({one.arch for one in self.backbones.values()}) > 1
-        titles = {key: one.title + f", {one.arch}" * several for key, one in self.backbones.items()}
-        count = Counter(titles.values())
-        return {key: title + f" [{_short(key)}]" * (count[title] > 1) for key, title in titles.items()}
+CONFIG = ["task", "config_hash"]
+RECIPE = ("epochs", "arch", "data", "image_size", "stem")  # facts that one curve over label ratios has in common
+TYPES = dict.fromkeys(
+    [*CONFIG, "config", "metric", "backbone_id", "method", "published_as", "arch", "title", "recipe", "recipe_id",
+     "pretraining", "commit", "device", "per_image"], str,
+) | {"value": float, "headline": bool, "label_ratio": float, "epochs": float, "seed": int}  # fmt: skip
 
 
 def load(folders: Iterable[Path]) -> dict[Path, Record]:
@@ -172,29 +41,87 @@ def load(folders: Iterable[Path]) -> dict[Path, Record]:
     return dict(found.values())
 
 
-def frame(records: Mapping[Path, Record]) -> Measurements:
-    """Turn records into measurements.
+def frame(records: Mapping[Path, Record]) -> pd.DataFrame:
+    """Return the metrics of records, by their files, in the order of table rows.
 
-    Args:
-        records: by their files.
+    Returns:
+        A row per metric of a record, with the columns TYPES and `cost_NAME` for each cost.
+            value: in %. headline: whether the metric leads its record.
+            config: title of the config, distinct within a task.
+            method, label_ratio, epochs, arch: facts of the backbone; "" or NaN where unknown. title: these in words.
+            published_as: its method as published.csv calls it.
+            recipe, recipe_id: equal for pre-trainings that differ in labels and seeds alone. `recipe` holds the facts
+                RECIPE, which other methods may have too; `recipe_id` is the checkpoint's own hash, where it has one.
+            per_image: path of a .npz file, or "".
     """
+    facts: dict[str, dict[str, Any]] = {}
     rows = []
     for path, record in records.items():
         environment = record.environment
-        about = {
-            "task": record.task, "config_hash": record.config_hash, "backbone_id": record.backbone_id,
-            "pretraining": record.pretraining, "seed": record.seed, "device": environment.get("device"),
+        about = facts.setdefault(record.backbone_id, _backbone(record)) | {
+            "task": record.task, "config_hash": record.config_hash, "config": record.title,
+            "pretraining": record.pretraining, "seed": record.seed, "device": environment.get("device") or "",
             "commit": str(environment.get("git_commit"))[:8] + "+" * bool(environment.get("git_dirty")),
-            "per_image": record.per_image and str(path.with_name(record.per_image)),
+            "per_image": str(path.with_name(record.per_image)) if record.per_image else "",
             **{f"cost_{name}": value for name, value in record.cost.items()},
         }  # fmt: skip
         rows += [
             about | {"metric": name, "value": 100 * value, "headline": name == record.headline}
             for name, value in record.metrics.items()
         ]
-    facts = {record.backbone_id: BackboneFacts.of(record) for record in [*records.values()][::-1]}
-    backbones = {one.backbone_id: one for one in sorted(facts.values(), key=lambda one: one.order)}
-    return Measurements(pd.DataFrame(rows, columns=None if rows else COLUMNS), backbones, _configs(records.values()))
+    table = _with_distinct_configs(pd.DataFrame(rows, columns=None if rows else list(TYPES)).astype(TYPES))
+    methods = [*METHODS, *sorted(set(table["method"]) - set(METHODS))]
+    return table.sort_values(
+        ["method", "label_ratio", "epochs", "arch", "backbone_id"], na_position="first",
+        key=lambda column: column.map(methods.index) if column.name == "method" else column,
+    )  # fmt: skip
+
+
+def columns(rows: pd.DataFrame) -> list[tuple[str, str]]:
+    """Return each (task, config_hash) in the order of the registry; configs of a task by number of backbones."""
+    backbones = rows.drop_duplicates([*CONFIG, "backbone_id"])
+    count = Counter(zip(backbones["task"], backbones["config_hash"], strict=True))
+    return sorted(count, key=lambda key: (task_order(key[0]), -count[key], key[1]))
+
+
+def usual(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return, of each task, the config that was measured with the most backbones."""
+    chosen = dict(reversed(columns(rows)))
+    return rows[rows["config_hash"] == rows["task"].map(chosen)]
+
+
+def headlines(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the leading metric of each task, by its usual config."""
+    rows = usual(rows)
+    return rows[rows["headline"]]
+
+
+def by_ratio(rows: pd.DataFrame) -> dict[float, str]:
+    """Return UniMoCo's backbone_id for each label ratio, of the one recipe that has the most ratios.
+
+    Of two backbones with equal facts the one with more pre-trainings counts.
+    """
+    ours = rows[(rows["method"] == "unimoco") & rows["label_ratio"].notna()]
+    count = ours.groupby("backbone_id")["pretraining"].nunique()
+    ours = ours.sort_values("backbone_id", key=lambda ids: ids.map(count), kind="stable")
+    recipes = [
+        dict(zip(recipe["label_ratio"], recipe["backbone_id"], strict=True))
+        for _, recipe in ours.groupby(["recipe", "recipe_id"], sort=False)
+    ]
+    return dict(sorted(max(recipes, key=len, default={}).items()))
+
+
+def titles(rows: pd.DataFrame) -> dict[str, str]:
+    """Return the title of each backbone_id, with the network where there are several, and part of the id if equal."""
+    backbones = rows.drop_duplicates("backbone_id").set_index("backbone_id")
+    words = backbones["title"]
+    if backbones["arch"].nunique() > 1:
+        words = words + ", " + backbones["arch"]
+    count = Counter(words)
+    return {
+        str(key): f"{title} [{str(key).rpartition('-')[2][:8]}]" if count[title] > 1 else title
+        for key, title in words.items()
+    }
 
 
 def published(path: Path) -> pd.DataFrame:
@@ -205,39 +132,49 @@ def published(path: Path) -> pd.DataFrame:
     Raises:
         ValueError: a result lacks a source or is not a number; the message names the line.
     """
-    table = pd.read_csv(path, keep_default_na=False)
-    for line, row in enumerate(table.to_dict("records"), 2):
-        try:
-            if not row["source"]:
-                raise ValueError("the source is missing")
-            if not 0 <= float(row["value"]) <= 100:
-                raise ValueError(f"value {row['value']} is not in %")
-            for name in ("label_ratio", "epochs"):
-                float(row[name] or -1)
-        except ValueError as error:
-            raise ValueError(f"{path}:{line}: {error}") from error
-    return table.assign(
-        **{name: pd.to_numeric(table[name].replace("", "-1")).astype(float) for name in ("label_ratio", "epochs")}
-    )
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    ours = table[["label_ratio", "epochs"]].replace("", "-1")
+    numbers = ours.assign(value=table["value"]).apply(pd.to_numeric, errors="coerce").astype(float)
+    broken = numbers.isna().any(axis=1) | ~numbers["value"].between(0, 100) | (table["source"] == "")
+    for line, row in table[broken].iterrows():
+        raise ValueError(
+            f"{path}:{int(str(line)) + 2}: {','.join(row)}: needs a source, a value in % from 0 to 100, and numbers "
+            "or nothing as label ratio and epochs"
+        )
+    return table.assign(**{name: numbers[name] for name in numbers})
 
 
-def _configs(records: Iterable[Record]) -> dict[tuple[str, str], str]:
-    """Return the most frequent title of each config, with the hash appended to equal titles of a task."""
-    given: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-    for record in records:
-        given[record.task, record.config_hash][record.title] += 1
-    titles = {key: min(found, key=lambda title: (-found[title], title)) for key, found in given.items()}
-    count = Counter((task, title) for (task, _), title in titles.items())
-    return {key: title + f" (config {key[1]})" * (count[key[0], title] > 1) for key, title in titles.items()}
+def _backbone(record: Record) -> dict[str, Any]:
+    """Return the facts of a record's backbone."""
+    facts, key = record.backbone, record.backbone_id
+    method, ratio, epochs = str(facts.get("method") or ""), facts.get("label_ratio"), facts.get("epochs")
+    title = METHODS.get(method, method) or f"{Path(facts['path']).name} ({facts['format']} layout)"
+    if ratio is not None and method != "info_nce":  # which does not use labels
+        title += f", {100 * ratio:.3g} % of the labels"
+    if epochs is not None:
+        title += f", {epochs:g} epochs"
+    published_as = PUBLISHED_AS.get(method, method)
+    if key.startswith("timm:"):
+        title = key
+    elif key.startswith("torchvision:"):  # of files without a method only these are known to be supervised
+        title, published_as = f"{key}, supervised", "cross_entropy"
+    return {
+        "backbone_id": key, "method": method, "published_as": published_as, "title": title, "arch": facts["arch"],
+        "label_ratio": None if ratio is None else round(float(ratio), 4), "epochs": epochs,
+        "recipe": json.dumps([facts.get(name) for name in RECIPE]), "recipe_id": facts.get("recipe_id") or "",
+    }  # fmt: skip
+
+
+def _with_distinct_configs(rows: pd.DataFrame) -> pd.DataFrame:
+    """Give each config its most frequent title, with the hash appended to equal titles of a task."""
+    configs = rows.groupby(CONFIG)["config"].agg(lambda given: given.mode()[0]).reset_index()
+    equal = configs.duplicated(["task", "config"], keep=False)
+    configs.loc[equal, "config"] += " (config " + configs["config_hash"] + ")"
+    return rows.drop(columns="config").merge(configs, on=CONFIG, how="left")
 
 
 def _check_fractions(path: Path, record: Record) -> None:
-    shown = TASKS[record.task].metrics if record.task in TASKS else (record.headline,)
+    shown = TASKS[record.task].metrics if record.task in TASKS else [record.headline]
     for name in shown:
         if not 0 <= record.metrics.get(name, 0.0) <= 1:
             raise ValueError(f"{path}: {name}={record.metrics[name]}: expected a fraction between 0 and 1")
-
-
-def _short(backbone_id: str) -> str:
-    """Return the end of an identity, which distinguishes it from others with the same title."""
-    return backbone_id.rpartition("-")[2][:8]

@@ -1,69 +1,70 @@
-"""A table before it is text: entries with mean, spread and n, and their rendering as Markdown, LaTeX and CSV."""
+"""A table before it is text: measurements with mean, spread and n, and their rendering as Markdown, LaTeX and CSV."""
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, field, replace
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
 
-from results.stats import Comparison, Interval, compare, correct, paired_bootstrap
+from results.stats import Interval, compare, correct, paired_bootstrap
 
 MISSING = "–"
 PAGE = 40  # rows of a LaTeX table that fit on one page
-KEYS = ("backbone_id", "task", "config_hash", "metric")
-_NUMBER = re.compile(r"\d+(\.\d+)?")  # at the start of a text, such as a published result
+KEYS = ["backbone_id", "task", "config_hash", "metric"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Entry:
-    """The measurements of one row and column, or a text instead.
+    """The measurements of one row and column.
 
     Attributes:
-        means: one value per pre-training, each the mean over its benchmark seeds.
-        runs: how many measurements.
-        seed_std: sample standard deviation over the benchmark seeds of a single pre-training.
-        text: printed where nothing was measured, e.g. a published result.
-        key: backbone_id, task, config_hash and metric of a measurement.
-        best: it differs from every other entry of its column and is higher.
+        values: of each pre-training, the values by benchmark seed, in %.
+        key: backbone_id, task, config_hash and metric.
+        per_image: .npz file with the metric of each test image; only of a single measurement that has one.
+        best: whether it differs from every other entry of its column and is higher.
         change: difference to the baseline row; None on that row.
         differs: whether it differs from the baseline row by the test.
-        per_image: .npz file with the metric of each test image; only of a single measurement that has one.
         images: interval of the change over test images, where this and the baseline are single measurements.
     """
 
-    means: tuple[float, ...] = ()
-    runs: int = 0
-    seed_std: float | None = None
-    text: str = ""
-    key: tuple[str, ...] = ()
+    values: Sequence[Sequence[float]]
+    key: Sequence[str] = ()
+    per_image: str = ""
     best: bool = False
     change: float | None = None
     differs: bool = False
-    per_image: str | None = None
     images: Interval | None = None
 
     @staticmethod
-    def of(rows: pd.DataFrame, key: tuple[str, ...] = ()) -> Entry:
-        """Return the entry of some measurements, with columns `value` and `pretraining`."""
-        values = rows["value"]
-        means = tuple(values.groupby(rows["pretraining"]).mean())
-        one_checkpoint = len(means) == 1 and len(values) > 1
-        seed_std = float(values.std(ddof=1)) if one_checkpoint else None
-        per_image = rows["per_image"].iloc[0] if len(rows) == 1 else None
-        return Entry(means, len(values), seed_std, key=key, per_image=per_image)
+    def of(rows: pd.DataFrame) -> Entry:
+        """Return the entry of some rows of `frame`, which measure one metric of one backbone."""
+        values = [list(seeds) for _, seeds in rows.groupby("pretraining")["value"]]
+        first = rows.iloc[0]
+        return Entry(values, list(first[KEYS]), first["per_image"] if len(rows) == 1 else "")
+
+    @property
+    def means(self) -> list[float]:
+        """Return one value per pre-training, each the mean over its benchmark seeds."""
+        return [float(np.mean(seeds)) for seeds in self.values]
 
     @property
     def n(self) -> int:
         """Return the number of pre-trainings."""
-        return len(self.means)
+        return len(self.values)
 
     @property
-    def mean(self) -> float | None:
-        """Return the mean over pre-trainings; None where nothing was measured."""
-        return float(np.mean(self.means)) if self.means else None
+    def runs(self) -> int:
+        """Return the number of measurements."""
+        return sum(map(len, self.values))
+
+    @property
+    def mean(self) -> float:
+        """Return the mean over pre-trainings."""
+        return float(np.mean(self.means))
 
     @property
     def std(self) -> float | None:
@@ -71,41 +72,31 @@ class Entry:
         return float(np.std(self.means, ddof=1)) if self.n > 1 else None
 
     @property
-    def sort_value(self) -> float | None:
-        """Return the number to sort by, if there is one."""
-        number = _NUMBER.match(self.text)
-        return self.mean if self.means else float(number[0]) if number else None
-
-    @property
     def short(self) -> str:
         """Return mean and standard deviation, without n and the difference to the baseline."""
-        if self.mean is None:
-            return self.text or MISSING
         return f"{self.mean:.1f}" + ("" if self.std is None else f" ± {self.std:.1f}")
 
     def __str__(self) -> str:
-        if self.mean is None:
-            return self.short
         runs = f"; {self.runs} runs" if self.runs > self.n else ""
-        if self.seed_std is not None:
-            runs = f"; ± {self.seed_std:.1f} over {self.runs} benchmark seeds"
-        return f"{self.short} ({self.n}{runs})" + ("" if self.change is None else f" {self._change()}")
-
-    def _change(self) -> str:
-        change = round(self.change or 0.0, 1)
+        if self.n == 1 and runs:
+            runs = f"; ± {np.std(self.values[0], ddof=1):.1f} over {self.runs} benchmark seeds"
+        text = f"{self.short} ({self.n}{runs})"
+        if self.change is None:
+            return text
+        change = round(self.change, 1)
         sign = ("↑" if change > 0 else "↓") if self.differs else "−" if change < 0 else "+"
-        return f"{sign}{abs(change):.1f}" + (f" {interval_text(self.images)}" if self.images else "")
+        return f"{text} {sign}{abs(change):.1f}" + (f" {interval_text(self.images)}" if self.images else "")
 
 
 @dataclass
 class Grid:
-    """Rows of entries under headers, with notes.
+    """Rows under headers, with notes.
 
     Attributes:
         name: of its files.
         title: shown above it.
-        header: of all columns, starting with that of the row titles.
-        rows: the title of each row and its entries.
+        header: titles of the columns.
+        rows: the title of a row, then its entries or other texts, such as a published result.
         notes: lines below the table.
         short: print entries without n and differences.
     """
@@ -113,7 +104,7 @@ class Grid:
     name: str
     title: str
     header: list[str]
-    rows: list[tuple[str, list[Entry]]] = field(default_factory=list)
+    rows: list[list[Entry | str]]
     notes: list[str] = field(default_factory=list)
     short: bool = False
 
@@ -126,35 +117,37 @@ class Grid:
         Args:
             baseline: index of the row that differences are to; None: show none.
         """
-        for column in range(len(self.header) - 1):
-            entries = [row[column] for _, row in self.rows]
-            verdicts = _verdicts(entries)
-            base = entries[baseline] if baseline is not None else Entry()
-            for index, (_, row) in enumerate(self.rows):
-                entry = entries[index]
-                others = [verdicts[index, other] for other in range(len(entries)) if (index, other) in verdicts]
-                compared = bool(entry.means and base.means) and index != baseline
-                row[column] = replace(
-                    entry,
-                    best=bool(others) and set(others) == {"higher"},
-                    change=float(np.mean(entry.means) - np.mean(base.means)) if compared else None,
-                    differs=compared and verdicts[index, baseline or 0] in ("higher", "lower"),
-                    images=over_images(entry, base) if compared else None,
-                )
+        for column in zip(*self.rows, strict=True):
+            entries = {row: entry for row, entry in enumerate(column) if isinstance(entry, Entry)}
+            pairs = list(combinations(entries, 2))
+            tested = correct([compare(entries[first].means, entries[second].means) for first, second in pairs])
+            differing: dict[int, set[int]] = defaultdict(set)
+            for pair, comparison in zip(pairs, tested, strict=True):
+                if comparison.differs:
+                    differing[pair[0]].add(pair[1])
+                    differing[pair[1]].add(pair[0])
+            highest = max(entries, key=lambda row: entries[row].mean, default=None)
+            for row, entry in entries.items():
+                others = entries.keys() - {row}
+                entry.best = row == highest and bool(others) and others <= differing[row]
+                if baseline is not None and baseline in others:
+                    base = entries[baseline]
+                    entry.change, entry.differs = entry.mean - base.mean, baseline in differing[row]
+                    entry.images = over_images(entry, base)
 
-    def text(self, entry: Entry) -> str:
+    def text(self, entry: Entry | str) -> str:
         """Return an entry as it is printed."""
-        return entry.short if self.short else str(entry)
+        return entry.short if self.short and isinstance(entry, Entry) else str(entry)
 
-    def _texts(self, bold: str) -> list[list[str]]:
+    def texts(self, bold: str, escape: Callable[[str], str] = str) -> list[list[str]]:
+        """Return what is printed, with the best entries put into `bold`, e.g. "**{}**"."""
         return [
-            [title, *(bold.format(self.text(entry)) if entry.best else self.text(entry) for entry in entries)]
-            for title, entries in self.rows
+            [(bold if is_best(entry) else "{}").format(escape(self.text(entry))) for entry in row] for row in self.rows
         ]
 
     def markdown(self) -> str:
         """Return a Markdown table and its notes."""
-        lines = [self.header, [":--"] + ["--:"] * (len(self.header) - 1), *self._texts("**{}**")]
+        lines = [self.header, [":--"] + ["--:"] * (len(self.header) - 1), *self.texts("**{}**")]
         table = "\n".join(f"| {' | '.join(text.replace('|', '¦') for text in line)} |" for line in lines)
         return "\n\n".join([table, *(" ".join(self.notes),) * bool(self.notes)])
 
@@ -163,34 +156,39 @@ class Grid:
 
         Needs the packages booktabs, graphicx and longtable.
         """
-        texts = [[escaped(text) for text in row] for row in self._texts("\x02{}\x03")]
-        table = pd.DataFrame(texts, columns=[escaped(name) for name in self.header])
-        columns = "l" + "r" * (len(self.header) - 1)
-        long = len(self.rows) > PAGE
-        if long:  # the last column, a source, breaks its lines
-            columns = "l" * (len(self.header) - 1) + r"p{0.3\linewidth}"
-        body = table.to_latex(index=False, escape=False, column_format=columns, longtable=long)
-        fit = r"\ifdim\width>\linewidth\linewidth\else\width\fi"
-        body = (
-            f"{{\\tiny\\setlength{{\\tabcolsep}}{{2pt}}\n{body}}}\n"
-            if long
-            else f"\\resizebox{{{fit}}}{{!}}{{%\n{body}}}\n\n"
-        )
+        rows = self.texts(r"\textbf{{{}}}", escaped)
+        table = pd.DataFrame(rows, columns=[escaped(name) for name in self.header])
+        others = len(self.header) - 1
+        if len(rows) > PAGE:  # the last column, a source, breaks its lines
+            columns = "l" * others + r"p{0.3\linewidth}"
+            body = table.to_latex(index=False, escape=False, column_format=columns, longtable=True)
+            body = f"{{\\tiny\\setlength{{\\tabcolsep}}{{2pt}}\n{body}}}\n"
+        else:
+            body = table.to_latex(index=False, escape=False, column_format="l" + "r" * others)
+            fit = r"\ifdim\width>\linewidth\linewidth\else\width\fi"
+            body = f"\\resizebox{{{fit}}}{{!}}{{%\n{body}}}\n\n"
         notes = "".join(f"{{\\footnotesize\\sloppy {escaped(note)}\\par}}\n" for note in self.notes)
         return f"% {self.title}\n\\noindent\n{body}{notes}"
 
     def csv(self) -> str:
-        """Return a line for each entry that is not empty: titles, numbers, text, and the keys of a measurement."""
-        rows = [
-            {"row": title, "column": column, "mean": entry.mean, "std": entry.std, "n": entry.n or None,
-             "runs": entry.runs or None, "text": entry.text, **dict(zip(KEYS, entry.key, strict=False))}
-            for title, entries in self.rows
-            for column, entry in zip(self.header[1:], entries, strict=True)
-            if entry.means or entry.text
-        ]  # fmt: skip
-        table = pd.DataFrame(rows, columns=["row", "column", "mean", "std", "n", "runs", "text", *KEYS])
+        """Return a line for each entry: row, column, numbers and keys of a measurement, else the text."""
+        lines = []
+        for title, *entries in self.rows:
+            for column, entry in zip(self.header[1:], entries, strict=True):
+                line: dict[str, object] = {"row": title, "column": column}
+                if isinstance(entry, Entry):
+                    numbers = {"mean": entry.mean, "std": entry.std, "n": entry.n, "runs": entry.runs}
+                    lines.append(line | numbers | dict(zip(KEYS, entry.key, strict=True)))
+                elif entry != MISSING:
+                    lines.append(line | {"text": entry})
+        table = pd.DataFrame(lines, columns=["row", "column", "mean", "std", "n", "runs", "text", *KEYS])
         table = table.astype({"n": "Int64", "runs": "Int64"})
         return str(table.to_csv(index=False, lineterminator="\n", float_format="%.4f"))
+
+
+def is_best(entry: Entry | str) -> bool:
+    """Return whether an entry is printed bold."""
+    return isinstance(entry, Entry) and entry.best
 
 
 def over_images(first: Entry, second: Entry) -> Interval | None:
@@ -201,7 +199,7 @@ def over_images(first: Entry, second: Entry) -> Interval | None:
     """
     arrays = []
     for entry in (first, second):
-        if entry.per_image is not None:
+        if entry.per_image:
             with np.load(entry.per_image) as content:
                 arrays += [content[entry.key[-1]]] if entry.key[-1] in content else []
     try:
@@ -215,32 +213,14 @@ def interval_text(interval: Interval) -> str:
     return f"[{100 * interval.low:.1f}, {100 * interval.high:.1f}]".replace("-", "−")
 
 
-def letters(index: int) -> str:
-    """Return the mark of a footnote: 0 is "a", 25 "z", 26 "aa"."""
-    more, last = divmod(index, 26)
-    return (letters(more - 1) if more else "") + chr(ord("a") + last)
-
-
 LATEX_SIGNS = str.maketrans(
     {
-        "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-        "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
-        "†": r"$\dagger$", "≥": r"$\geq$", "×": r"$\times$", "−": "$-$", "–": "--", "\x02": r"\textbf{", "\x03": "}",
+        "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "≥": r"$\geq$",
+        **{sign: f"\\{sign}" for sign in "&%$#_{}"},
     }
 )  # fmt: skip
 
 
 def escaped(text: str) -> str:
-    """Return text for LaTeX; \\x02 and \\x03 stand for the braces of bold text."""
+    """Return text for LaTeX."""
     return text.translate(LATEX_SIGNS)
-
-
-def _verdicts(entries: list[Entry]) -> dict[tuple[int, int], str]:
-    """Return the verdict on every ordered pair of measured entries, corrected over all pairs."""
-    pairs = list(combinations([index for index, entry in enumerate(entries) if entry.means], 2))
-    tested = correct([compare(entries[first].means, entries[second].means) for first, second in pairs])
-    verdicts = {}
-    for (first, second), one in zip(pairs, tested, strict=True):
-        verdicts[first, second] = one.verdict
-        verdicts[second, first] = Comparison(-one.difference, one.n[::-1], one.p).verdict
-    return verdicts

@@ -5,6 +5,7 @@ SVG without dates and with fixed identifiers: the same records give the same byt
 
 from __future__ import annotations
 
+import io
 import re
 import textwrap
 from pathlib import Path
@@ -17,43 +18,42 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from results.frame import Measurements
+from results.frame import by_ratio, headlines
 from results.grid import Entry
 from results.registry import METRICS, PAPER_TITLES, TASKS
 
 STYLE: Any = {"svg.hashsalt": "unimoco", "svg.fonttype": "none", "font.size": 10, "axes.grid": True, "grid.alpha": 0.3}
 
 
-def draw(found: Measurements, papers: pd.DataFrame, curves: Path | None, folder: Path) -> dict[Path, str]:
-    """Draw everything into `folder`; return the files and their captions.
+def draw(rows: pd.DataFrame, papers: pd.DataFrame, curves: Path | None) -> dict[str, tuple[str, str]]:
+    """Return the caption and SVG of each plot by its name; a task that has no curve has no plot.
 
     Args:
-        found: of `frame`.
+        rows: of `frame`.
         papers: of `published`.
         curves: folder of metrics.jsonl files of pre-trainings; None: draw none.
-        folder: exists.
     """
-    figures: dict[str, tuple[Figure | None, str]] = {}
     with mpl.rc_context(STYLE):
-        figures["label_ratios"] = every_task(found), "Every task by label ratio"
+        figures = {"label_ratios": ("Every task by label ratio", every_task(rows))}
         for name, task in TASKS.items():
-            figures[f"label_ratio_{name}"] = label_ratio(found, name, papers), f"{task.title} by label ratio"
+            figures[f"label_ratio_{name}"] = f"{task.title} by label ratio", label_ratio(rows, name, papers)
         if runs := sorted(curves.glob("*.jsonl")) if curves else []:
-            figures["curves"] = training_curves(runs), "Pre-training: loss, and kNN on held-out images"
-        return {_save(figure, folder / f"{name}.svg"): caption for name, (figure, caption) in figures.items() if figure}
+            figures["curves"] = "Pre-training: loss, and kNN on held-out images", training_curves(runs)
+        return {name: (caption, _svg(figure)) for name, (caption, figure) in figures.items() if figure}
 
 
-def _save(figure: Figure, path: Path) -> Path:
-    figure.savefig(path, metadata={"Date": None})
+def _svg(figure: Figure) -> str:
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
     plt.close(figure)
-    return path
+    return file.getvalue()
 
 
-def label_ratio(found: Measurements, name: str, papers: pd.DataFrame) -> Figure | None:
+def label_ratio(rows: pd.DataFrame, name: str, papers: pd.DataFrame) -> Figure | None:
     """Return the leading metric of a task by label ratio, with baselines as lines, beside the published curve.
 
     Args:
-        found: of `frame`.
+        rows: of `frame`.
         name: of the task.
         papers: of `published`.
 
@@ -61,10 +61,8 @@ def label_ratio(found: Measurements, name: str, papers: pd.DataFrame) -> Figure 
         None where no config was measured with two label ratios.
     """
     task = TASKS[name]
-    chosen = found.of_task(name)
-    chosen = chosen.where(chosen.rows["metric"] == task.metrics[0])
-    configs = {key: chosen.where(chosen.rows["config_hash"] == key) for key in sorted(set(chosen.rows["config_hash"]))}
-    configs = {key: one for key, one in configs.items() if len(one.by_ratio()) > 1}
+    rows = rows[(rows["task"] == name) & (rows["metric"] == task.metrics[0])]
+    configs = [config for _, config in rows.groupby("config_hash") if len(by_ratio(config)) > 1]
     if not configs:
         return None
     theirs = papers[(papers["task"] == (task.paper or name)) & (papers["method"] == "unimoco")]
@@ -72,8 +70,9 @@ def label_ratio(found: Measurements, name: str, papers: pd.DataFrame) -> Figure 
     panels = 2 if len(theirs) else 1
     figure, axes = plt.subplots(1, panels, figsize=(4.75 * panels, 4.6), squeeze=False, layout="constrained")
     ours = axes[0, 0]
-    for index, (key, one) in enumerate(configs.items()):
-        _curve(ours, one, f"C{index}", f" ({textwrap.shorten(found.configs[name, key], 60)})" * (len(configs) > 1))
+    for index, config in enumerate(configs):
+        title = textwrap.shorten(config["config"].iloc[0], 60)
+        _curve(ours, config, f"C{index}", f" ({title})" * (len(configs) > 1))
     ours.set(title=f"{task.title}: ours", ylabel=f"{METRICS[task.metrics[0]]}, %")
     ours.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
     if len(theirs):
@@ -83,21 +82,21 @@ def label_ratio(found: Measurements, name: str, papers: pd.DataFrame) -> Figure 
     return figure
 
 
-def every_task(found: Measurements) -> Figure | None:
+def every_task(rows: pd.DataFrame) -> Figure | None:
     """Return the leading metric of each task by label ratio, one panel each; None where no task has two ratios.
 
     Args:
-        found: of `frame`.
+        rows: of `frame`.
     """
-    leading = found.headlines()
-    panels = {name: one for name in TASKS if len((one := leading.of_task(name)).by_ratio()) > 1}
+    by_task = {str(name): of_task for name, of_task in headlines(rows).groupby("task")}
+    panels = {name: by_task[name] for name in TASKS if name in by_task and len(by_ratio(by_task[name])) > 1}
     if not panels:
         return None
     across = min(3, len(panels))
     down = -(-len(panels) // across)
     figure, axes = plt.subplots(down, across, figsize=(3.6 * across, 2.9 * down), squeeze=False, layout="constrained")
-    for panel, (name, one) in zip(axes.flat[: len(panels)], panels.items(), strict=True):
-        _curve(panel, one, "C0")
+    for panel, (name, of_task) in zip(axes.flat, panels.items(), strict=False):
+        _curve(panel, of_task, "C0")
         metric = TASKS[name].metrics[0]
         panel.set(title=TASKS[name].title, ylabel=f"{METRICS[metric]}, %", xlabel="labels used, %")
     for unused in axes.flat[len(panels) :]:
@@ -109,40 +108,36 @@ def every_task(found: Measurements) -> Figure | None:
     return figure
 
 
-def _published(axes: Axes, rows: pd.DataFrame) -> None:
+def _published(axes: Axes, results: pd.DataFrame) -> None:
     """Draw the paper's curve."""
-    axes.plot(100 * rows["label_ratio"], rows["value"], "s--", color="tab:gray", label="UniMoCo, ResNet-50")
-    paper, metric = rows["task"].iloc[0], rows["metric"].iloc[0]
+    axes.plot(100 * results["label_ratio"], results["value"], "s--", color="tab:gray", label="UniMoCo, ResNet-50")
+    paper, metric = results["task"].iloc[0], results["metric"].iloc[0]
     axes.set(title=f"{PAPER_TITLES.get(paper, paper)}: published", ylabel=f"{METRICS[metric]}, %")
     axes.legend(fontsize=8)
 
 
-def _curve(axes: Axes, found: Measurements, color: str, suffix: str = "") -> None:
+def _curve(axes: Axes, rows: pd.DataFrame, color: str, suffix: str = "") -> None:
     """Draw one metric by label ratio, with a band of one standard deviation, and a line for each baseline.
 
     UniMoCo's recipe with the most ratios is drawn. A point of a single pre-training has no spread and is hollow.
     """
-    points = []
-    entries = {key: Entry.of(rows) for key, rows in found.rows.groupby("backbone_id", sort=False)}
-    for key, one in found.backbones.items():
-        if one.method in ("random", "cross_entropy"):
-            style = ":" if one.method == "random" else "-."
-            axes.axhline(entries[key].mean or 0.0, color=color, linestyle=style, linewidth=1, label=one.title + suffix)
-    for ratio, key in found.by_ratio().items():
-        entry = entries[key]
-        points.append((100 * ratio, entry.mean, np.nan if entry.std is None else entry.std))
-    if points:
-        x, y, spread = np.array(points, dtype=float).T
-        axes.plot(x, y, "-", color=color)
-        single = np.isnan(spread)
-        if not single.all():
-            kept = ~single
-            label = f"UniMoCo{suffix}"
-            axes.errorbar(x[kept], y[kept], spread[kept], fmt="o", color=color, capsize=3, label=label)
-        if single.any():
-            label = f"UniMoCo, one pre-training{suffix}"
-            axes.plot(x[single], y[single], "o", color=color, markerfacecolor="white", label=label)
-        axes.fill_between(x, y - spread, y + spread, color=color, alpha=0.2)
+    entries = {key: Entry.of(group) for key, group in rows.groupby("backbone_id")}
+    for _, backbone in rows.drop_duplicates("backbone_id").iterrows():
+        if backbone["method"] in ("random", "cross_entropy"):
+            style, label = ":" if backbone["method"] == "random" else "-.", backbone["title"] + suffix
+            axes.axhline(entries[backbone["backbone_id"]].mean, color=color, linestyle=style, linewidth=1, label=label)
+    points = {100 * ratio: entries[key] for ratio, key in by_ratio(rows).items()}
+    x, y = np.array([*points]), np.array([entry.mean for entry in points.values()])
+    spread = np.array([entry.std for entry in points.values()], dtype=float)  # NaN for a single pre-training
+    axes.plot(x, y, "-", color=color)
+    single = np.isnan(spread)
+    if not single.all():
+        kept, label = ~single, f"UniMoCo{suffix}"
+        axes.errorbar(x[kept], y[kept], spread[kept], fmt="o", color=color, capsize=3, label=label)
+    if single.any():
+        label = f"UniMoCo, one pre-training{suffix}"
+        axes.plot(x[single], y[single], "o", color=color, markerfacecolor="white", label=label)
+    axes.fill_between(x, y - spread, y + spread, color=color, alpha=0.2)
 
 
 def training_curves(runs: list[Path]) -> Figure:

@@ -10,25 +10,22 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from results.grid import Grid
 
-TEMPLATE = Path(__file__).with_name("report.html.j2")
-MIME = {".svg": "image/svg+xml", ".jpg": "image/jpeg"}
 
-
-def page(tables: list[Grid], plots: Mapping[Path, str], pictures: Path | None) -> str:
+def page(tables: list[Grid], plots: Mapping[str, str], pictures: Path | None) -> str:
     """Return the page.
 
     Args:
         tables: in their order; the last one, published results, closes the page.
-        plots: SVG files and their captions.
+        plots: SVG by caption.
         pictures: folder of JPEG files, whose names are the captions; None: show none.
     """
-    files = dict(plots) | {
-        path: path.stem.replace("_", " ") for path in (sorted(pictures.glob("*.jpg")) if pictures else ())
-    }
-    figures = [(caption, _data_url(path)) for path, caption in files.items()]
-    environment = Environment(loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined)
-    return environment.get_template(TEMPLATE.name).render(tables=tables, figures=figures) + "\n"
+    figures = {caption: _data_url("svg+xml", svg.encode()) for caption, svg in plots.items()}
+    for path in sorted(pictures.glob("*.jpg")) if pictures else ():
+        figures[path.stem.replace("_", " ")] = _data_url("jpeg", path.read_bytes())
+    loader = FileSystemLoader(Path(__file__).parent)
+    template = Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template("report.html.j2")
+    return template.render(tables=tables, figures=figures) + "\n"
 
 
-def _data_url(path: Path) -> str:
-    return f"data:{MIME[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+def _data_url(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

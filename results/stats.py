@@ -32,13 +32,16 @@ class Comparison:
     p: float | None
 
     @property
+    def differs(self) -> bool:
+        """Return whether the two differ by the test."""
+        return self.p is not None and self.p < LEVEL and self.difference != 0
+
+    @property
     def verdict(self) -> str:
         """Return "higher" or "lower" where the first differs from the second, else "tied" or "n too small"."""
-        if self.p is None:
-            return "n too small"
-        if self.p >= LEVEL or self.difference == 0:
-            return "tied"
-        return "higher" if self.difference > 0 else "lower"
+        if self.differs:
+            return "higher" if self.difference > 0 else "lower"
+        return "n too small" if self.p is None else "tied"
 
 
 @dataclass(frozen=True)

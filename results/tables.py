@@ -14,16 +14,14 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 if not __package__:  # run as a script: find the packages beside this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.cli import run_cli
-from common.files import write_atomically
+from common.files import write_text
 from results import contents, plots, report
 from results.frame import frame, load, published
 
@@ -33,82 +31,59 @@ SUFFIXES = (".md", ".tex", ".csv", ".svg", ".html")  # of the files that are mad
 BLOCK = re.compile(r"<!-- table:(\S+) begin -->.*?<!-- table:\1 end -->", re.DOTALL)
 
 
-def write(records: Sequence[Path], folder: Path, extras: Path | None = None) -> dict[str, str]:
-    """Write tables, plots and report; return the tables as Markdown by name.
+def made(folders: Sequence[Path], extras: Path | None = None) -> dict[str, str]:
+    """Return the content of every table and plot, and of the report, by file name.
 
     Args:
-        records: folders of records.
-        folder: to write to; exists.
+        folders: of records.
         extras: folder with the curves and pictures of a study; None: without them.
 
     Raises:
         ValueError: a record is broken; the message names it.
     """
-    found, papers = frame(load(records)), published(RESULTS / "published.csv")
-    grids = contents.all_grids(found, papers)
+    rows, papers = frame(load(folders)), published(RESULTS / "published.csv")
+    files: dict[str, str] = {}
+    grids = contents.all_grids(rows, papers)
     for grid in grids:
-        for suffix, text in (("md", grid.markdown()), ("tex", grid.latex()), ("csv", grid.csv())):
-            (folder / f"{grid.name}.{suffix}").write_text(text.rstrip("\n") + "\n")
-    drawn = plots.draw(found, papers, extras and extras / "curves", folder)
+        files |= {
+            f"{grid.name}.md": f"{grid.markdown()}\n",
+            f"{grid.name}.tex": grid.latex(),
+            f"{grid.name}.csv": grid.csv(),
+        }
+    drawn = plots.draw(rows, papers, extras and extras / "curves")
+    files |= {f"{name}.svg": svg for name, (_, svg) in drawn.items()}
     shown = [grid for grid in grids if grid.name != "summary"]
-    (folder / "index.html").write_text(report.page(shown, drawn, extras and extras / "pictures"))
-    return {grid.name: grid.markdown() for grid in grids}
+    return files | {"index.html": report.page(shown, dict(drawn.values()), extras and extras / "pictures")}
 
 
-def fill(text: str, tables: Mapping[str, str]) -> str:
-    """Return a page with the tables between its markers.
+def filled(page: Path, tables: Mapping[str, str]) -> str:
+    """Return the text of a page with the tables, by name, between its markers.
 
     Raises:
-        ValueError: a marker names an unknown table or is not closed.
+        ValueError: a marker names an unknown table or is not closed; the message names the page.
     """
 
     def block(match: re.Match[str]) -> str:
-        if match[1] not in tables:
-            raise ValueError(f"the table {match[1]} does not exist; the tables are {', '.join(sorted(tables))}")
-        return f"<!-- table:{match[1]} begin -->\n{tables[match[1]]}\n<!-- table:{match[1]} end -->"
+        name = match[1]
+        if name not in tables:
+            raise ValueError(f"{page}: the table {name} does not exist; the tables are {', '.join(sorted(tables))}")
+        return f"<!-- table:{name} begin -->\n{tables[name].strip()}\n<!-- table:{name} end -->"
 
-    filled = BLOCK.sub(block, text)
-    if filled.count("<!-- table:") != 2 * len(BLOCK.findall(filled)):
-        raise ValueError("a <!-- table:NAME begin --> or <!-- table:NAME end --> lacks its other half")
-    return filled
-
-
-def pages(tables: Mapping[str, str]) -> dict[Path, bytes]:
-    """Return README.md and docs/*.md as they should be.
-
-    Raises:
-        ValueError: a marker is wrong; the message names the page.
-    """
-    tables = {
-        **tables,
-        "benchmarks": contents.benchmarks(RESULTS / "benchmarks" / "pretrain.jsonl").markdown(),
-        "converters": contents.converters(RESULTS / "converters.jsonl").markdown(),
-    }
-    filled = {}
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
-        try:
-            filled[path] = fill(path.read_text(), tables).encode()
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-    return filled
+    text = BLOCK.sub(block, page.read_text())
+    if text.count("<!-- table:") != 2 * len(BLOCK.findall(text)):
+        raise ValueError(f"{page}: a <!-- table:NAME begin --> or <!-- table:NAME end --> lacks its other half")
+    return text
 
 
-def made(records: Sequence[Path], out: Path, of_repository: bool) -> dict[Path, bytes | None]:
-    """Return the content of every file that should exist; None for one that should not.
-
-    Args:
-        records: folders of records.
-        out: folder of the tables.
-        of_repository: whether to fill the pages too, and to show the study's curves and pictures.
-    """
-    # Files of tables that no longer exist go, but only from the repository's folder: another may hold anything.
-    old = out.glob("*.*") if of_repository else ()
-    wanted: dict[Path, bytes | None] = {path: None for path in old if path.suffix in SUFFIXES}
-    with tempfile.TemporaryDirectory() as temporary:
-        tables = write(records, Path(temporary), RESULTS if of_repository else None)
-        wanted.update({out / path.name: path.read_bytes() for path in Path(temporary).iterdir()})
-    wanted.update(pages(tables) if of_repository else {})
-    return wanted
+def of_repository() -> dict[Path, str | None]:
+    """Return the content of every file in results/tables, README.md and docs; None for a file that should not exist."""
+    files = made([RESULTS / "records"], RESULTS)
+    tables = {Path(name).stem: text for name, text in files.items() if name.endswith(".md")}
+    tables["benchmarks"] = contents.benchmarks(RESULTS / "benchmarks" / "pretrain.jsonl").markdown()
+    tables["converters"] = contents.converters(RESULTS / "converters.jsonl").markdown()
+    wanted: dict[Path, str | None] = dict.fromkeys(p for p in (RESULTS / "tables").glob("*.*") if p.suffix in SUFFIXES)
+    wanted |= {RESULTS / "tables" / name: text for name, text in files.items()}
+    return wanted | {page: filled(page, tables) for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -128,24 +103,23 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    of_repository = options.records is None and options.out is None
-    out = options.out or (RESULTS / "tables" if of_repository else Path("runs/tables"))
-    wanted = made(options.records or [RESULTS / "records"], out, of_repository)
-    differing = sorted(
-        path for path, content in wanted.items() if content != (path.read_bytes() if path.is_file() else None)
-    )
-    if options.check:
-        if differing:
-            names = ", ".join(path.name for path in differing)
-            print(f"tables: these differ from the records: {names}; run: python results/tables.py", file=sys.stderr)
-        return int(bool(differing))
-    for path in differing:
-        content = wanted[path]
-        if content is None:
+    if options.records is None and options.out is None:
+        wanted, report_file = of_repository(), RESULTS / "tables" / "index.html"
+    else:
+        out = options.out or Path("runs/tables")
+        wanted = {out / name: text for name, text in made(options.records or [RESULTS / "records"]).items()}
+        report_file = out / "index.html"
+    differing = {path: text for path, text in wanted.items() if text != (path.read_text() if path.is_file() else None)}
+    if options.check and differing:
+        names = ", ".join(sorted(path.name for path in differing))
+        print(f"tables: these differ from the records: {names}; run: python results/tables.py", file=sys.stderr)
+        return 1
+    for path, text in differing.items():
+        if text is None:
             path.unlink()
         else:
-            write_atomically(path, partial(Path.write_bytes, data=content))
-    print(f"{out}: {len(wanted)} files, {len(differing)} of them new or changed; open {out / 'index.html'}")
+            write_text(path, text)
+    print(f"{report_file.parent}: {len(wanted)} files, {len(differing)} of them new or changed; open {report_file}")
     return 0
 
 
