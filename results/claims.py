@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from results.frame import by_ratio, usual
-from results.grid import MISSING, Entry, Grid, interval_text, over_images
+from results.grid import MISSING, Entry, Grid, over_images
 from results.registry import METRICS, TASKS
 from results.stats import LEVEL, MIN_PRETRAININGS, Comparison, compare, correct
 
@@ -97,7 +97,7 @@ def verdict(pairs: Sequence[Pair], comparisons: Sequence[Comparison], one_is_eno
         details = [f"{', '.join(f'{word} in {n}' for word, n in count.items())} of {total}"]
     for pair in pairs:
         if images := over_images(pair.first, pair.second):
-            details.append(f"{pair.name}, one checkpoint each, interval over test images: {interval_text(images)}")
+            details.append(f"{pair.name}, one checkpoint each, interval over test images: {images}")
     return "; ".join([answer, *details])
 
 

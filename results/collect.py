@@ -8,13 +8,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from functools import partial
 from pathlib import Path
 
 import cv2
-
-if not __package__:  # run as a script: find the packages beside this folder
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.cli import run_cli
 from common.files import write_atomically
@@ -42,25 +38,24 @@ def collect(run: Path, name: str, task: str | None = None, results: Path = RESUL
         target, curve = results / "curves" / f"{name}.jsonl", run / "metrics.jsonl"
         if not (curve.is_file() and (run / "summary.json").is_file()):
             raise ValueError(f"{run}: expected a finished pre-training with metrics.jsonl and summary.json")
-        write_atomically(target, partial(Path.write_bytes, data=curve.read_bytes()))
-        return target
-    target = results / "pictures" / f"{name}_{task}.jpg"
-    source = min((run / "vis").glob("*.png"), default=None)
-    picture = None if source is None else cv2.imread(str(source))
-    if picture is None:
-        raise ValueError(f"{run}: expected readable pictures vis/*.png")
-    height, width = picture.shape[:2]
-    scale = min(1.0, WIDTH / width)
-    small = cv2.resize(picture, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
-    jpeg = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
-    write_atomically(target, partial(Path.write_bytes, data=jpeg))
+        content = curve.read_bytes()
+    else:
+        target = results / "pictures" / f"{name}_{task}.jpg"
+        source = min((run / "vis").glob("*.png"), default=None)
+        picture = None if source is None else cv2.imread(str(source))
+        if picture is None:
+            raise ValueError(f"{run}: expected readable pictures vis/*.png")
+        scale = min(1.0, WIDTH / picture.shape[1])
+        small = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        content = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
+    write_atomically(target, lambda part: part.write_bytes(content))
     return target
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return 2 where there is nothing to copy."""
     parser = argparse.ArgumentParser(
-        prog="results/collect.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="results.collect", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run", type=Path, required=True, help="run folder")
     parser.add_argument("--name", required=True, help="name of the pre-training")

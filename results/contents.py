@@ -209,24 +209,21 @@ def _configs(rows: pd.DataFrame, marks: dict[tuple[str, str], str]) -> list[str]
 
 
 def _add_published(grid: Grid, backbones: pd.DataFrame, papers: pd.DataFrame, tasks: list[str]) -> None:
-    """Add a column for each published result of one of these backbones, and a note with the numbered sources."""
+    """Add a column for each published result of one of these backbones, and a note with the numbered sources.
+
+    Where several sources report a method, the first line of published.csv counts.
+    """
     sources: dict[str, int] = {}
     for paper in dict.fromkeys(TASKS[task].paper or task for task in tasks):
         of_task = papers[papers["task"] == paper]
         for metric in of_task["metric"].unique():
             of_metric = of_task[of_task["metric"] == metric]
-            # Prefer the source that also reports UniMoCo.
-            preferred = set(of_metric.loc[of_metric["method"] == "unimoco", "source"])
-            of_metric = of_metric.assign(other=~of_metric["source"].isin(preferred)).sort_values("other", kind="stable")
             texts = []
             for _, backbone in backbones.iterrows():
-                same = of_metric[of_metric["method"] == backbone["published_as"]]
-                if pd.notna(backbone["label_ratio"]):
-                    same = same[same["label_ratio"] == backbone["label_ratio"]]
-                for _, result in same.head(1).iterrows():
-                    mark = sources.setdefault(_source(result), len(sources) + 1)
-                    texts.append(f"{_value(result['value'])} [{mark}]")
-                texts += [MISSING] * same.empty
+                ratio = backbone["label_ratio"]
+                fits = (of_metric["label_ratio"] == ratio) | pd.isna(ratio)
+                same = of_metric[fits & (of_metric["method"] == backbone["published_as"])]
+                texts.append(MISSING if same.empty else _cited(same.iloc[0], sources))
             if set(texts) != {MISSING}:
                 grid.header.append(f"† {PAPER_TITLES.get(paper, paper)}: {METRICS.get(metric, metric)}")
                 for row, text in zip(grid.rows, texts, strict=True):
@@ -236,6 +233,11 @@ def _add_published(grid: Grid, backbones: pd.DataFrame, papers: pd.DataFrame, ta
         grid.notes.append(
             f"† Published results (ResNet-50, ImageNet), not ours and not comparable with the others: {listed}."
         )
+
+
+def _cited(result: pd.Series[Any], sources: dict[str, int]) -> str:
+    """Return a published result with the number of its source."""
+    return f"{_value(result['value'])} [{sources.setdefault(_source(result), len(sources) + 1)}]"
 
 
 def _source(result: pd.Series[Any]) -> str:

@@ -85,7 +85,7 @@ class Entry:
             return text
         change = round(self.change, 1)
         sign = ("↑" if change > 0 else "↓") if self.differs else "−" if change < 0 else "+"
-        return f"{text} {sign}{abs(change):.1f}" + (f" {interval_text(self.images)}" if self.images else "")
+        return f"{text} {sign}{abs(change):.1f}" + (f" {self.images}" if self.images else "")
 
 
 @dataclass
@@ -135,15 +135,15 @@ class Grid:
                     entry.change, entry.differs = entry.mean - base.mean, baseline in differing[row]
                     entry.images = over_images(entry, base)
 
-    def text(self, entry: Entry | str) -> str:
-        """Return an entry as it is printed."""
-        return entry.short if self.short and isinstance(entry, Entry) else str(entry)
-
     def texts(self, bold: str, escape: Callable[[str], str] = str) -> list[list[str]]:
-        """Return what is printed, with the best entries put into `bold`, e.g. "**{}**"."""
-        return [
-            [(bold if is_best(entry) else "{}").format(escape(self.text(entry))) for entry in row] for row in self.rows
-        ]
+        """Return what is printed, escaped, with the best entries put into `bold`, e.g. "**{}**"."""
+
+        def text(entry: Entry | str) -> str:
+            if isinstance(entry, str):
+                return escape(entry)
+            return (bold if entry.best else "{}").format(escape(entry.short if self.short else str(entry)))
+
+        return [[text(entry) for entry in row] for row in self.rows]
 
     def markdown(self) -> str:
         """Return a Markdown table and its notes."""
@@ -186,11 +186,6 @@ class Grid:
         return str(table.to_csv(index=False, lineterminator="\n", float_format="%.4f"))
 
 
-def is_best(entry: Entry | str) -> bool:
-    """Return whether an entry is printed bold."""
-    return isinstance(entry, Entry) and entry.best
-
-
 def over_images(first: Entry, second: Entry) -> Interval | None:
     """Return the bootstrap over test images of two single measurements; None where one has no values per image.
 
@@ -206,11 +201,6 @@ def over_images(first: Entry, second: Entry) -> Interval | None:
         return paired_bootstrap(*arrays) if len(arrays) == 2 else None
     except ValueError as error:
         raise ValueError(f"{first.per_image}, {second.per_image}: {error}") from error
-
-
-def interval_text(interval: Interval) -> str:
-    """Return an interval in %."""
-    return f"[{100 * interval.low:.1f}, {100 * interval.high:.1f}]".replace("-", "−")
 
 
 LATEX_SIGNS = str.maketrans(

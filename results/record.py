@@ -14,14 +14,10 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 from common.files import write_text
 
-_TYPES: dict[str, tuple[type, ...]] = {
-    "str": (str,), "int": (int,), "int | None": (int, type(None)), "str | None": (str, type(None)),
-    "dict[str, Any]": (dict,), "dict[str, float]": (dict,),
-}  # fmt: skip
 _FACTS = ("path", "sha256", "format", "arch")  # that every backbone has
 
 
@@ -63,9 +59,10 @@ class Record:
     per_image: str | None = None
 
     def __post_init__(self) -> None:
+        hints = get_type_hints(Record)
         for field in dataclasses.fields(self):
-            value, types = getattr(self, field.name), _TYPES[str(field.type)]
-            if not isinstance(value, types) or isinstance(value, bool):
+            value, hint = getattr(self, field.name), hints[field.name]
+            if not isinstance(value, dict if get_origin(hint) is dict else hint) or isinstance(value, bool):
                 raise ValueError(f"{field.name}={value!r}: must be of type {field.type}")
         if not self.metrics:
             raise ValueError("a record without metrics")

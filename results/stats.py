@@ -46,11 +46,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Interval:
-    """A difference with its 95 % interval."""
+    """A difference with its 95 % interval, of fractions; printed in %."""
 
     difference: float
     low: float
     high: float
+
+    def __str__(self) -> str:
+        return f"[{100 * self.low:.1f}, {100 * self.high:.1f}]".replace("-", "−")
 
 
 def compare(first: Sequence[float], second: Sequence[float]) -> Comparison:
