@@ -6,11 +6,11 @@ python -m results.collect --run RUN --name NAME --task TASK   first picture of a
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 import cv2
+from jsonargparse import auto_cli
 
 from common.cli import run_cli
 from common.files import write_atomically
@@ -54,15 +54,7 @@ def collect(run: Path, name: str, task: str | None = None, results: Path = RESUL
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return 2 where there is nothing to copy."""
-    parser = argparse.ArgumentParser(
-        prog="results.collect", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--run", type=Path, required=True, help="run folder")
-    parser.add_argument("--name", required=True, help="name of the pre-training")
-    parser.add_argument("--task", help="copy a picture of this benchmark, not the training curve")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of curves/ and pictures/")
-    options = parser.parse_args(arguments)
-    return run_cli("collect", lambda: print(collect(**vars(options))), resumable=False)
+    return run_cli("collect", lambda: print(auto_cli(collect, as_positional=False, args=arguments)), resumable=False)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -137,15 +136,13 @@ def cost(rows: pd.DataFrame) -> Grid:
 
 def published_results(papers: pd.DataFrame) -> Grid:
     """Return everything in published.csv."""
-    table = pd.DataFrame({
-        "task": papers["task"],
-        "method": papers["method"],
-        "labels": [MISSING if ratio < 0 else f"{ratio:.0%}" for ratio in papers["label_ratio"]],
-        "epochs": [MISSING if epochs < 0 else f"{epochs:g}" for epochs in papers["epochs"]],
-        "metric": [METRICS.get(metric, metric) for metric in papers["metric"]],
-        "value": papers["value"].map(_value),
-        "source": papers.apply(_source, axis=1),
-    })  # fmt: skip
+    table = papers[["task", "method"]].assign(
+        labels=[MISSING if ratio < 0 else f"{ratio:.0%}" for ratio in papers["label_ratio"]],
+        epochs=[MISSING if epochs < 0 else f"{epochs:g}" for epochs in papers["epochs"]],
+        metric=[METRICS.get(metric, metric) for metric in papers["metric"]],
+        value=papers["shown"],
+        source=papers["source"],
+    )
     return Grid("published", "Published results", [*map(str, table)], table.to_numpy().tolist())
 
 
@@ -223,7 +220,11 @@ def _add_published(grid: Grid, backbones: pd.DataFrame, papers: pd.DataFrame, ta
                 ratio = backbone["label_ratio"]
                 fits = (of_metric["label_ratio"] == ratio) | pd.isna(ratio)
                 same = of_metric[fits & (of_metric["method"] == backbone["published_as"])]
-                texts.append(MISSING if same.empty else _cited(same.iloc[0], sources))
+                if same.empty:
+                    texts.append(MISSING)
+                else:
+                    mark = sources.setdefault(same["source"].iloc[0], len(sources) + 1)
+                    texts.append(f"{same['shown'].iloc[0]} [{mark}]")
             if set(texts) != {MISSING}:
                 grid.header.append(f"† {PAPER_TITLES.get(paper, paper)}: {METRICS.get(metric, metric)}")
                 for row, text in zip(grid.rows, texts, strict=True):
@@ -233,17 +234,3 @@ def _add_published(grid: Grid, backbones: pd.DataFrame, papers: pd.DataFrame, ta
         grid.notes.append(
             f"† Published results (ResNet-50, ImageNet), not ours and not comparable with the others: {listed}."
         )
-
-
-def _cited(result: pd.Series[Any], sources: dict[str, int]) -> str:
-    """Return a published result with the number of its source."""
-    return f"{_value(result['value'])} [{sources.setdefault(_source(result), len(sources) + 1)}]"
-
-
-def _source(result: pd.Series[Any]) -> str:
-    return "; ".join(filter(None, result[["source", "mark", "note"]]))
-
-
-def _value(value: float) -> str:
-    """Return a result as published, with one decimal at least."""
-    return f"{value:.1f}" if round(value, 1) == value else f"{value:g}"

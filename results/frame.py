@@ -125,23 +125,26 @@ def titles(rows: pd.DataFrame) -> dict[str, str]:
 
 
 def published(path: Path) -> pd.DataFrame:
-    """Read results of papers: task, method, label_ratio, epochs, metric, value (in %), source, mark, note.
+    """Read results of papers, with the columns of the file and `shown`, the value with one decimal at least.
 
-    Label ratio and epochs are -1 where a paper does not give them.
+    The value is in %. Label ratio and epochs are -1 where a paper does not give them. `source` includes the remarks.
 
     Raises:
         ValueError: a result lacks a source or is not a number; the message names the line.
     """
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    ours = table[["label_ratio", "epochs"]].replace("", "-1")
-    numbers = ours.assign(value=table["value"]).apply(pd.to_numeric, errors="coerce").astype(float)
+    texts = table[["label_ratio", "epochs"]].replace("", "-1").assign(value=table["value"])
+    numbers = texts.apply(pd.to_numeric, errors="coerce").astype(float)
     broken = numbers.isna().any(axis=1) | ~numbers["value"].between(0, 100) | (table["source"] == "")
-    for line, row in table[broken].iterrows():
-        raise ValueError(
-            f"{path}:{int(str(line)) + 2}: {','.join(row)}: needs a source, a value in % from 0 to 100, and numbers "
-            "or nothing as label ratio and epochs"
-        )
-    return table.assign(**{name: numbers[name] for name in numbers})
+    for line, row in enumerate(table.to_numpy(), 2):
+        if broken[line - 2]:
+            raise ValueError(
+                f"{path}:{line}: {','.join(row)}: needs a source, a value from 0 to 100 %, and numbers or nothing as "
+                "label ratio and epochs"
+            )
+    source = table[["source", "mark", "note"]].apply(lambda parts: "; ".join(filter(None, parts)), axis=1)
+    shown = [f"{value:.1f}" if round(value, 1) == value else f"{value:g}" for value in numbers["value"]]
+    return table.assign(source=source, shown=shown, **{name: numbers[name] for name in numbers})
 
 
 def _backbone(record: Record) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import re
 import textwrap
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -146,19 +147,20 @@ def training_curves(runs: list[Path]) -> Figure:
     Runs whose names differ only in the seed (NAME_s0, NAME_s1 ...) share a color.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    names = {path: re.sub(r"_s\d+$", "", path.stem) for path in runs}
-    runs = sorted(runs, key=lambda path: (names[path], path))
-    kinds = list(dict.fromkeys(names[path] for path in runs))
-    colors = dict(zip(kinds, plt.get_cmap("turbo")(np.linspace(0.05, 0.95, len(kinds))), strict=True))
+    by_name: dict[str, list[Path]] = defaultdict(list)
     for path in runs:
-        rows, color = pd.read_json(path, lines=True), colors[names[path]]
-        label = names[path] if path == next(run for run in runs if names[run] == names[path]) else None
-        steps = rows.dropna(subset=["loss"])
-        left.plot(steps["step"], steps["loss"], color=color, linewidth=1.2, label=label)
-        left.plot(steps["step"], steps["chance"], color=color, linestyle="--", linewidth=0.8)
-        if "knn" in rows:
-            knn = rows.dropna(subset=["knn"])
-            right.plot(knn["step"], 100 * knn["knn"], color=color, marker="o", markersize=3)
+        by_name[re.sub(r"_s\d+$", "", path.stem)].append(path)
+    colors = plt.get_cmap("turbo")(np.linspace(0.05, 0.95, len(by_name)))
+    for (name, paths), color in zip(sorted(by_name.items()), colors, strict=True):
+        for path in paths:
+            rows = pd.read_json(path, lines=True)
+            steps = rows.dropna(subset=["loss"])
+            label = name if path is paths[0] else None
+            left.plot(steps["step"], steps["loss"], color=color, linewidth=1.2, label=label)
+            left.plot(steps["step"], steps["chance"], color=color, linestyle="--", linewidth=0.8)
+            if "knn" in rows:
+                knn = rows.dropna(subset=["knn"])
+                right.plot(knn["step"], 100 * knn["knn"], color=color, marker="o", markersize=3)
     left.set(xlabel="step", ylabel="loss", title="loss (dashed: chance level)", ylim=(0, None))
     right.set(xlabel="step", ylabel="top-1, %", title="kNN on held-out images")
     figure.legend(loc="outside lower center", fontsize=8, ncols=6, frameon=False)

@@ -69,9 +69,7 @@ def compare(first: Sequence[float], second: Sequence[float]) -> Comparison:
         return Comparison(difference, n, None)
     if np.ptp(first) == np.ptp(second) == 0:  # t is 0/0 or infinite
         return Comparison(difference, n, 1.0 if first[0] == second[0] else 0.0)
-    moments = [
-        moment for values in (first, second) for moment in (np.mean(values), np.std(values, ddof=1), len(values))
-    ]
+    moments = [moment for one in (first, second) for moment in (np.mean(one), np.std(one, ddof=1), len(one))]
     return Comparison(difference, n, float(stats.ttest_ind_from_stats(*moments, equal_var=False).pvalue))
 
 

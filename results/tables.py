@@ -27,7 +27,6 @@ from results.frame import frame, load, published
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
-SUFFIXES = (".md", ".tex", ".csv", ".svg", ".html")  # of the files that are made
 BLOCK = re.compile(r"<!-- table:(\S+) begin -->.*?<!-- table:\1 end -->", re.DOTALL)
 
 
@@ -45,11 +44,8 @@ def made(folders: Sequence[Path], extras: Path | None = None) -> dict[str, str]:
     files: dict[str, str] = {}
     grids = contents.all_grids(rows, papers)
     for grid in grids:
-        files |= {
-            f"{grid.name}.md": f"{grid.markdown()}\n",
-            f"{grid.name}.tex": grid.latex(),
-            f"{grid.name}.csv": grid.csv(),
-        }
+        for suffix, text in (("md", f"{grid.markdown()}\n"), ("tex", grid.latex()), ("csv", grid.csv())):
+            files[f"{grid.name}.{suffix}"] = text
     drawn = plots.draw(rows, papers, extras and extras / "curves")
     files |= {f"{name}.svg": svg for name, (_, svg) in drawn.items()}
     shown = [grid for grid in grids if grid.name != "summary"]
@@ -81,7 +77,7 @@ def of_repository() -> dict[Path, str | None]:
     tables = {Path(name).stem: text for name, text in files.items() if name.endswith(".md")}
     tables["benchmarks"] = contents.benchmarks(RESULTS / "benchmarks" / "pretrain.jsonl").markdown()
     tables["converters"] = contents.converters(RESULTS / "converters.jsonl").markdown()
-    wanted: dict[Path, str | None] = dict.fromkeys(p for p in (RESULTS / "tables").glob("*.*") if p.suffix in SUFFIXES)
+    wanted: dict[Path, str | None] = dict.fromkeys((RESULTS / "tables").glob("*.*"))
     wanted |= {RESULTS / "tables" / name: text for name, text in files.items()}
     return wanted | {page: filled(page, tables) for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}
 

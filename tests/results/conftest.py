@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
-from results.frame import Measurements, frame
+from results.frame import frame
 from results.record import Record, write
 
 
@@ -40,8 +41,8 @@ def record(
     return Record(**values | fields)
 
 
-def found_in(records: Iterable[Record]) -> Measurements:
-    """Return the measurements of records that were never written."""
+def found_in(records: Iterable[Record]) -> pd.DataFrame:
+    """Return the rows of records that were never written."""
     return frame({record.path: record for record in records})
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from results.frame import BackboneFacts, load, published
+from results.contents import all_grids
+from results.frame import by_ratio, columns, load, published, titles, usual
 from results.record import Record, write
 from results.registry import TASKS
 
@@ -22,10 +23,10 @@ PAPERS = published(CSV)
 
 def means(records: list[Record]) -> dict[str, tuple[float, int]]:
     """Return mean and number of pre-trainings of the leading metric by row title."""
-    found = found_in(records)
-    titles = found.titles()
-    of_rows = found.rows[found.rows["headline"]].groupby("backbone_id", sort=False)
-    return {titles[str(key)]: (round(rows["value"].mean(), 6), rows["pretraining"].nunique()) for key, rows in of_rows}
+    rows = found_in(records)
+    rows = rows.assign(title=rows["backbone_id"].map(titles(rows)))[rows["headline"]]
+    found = rows.groupby("title", sort=False).agg({"value": "mean", "pretraining": "nunique"})
+    return {str(title): (round(value, 6), n) for title, value, n in found.itertuples()}
 
 
 def library(name: str, value: float) -> Record:
@@ -50,16 +51,17 @@ def test_two_released_files_in_one_layout_are_two_rows() -> None:
 
 
 def test_a_file_that_does_not_name_its_method_stands_beside_no_published_result() -> None:
-    def methods(one: Record) -> set[str]:
-        return set(PAPERS[BackboneFacts.of(one).is_published_in(PAPERS)]["method"])
+    def published_results(one: Record) -> str:
+        (grid,) = (grid for grid in all_grids(found_in([one]), PAPERS) if grid.name == "classification")
+        return dict(zip(grid.header, grid.rows[0], strict=True)).get("† ImageNet, linear: top-1", "")
 
-    assert methods(record(None, None, {"top1": 0.6}, format="torchvision")) == set()
-    assert methods(record("torchvision", None, {"top1": 0.6}, format="torchvision")) == set()
-    assert methods(library("timm:resnet50", 0.6)) == set()
-    assert methods(library("torchvision:resnet50", 0.6)) == {"cross_entropy"}
-    assert methods(record("mocov3", None, {"top1": 0.6})) == {"moco_v3"}
-    assert methods(record("unimoco", 0, {"top1": 0.6}, label_ratio=0.1)) == {"unimoco"}
-    assert methods(record("unimoco", 0, {"top1": 0.6}, label_ratio=0.2)) == set()
+    assert published_results(record(None, None, {"top1": 0.6}, format="torchvision")) == ""
+    assert published_results(record("torchvision", None, {"top1": 0.6}, format="torchvision")) == ""
+    assert published_results(library("timm:resnet50", 0.6)) == ""
+    assert published_results(library("torchvision:resnet50", 0.6)) == "76.5 [1]"
+    assert published_results(record("mocov3", None, {"top1": 0.6})) == "68.9 [1]"
+    assert published_results(record("unimoco", 0, {"top1": 0.6}, label_ratio=0.1)) == "72.0 [1]"
+    assert published_results(record("unimoco", 0, {"top1": 0.6}, label_ratio=0.2)) == ""
 
 
 def test_the_same_settings_on_two_data_sets_of_equal_size_are_two_rows() -> None:
@@ -88,22 +90,21 @@ def test_two_files_whose_seed_is_unknown_are_not_one_pretraining() -> None:
 
 def test_rewording_a_title_changes_no_column() -> None:
     records = [record("random", seed, {"top1": 0.5}, title=title) for seed, title in ((0, "old words"), (1, "new"))]
-    found = found_in(records)
-    assert len(found.columns()) == 1
+    assert len(columns(found_in(records))) == 1
     assert means(records) == {"random initialisation": (50.0, 2)}
 
 
 def test_other_options_are_another_column_even_under_an_equal_title(study: list[Record]) -> None:
     short = dataclasses.replace(study[0], config={"iterations": 20})
-    found = found_in([*study, short])
-    assert found.columns() == [("linear", study[0].config_hash), ("linear", short.config_hash)]
-    assert found.configs["linear", short.config_hash] == f"linear, some config (config {short.config_hash})"
-    assert set(found.usual().rows["config_hash"]) == {study[0].config_hash}  # measured with more backbones
+    rows = found_in([*study, short])
+    assert columns(rows) == [("linear", study[0].config_hash), ("linear", short.config_hash)]
+    assert set(rows["config"]) == {f"linear, some config (config {one.config_hash})" for one in (study[0], short)}
+    assert set(usual(rows)["config_hash"]) == {study[0].config_hash}  # measured with more backbones
 
 
 def test_a_row_says_what_is_known() -> None:
     def title(method: str | None, **facts: object) -> str:
-        return BackboneFacts.of(record(method, None, {"top1": 0.5}, **facts)).title
+        return str(found_in([record(method, None, {"top1": 0.5}, **facts)])["title"][0])
 
     assert title("unimoco", label_ratio=0.1, epochs=4.0) == "UniMoCo, 10 % of the labels, 4 epochs"
     assert title("unimoco", label_ratio=0.005, epochs=0.5) == "UniMoCo, 0.5 % of the labels, 0.5 epochs"
@@ -125,8 +126,8 @@ def test_a_curve_over_label_ratios_never_mixes_recipes(fact: str) -> None:
         return [record("unimoco", 0, {"top1": 0.5}, label_ratio=ratio, **{fact: value}) for ratio in ratios]
 
     longest = curve(1, 0.0, 0.1, 1.0)
-    by_ratio = found_in([*curve(2, 0.3, 1.0), *longest]).by_ratio()
-    assert by_ratio == {one.backbone["label_ratio"]: one.backbone_id for one in longest}
+    rows = found_in([*curve(2, 0.3, 1.0), *longest])
+    assert by_ratio(rows) == {one.backbone["label_ratio"]: one.backbone_id for one in longest}
 
 
 def test_seeds_of_one_pretraining_are_one_group_and_fractions_become_percent(study: list[Record]) -> None:
@@ -167,7 +168,7 @@ def test_published_results_have_sources_and_those_of_unimoco_are_complete() -> N
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("linear,m,0,1,top1,71,,,", "source is missing"),
+        ("linear,m,0,1,top1,71,,,", "needs a source"),
         ("linear,m,0,1,top1,710,s,,", "710"),
         ("linear,m,0;1,1,top1,71,s,,", "0;1"),
     ],
@@ -196,4 +197,4 @@ def test_the_records_of_the_repository_are_where_they_belong() -> None:
     records = load([folder])
     assert len(records) == len(list(folder.rglob("*.json"))) >= 106
     assert all(json.loads(path.read_text())["config_hash"] in path.name for path in records)
-    assert found_in(records.values()).rows["value"].dtype == pd.Series([0.5]).dtype
+    assert found_in(records.values())["value"].dtype == pd.Series([0.5]).dtype

@@ -7,31 +7,39 @@ import io
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from results.grid import Entry, Grid, escaped, letters
+from results.contents import letters
+from results.grid import MISSING, Entry, Grid, escaped
 from results.stats import compare
 
 
 def entry(mean: float, std: float = 0.5, n: int = 3) -> Entry:
     """Return an entry whose pre-trainings have this mean and sample standard deviation."""
     values = np.linspace(-1, 1, n) if n > 1 else np.zeros(1)
-    return Entry(tuple(mean + values * (std / np.std(values, ddof=1) if n > 1 else 0)), n)
+    return Entry([[value] for value in mean + values * (std / np.std(values, ddof=1) if n > 1 else 0)])
 
 
-def grid(*columns: list[Entry]) -> Grid:
-    rows = [(f"row {i}", list(entries)) for i, entries in enumerate(zip(*columns, strict=True))]
+def measured(values: list[float], pretrainings: str = "a", name: str = "", per_image: str = "") -> Entry:
+    """Return the entry of rows of a frame."""
+    rows = pd.DataFrame({"value": values, "pretraining": list(pretrainings), "per_image": per_image})
+    return Entry.of(rows.assign(backbone_id=name, task="knn", config_hash="abc", metric="top1"))
+
+
+def grid(*columns: Sequence[Entry | str]) -> Grid:
+    rows = [[f"row {i}", *entries] for i, entries in enumerate(zip(*columns, strict=True))]
     return Grid("g", "A grid", ["what", *(f"m{i}" for i in range(len(columns)))], rows)
 
 
-def bold(entries: list[Entry]) -> list[bool]:
-    table = grid(entries)
+def bold(*columns: Sequence[Entry | str]) -> list[bool]:
+    table = grid(*columns)
     table.compare()
-    return [one.best for _, (one,) in table.rows]
+    return [text.startswith("**") for _, *texts in table.texts("**{}**") for text in texts]
 
 
 @pytest.mark.parametrize(
@@ -39,18 +47,17 @@ def bold(entries: list[Entry]) -> list[bool]:
     [
         ([80.0, 82.0], "ab", "81.0 ± 1.4 (2)"),
         ([50.0], "a", "50.0 (1)"),
-        ([], "", "–"),
         # The spread over benchmark seeds of one checkpoint is never printed as one over pre-trainings.
         ([80.0, 82.0], "aa", "81.0 (1; ± 1.4 over 2 benchmark seeds)"),
         ([80.0, 82.0, 70.0, 72.0], "aabb", "76.0 ± 7.1 (2; 4 runs)"),
     ],
 )
 def test_mean_and_spread(values: list[float], pretrainings: str, text: str) -> None:
-    assert str(Entry.of(pd.DataFrame({"value": values, "pretraining": list(pretrainings), "per_image": None}))) == text
+    assert str(measured(values, pretrainings)) == text
 
 
 def test_benchmark_seeds_are_no_pretrainings() -> None:
-    seeds = Entry.of(pd.DataFrame({"value": [80.0, 80.1, 79.9], "pretraining": "a", "per_image": None}))
+    seeds = measured([80.0, 80.1, 79.9], "aaa")
     assert (seeds.n, seeds.runs, seeds.std) == (1, 3, None)
     assert bold([seeds, entry(90)]) == [False, False]
 
@@ -64,11 +71,11 @@ def test_benchmark_seeds_are_no_pretrainings() -> None:
         ([entry(80), entry(90, n=2)], None),
         ([entry(80), entry(85), entry(85.2)], None),  # higher than one row, tied with the other
         ([entry(80), entry(85), entry(70, n=1)], None),  # not known to be higher than the third
-        ([entry(80), entry(90), Entry(), Entry(text="99")], 1),  # a published result is not compared
-        ([entry(80), Entry()], None),  # there is no other row
+        ([entry(80), entry(90), MISSING, "99"], 1),  # a published result is not compared
+        ([entry(80), MISSING], None),  # there is no other row
     ],
 )
-def test_bold_is_higher_than_every_other_row_by_the_test(entries: list[Entry], best: int | None) -> None:
+def test_bold_is_higher_than_every_other_row_by_the_test(entries: list[Entry | str], best: int | None) -> None:
     assert bold(entries) == [index == best for index in range(len(entries))]
 
 
@@ -83,20 +90,18 @@ def test_the_pairs_of_a_column_are_corrected_together() -> None:
 
 def test_of_seven_equal_rows_one_is_bold_in_few_tables() -> None:
     rng = np.random.default_rng(0)
-    tables = [[Entry(tuple(row), 5) for row in rng.normal(80, 0.5, (7, 5))] for _ in range(200)]
+    tables = [[Entry(row) for row in rng.normal(80, 0.5, (7, 5, 1)).tolist()] for _ in range(200)]
     assert sum(any(bold(entries)) for entries in tables) <= 0.06 * 200
 
 
 def test_columns_do_not_influence_each_other() -> None:
-    table = grid([entry(80), entry(85)], [entry(85), entry(80)])
-    table.compare()
-    assert [[one.best for one in row] for _, row in table.rows] == [[False, True], [True, False]]
+    assert bold([entry(80), entry(85)], [entry(85), entry(80)]) == [False, True, True, False]
 
 
 def test_differences_are_to_the_baseline_row_with_arrows_where_the_test_finds_them() -> None:
-    table = grid([entry(80, 0.5), entry(81.25, n=1), entry(70, 0.5), entry(80.01, 0.5), Entry(), entry(79.0, n=1)])
+    table = grid([entry(80, 0.5), entry(81.25, n=1), entry(70, 0.5), entry(80.01, 0.5), MISSING, entry(79.0, n=1)])
     table.compare(0)
-    assert [str(one) for _, (one,) in table.rows] == [
+    assert [str(one) for _, one in table.rows] == [
         "80.0 ± 0.5 (3)", "81.2 (1) +1.2", "70.0 ± 0.5 (3) ↓10.0", "80.0 ± 0.5 (3) +0.0", "–", "79.0 (1) −1.0",
     ]  # fmt: skip
 
@@ -106,25 +111,24 @@ def test_single_checkpoints_have_an_interval_over_test_images_which_decides_noth
     for name, accuracy in (("a", 0.5), ("b", 0.8)):
         hits = rng.random(1000) < accuracy
         np.savez(tmp_path / f"{name}.npz", top1=hits)
-        row = {"value": 100 * hits.mean(), "pretraining": "x", "per_image": str(tmp_path / f"{name}.npz")}
-        entries.append(Entry.of(pd.DataFrame([row]), (name, "knn", "abc", "top1")))
+        entries.append(measured([100 * hits.mean()], name=name, per_image=str(tmp_path / f"{name}.npz")))
     table = grid([*entries, entry(60)])
     table.compare(0)
-    first, second, third = (one for _, (one,) in table.rows)
-    assert first.images is third.images is None
+    (_, first), (_, second), (_, third) = table.rows
+    assert "[" not in f"{first} {third}"
     match = re.fullmatch(r"\S+ \(1\) \+(\S+) \[(\S+), (\S+)\]", str(second))
     assert match is not None
     change, low, high = map(float, match.groups())
     assert 24 < low < change < high < 40
-    assert not second.best
+    assert not any(bold(entries))
     np.savez(tmp_path / "b.npz", top1=np.ones(999))
     with pytest.raises(ValueError, match=r"b\.npz, .*a\.npz: .*same two or more test images"):
         table.compare(0)
 
 
 def test_csv_has_numbers_and_keys() -> None:
-    measured = Entry((80.12, 80.127), 2, key=("unimoco-1", "knn", "abc", "top1"))
-    rows = list(csv.DictReader(io.StringIO(grid([measured, Entry(), Entry(text="71.1")]).csv())))
+    table = grid([measured([80.12, 80.127], "ab", "unimoco-1"), MISSING, "71.1"])
+    rows = list(csv.DictReader(io.StringIO(table.csv())))
     assert [row["row"] for row in rows] == ["row 0", "row 2"]
     assert (rows[0]["mean"], rows[0]["std"], rows[0]["n"]) == ("80.1235", "0.0049", "2")
     assert (rows[0]["backbone_id"], rows[0]["task"], rows[0]["config_hash"]) == ("unimoco-1", "knn", "abc")
@@ -143,18 +147,18 @@ def test_markdown_has_one_line_per_row() -> None:
 
 
 def test_a_bar_in_a_title_adds_no_column() -> None:
-    table = Grid("g", "A grid", ["what", "a|b"], [("c|d", [Entry(text="1")])])
+    table = Grid("g", "A grid", ["what", "a|b"], [["c|d", "1"]])
     assert {line.count("|") for line in table.markdown().splitlines()} == {3}
 
 
 def test_latex_escapes_what_latex_reads() -> None:
-    assert escaped("50 % of a_b & {c} ± 1 –") == r"50 \% of a\_b \& \{c\} $\pm$ 1 --"
+    assert escaped("50 % of a_b & {c} −1") == r"50 \% of a\_b \& \{c\} $-$1"
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed (texlive-latex-base)")
 def test_latex_compiles(tmp_path: Path) -> None:
-    hard = grid([entry(80), entry(90), Entry(text=r"† ~ ^ \ # $ _ { } % & ≥ × “a”"), Entry()])
+    hard = grid([entry(80), entry(90), r"† ~ ^ \ # $ _ { } % & ≥ × “a”", MISSING])
     hard.compare(0)
     hard.notes = ["100 % of a_b & “c”"]
     tables = sorted((Path(__file__).parents[2] / "results" / "tables").glob("*.tex"))
