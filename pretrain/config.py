@@ -1,4 +1,4 @@
-"""Every option of pre-training: one tree of frozen dataclasses, filled by a recipe and the command line."""
+"""The options of pre-training: a tree of frozen dataclasses, filled by a recipe and the command line."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-
-import yaml
 
 from common.cli import CommandParser, flatten, nest
 from common.images import ImageSet
@@ -21,7 +19,7 @@ Stem = Literal["imagenet", "cifar"]
 
 CROSS_ENTROPY = "cross_entropy"  # the loss that is the supervised baseline
 RECIPES = Path(__file__).parent / "recipes"
-# What may differ between a run and its continuation, because it does not change what is computed.
+# Options that may differ between a run and its continuation, because they do not change what is computed.
 MAY_DIFFER = (
     *("recipe", "name", "runs", "device", "resume", "data.root", "data.workers", "checkpoint"),
     *(f"monitor.{option}" for option in ("log_every", "knn_every", "bank", "k", "temperature", "plateau")),
@@ -73,7 +71,7 @@ class ModelConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name}={getattr(self, name)}: must be 1 or more")
         if not 0 <= self.ema_momentum <= 1:
-            raise ValueError(f"model.ema_momentum={self.ema_momentum}: lies between 0 and 1 (MoCo uses 0.999)")
+            raise ValueError(f"model.ema_momentum={self.ema_momentum}: must lie between 0 and 1 (MoCo uses 0.999)")
         if not self.temperature > 0:
             raise ValueError(f"model.temperature={self.temperature}: must be above 0 (UniMoCo uses 0.2)")
 
@@ -83,18 +81,18 @@ class OptimConfig:
     """Optimiser and schedule. Defaults: MoCo v2 (SGD, base learning rate 0.03 per 256 images, cosine).
 
     Args:
-        base_lr: learning rate per 256 images; the actual one is base_lr * batch / 256.
+        base_lr: learning rate per 256 images; the peak learning rate is base_lr * batch / 256.
         batch: images per step, over all devices and micro-batches.
         epochs: passes over the training images.
         momentum: of SGD.
         weight_decay: of SGD, on every parameter.
         schedule: "cosine" down to 0, or "step": times 0.1 at each milestone.
-        milestones: epochs at which "step" lowers the rate.
-        lr_update: when the rate moves: after each "epoch", as MoCo does, or each "step".
-        warmup: epochs of linear warm-up from 0, moving each step.
-        accumulate: micro-batches that a device splits its share of the batch into, to save memory. The weights
-            come out the same: batch-norm groups, shuffling and the queue see the whole batch. Running statistics
-            of batch norm, which training does not read, weigh the micro-batches of a step slightly unequally.
+        milestones: epochs at which "step" lowers the learning rate.
+        lr_update: when the learning rate changes: after each "epoch", as in MoCo, or each "step".
+        warmup: epochs of linear warm-up from 0, in each step.
+        accumulate: micro-batches that a device splits its part of the batch into, to save memory. The weights stay
+            the same: batch-norm groups, shuffling and the queue see the whole batch. The running statistics of batch
+            norm, which training does not read, weight the micro-batches of a step slightly unequally.
         precision: "auto" (bf16 where the device is fast at it, else fp32), "fp32", "bf16" or "fp16".
         compile: compile the encoders with torch.compile (pays on GPUs).
     """
@@ -125,26 +123,25 @@ class OptimConfig:
 
     @property
     def lr(self) -> float:
-        """The actual peak learning rate."""
+        """The peak learning rate."""
         return self.base_lr * self.batch / 256
 
 
 @dataclass(frozen=True)
 class MonitorConfig:
-    """What is measured on the way.
+    """Measurements during the training.
 
     Args:
         log_every: steps between two lines of metrics.jsonl.
         knn_every: epochs between two kNN evaluations; 0 = only before the first and after the last step.
         images: source of the held-out images that kNN classifies; default: `holdout`.
-        holdout: number of labelled training images to hold out for kNN, class-balanced, where `images` is not
-            given.
-        bank: number of labelled training images that vote, at most. kNN uses all labels, kept or not: it only
-            measures.
-        k: neighbours.
-        temperature: of the votes.
-        plateau: steps that the loss may stay within 1 % of chance level, once the queue is full, or the
-            embeddings nearly equal, before a warning.
+        holdout: number of labelled training images to hold out for kNN, class-balanced, unless `images` is given.
+        bank: maximum number of labelled training images in the bank of kNN. It uses all labels, kept or not, because
+            it only measures.
+        k: number of neighbours.
+        temperature: of the kNN weights.
+        plateau: steps before a warning that the loss stays within 1 % of chance level although the queue is full, or
+            that the embeddings stay nearly equal.
     """
 
     log_every: int = 20
@@ -189,13 +186,14 @@ class Config:
         runs: folder of all runs.
         seed: of initialisation, order of the images, views and shuffling.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        resume: "auto": go on where a run of this name stopped; "never": refuse to touch one; or a checkpoint file.
+        resume: "auto": continue a run of this name; "never": refuse to; or a checkpoint file to start from, unless the
+            run's own folder has a later one.
         data: images.
         labels: which images keep their label.
         views: augmentation.
         model: encoder, queue and loss.
         optim: optimiser and schedule.
-        monitor: measurements on the way.
+        monitor: measurements during the training.
         checkpoint: when the state is saved.
         recipe: file of the recipe that `--recipe` named.
     """
@@ -215,8 +213,8 @@ class Config:
     recipe: str | None = field(default=None, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """Nested builtins, as YAML and checkpoints hold them."""
-        plain: dict[str, Any] = yaml.safe_load(yaml.safe_dump(_builtins(dataclasses.asdict(self))))
+        """Return nested builtins, as YAML and checkpoints hold them."""
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return plain
 
 
@@ -248,7 +246,8 @@ def _recipe(config: Config, images: ImageSet, epochs: float) -> dict[str, Any]:
 
 
 def _hash(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(_with_floats(content), sort_keys=True).encode()).hexdigest()[:12]
+    with_floats = json.loads(json.dumps(content), parse_int=float)  # 200 and 200.0 are one value
+    return hashlib.sha256(json.dumps(with_floats, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def method(config: Config) -> str:
@@ -256,17 +255,8 @@ def method(config: Config) -> str:
     return "unimoco" if config.model.loss == "unicon" else config.model.loss
 
 
-def _with_floats(value: Any) -> Any:
-    """Return nested builtins with every number as a float, so that 200 and 200.0 are one value."""
-    if isinstance(value, dict):
-        return {key: _with_floats(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_with_floats(item) for item in value]
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
 def differing_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """`key: old -> new` for each option that differs and changes what is computed."""
+    """Return `key: old -> new` for each option that differs and changes what is computed."""
     lines = []
     for key in sorted(old.keys() | new.keys()):
         name = f"{prefix}{key}"
@@ -301,11 +291,3 @@ def parse(arguments: list[str]) -> Config:
 def rename_options(config: dict[str, Any]) -> dict[str, Any]:
     """Return a configuration of an earlier version under the option names of today."""
     return nest({RENAMED.get(name, name): value for name, value in flatten(config).items()})
-
-
-def _builtins(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _builtins(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_builtins(item) for item in value]
-    return value

@@ -250,7 +250,7 @@ class TestEncoder:
             ({"dim": 0}, "model.dim=0: must be 1 or more"),
             ({"queue_size": 0}, "model.queue_size=0"),
             ({"bn_groups": 0}, "model.bn_groups=0"),
-            ({"ema_momentum": 1.1}, "model.ema_momentum=1.1: lies between 0 and 1"),
+            ({"ema_momentum": 1.1}, "model.ema_momentum=1.1: must lie between 0 and 1"),
             ({"ema_momentum": -0.1}, "model.ema_momentum=-0.1"),
             ({"temperature": 0.0}, "model.temperature=0.0: must be above 0"),
         ],
