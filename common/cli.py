@@ -92,31 +92,41 @@ class CommandParser(ArgumentParser):
         if recipe is not None:
             base = self.parse_object(self._read(recipe))
         options = self.parse_args(given, namespace=base)
+        for group in self._names()[1]:
+            if not isinstance(options[group], Namespace):
+                raise ValueError(f"--{group}: {options[group]}: a group of options: give one of them, or a YAML file")
         if self.recipes is not None:
             options.recipe = recipe
         return options
 
-    def _names(self) -> list[str]:
-        """Return the dotted names of all options that take a value."""
+    def _names(self) -> tuple[list[str], list[str]]:
+        """Return the dotted names of the options that take a value, and of the groups of options."""
         names = [option[2:] for action in self._actions for option in action.option_strings if option[:2] == "--"]
-        return [name for name in names if not any(other.startswith(f"{name}.") for other in names)]
+        groups = [name for name in names if any(other.startswith(f"{name}.") for other in names)]
+        return [name for name in names if name not in groups], groups
 
     def _known(self, word: str) -> str:
-        """Return an option's word under its name of today; other words as they are."""
+        """Return an option with its current name; other arguments as they are.
+
+        Raises:
+            ValueError: there is no such option.
+        """
         if not word.startswith("--") or word == "--":
             return word
         name, equals, value = word[2:].partition("=")
-        return f"--{self._current(name, f'--{name}')}{equals}{value}"
+        plus = "+" * name.endswith("+")  # jsonargparse: append to a list
+        name = name.removesuffix("+")
+        return word if name in self._names()[1] else f"--{self._current(name, f'--{name}')}{plus}{equals}{value}"
 
     def _current(self, name: str, shown: str) -> str:
-        names = self._names()
+        """Return the current name of an option; `shown` is how an error names it."""
+        names, groups = self._names()
         if name in self.renamed:
             print(f"deprecated: {name} is now {self.renamed[name]}", file=sys.stderr)
             return self.renamed[name]
+        if name in groups:
+            raise ValueError(f"{shown}: a group of options, so it cannot be one value")
         if name not in names:
-            groups = [n for n in names if n.startswith(f"{name}.")]
-            if groups:
-                raise ValueError(f"{shown}: holds options of its own, so it cannot be one value: --{groups[0]} ...")
             raise ValueError(f"{shown}: unknown option{did_you_mean(f'--{name}', (f'--{n}' for n in names))}")
         return name
 

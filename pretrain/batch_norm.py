@@ -1,10 +1,9 @@
-"""Batch normalisation that cannot be used to recognise a query's own key.
+"""Shuffled batch normalisation: a query and its positive key share no statistics (arXiv 1911.05722, section 3.3).
 
-MoCo (arXiv 1911.05722, section 3.3): where a query and its key are normalised with the statistics of the same
-images, the network cheats by these statistics. MoCo normalises per GPU and shuffles the keys over the GPUs. Here
-the global batch has `groups` normalisation groups, however many devices share the work: a rank holds groups /
-world_size of them (split BN), keys are dealt out so that every key group has equally many images of every query
-group. One process with 8 groups computes what 8 GPUs compute.
+Where a query and its key are normalised with the statistics of the same images, the network exploits them. MoCo
+normalises per GPU and shuffles the keys over the GPUs. Here the global batch has `groups` normalisation groups on any
+number of devices: a rank holds groups / world_size of them (split BN), and the keys are shuffled so that every key
+group has equally many images of every query group. One process with 8 groups computes what 8 GPUs compute.
 """
 
 from __future__ import annotations
@@ -17,17 +16,16 @@ from common.distributed import rank, world_size
 
 
 class SplitBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d that normalises `groups` equal, consecutive parts of a batch each with its own statistics.
+    """BatchNorm2d that normalises `groups` equal, consecutive parts of a batch, each with its own statistics.
 
-    In training, running statistics take the mean of the groups' statistics, so they do not depend on how the
-    groups are spread over devices. In evaluation, and with groups = 1, it is BatchNorm2d. Names of parameters and
-    buffers are BatchNorm2d's.
+    In training, the running statistics take the mean of the groups' statistics, so they do not depend on the number
+    of devices. In evaluation, and with groups = 1, it is BatchNorm2d. Parameters and buffers have its names.
     """
 
     groups: int = 1
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, c, h, w) -> the same shape; n must be a multiple of `groups` in training."""
+        """Normalise (n, c, h, w); in training n must be a multiple of `groups`."""
         if not self.training or self.groups == 1:
             return super().forward(x)
         if x.shape[0] % self.groups:
@@ -41,7 +39,7 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _update(self, means: Tensor, inverse_stds: Tensor, x: Tensor) -> None:
-        """Running statistics from (groups, c) means and 1 / sqrt(variance + eps)."""
+        """Update the running statistics from (groups, c) means and 1 / sqrt(variance + eps)."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -54,7 +52,11 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
 
 
 def split_batch_norm(model: nn.Module) -> nn.Module:
-    """Turns every BatchNorm2d of the model into a SplitBatchNorm2d of one group, in place."""
+    """Turn every BatchNorm2d of a model into a SplitBatchNorm2d of one group, in place.
+
+    Raises:
+        ValueError: the model has batch normalisation of another kind.
+    """
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SplitBatchNorm2d
@@ -64,10 +66,10 @@ def split_batch_norm(model: nn.Module) -> nn.Module:
 
 
 def set_groups(model: nn.Module, groups: int, micro_batches: int = 1) -> None:
-    """Sets the number of normalisation groups of the batches to come.
+    """Set the number of normalisation groups of a batch.
 
-    With several micro-batches a step, each moves the running statistics by less, so that a step forgets as much of
-    the old ones as it does with one: momentum 1 - 0.9 ** (1 / micro_batches).
+    With several micro-batches per step, each gets the momentum 1 - 0.9 ** (1 / micro_batches), so that a step keeps as
+    much of the old running statistics as with one.
     """
     for module in model.modules():
         if isinstance(module, SplitBatchNorm2d):
@@ -76,7 +78,7 @@ def set_groups(model: nn.Module, groups: int, micro_batches: int = 1) -> None:
 
 
 def running_statistics(model: nn.Module) -> list[Tensor]:
-    """Running means and variances; being linear in the batches, their mean over ranks is that of all groups."""
+    """Return running means and variances; they are linear, so their mean over ranks is that of all groups."""
     return [
         buffer
         for module in model.modules()
@@ -87,18 +89,18 @@ def running_statistics(model: nn.Module) -> list[Tensor]:
 
 
 def shuffle(n: int, groups: int, seed: tuple[int, ...]) -> Tensor:
-    """A random order of n images in which every group of n / groups has equally many of every old group.
+    """Draw an order of n images in which every new group has equally many images of every old group.
 
-    Within each old group the images are shuffled, then dealt to the new groups in turn; so a query and its key
-    have n / groups**2 images (rounded) in common in their groups, the least that is possible.
+    Within each old group the images are permuted, then assigned to the new groups in turn. So the groups of a query
+    and its key have n / groups**2 images (rounded) in common, the minimum.
 
     Args:
         n: images in the global batch, a multiple of `groups`.
         groups: normalisation groups in the global batch.
-        seed: of the shuffle; the same on every rank.
+        seed: of the permutation; the same on every rank.
 
     Returns:
-        (n,) int64 on the CPU: order[i] is the image that comes to place i.
+        (n,) int64 on the CPU: order[i] is the image at position i of the new batch.
     """
     generator = torch.Generator().manual_seed(hash(seed) % 2**63)
     size = n // groups
@@ -109,7 +111,7 @@ def shuffle(n: int, groups: int, seed: tuple[int, ...]) -> Tensor:
 
 
 def all_to_all(x: Tensor, order: Tensor) -> Tensor:
-    """Hands out images over ranks: a rank sends each image to the one rank that needs it, no other.
+    """Exchange images between ranks: each is sent to the one rank that needs it.
 
     Args:
         x: (n, ...) this rank's part of the global batch.
@@ -121,18 +123,18 @@ def all_to_all(x: Tensor, order: Tensor) -> Tensor:
     n, world, me = x.shape[0], world_size(), rank()
     if world == 1:
         return x[order.to(x.device)]
-    owner = (order // n).view(world, n)  # [destination, place] -> rank that has the image
+    owner = (order // n).view(world, n)  # [destination, position] -> rank that has the image
     send = torch.cat([order.view(world, n)[to][owner[to] == me] for to in range(world)]) - me * n
     send_counts = [int((owner[to] == me).sum()) for to in range(world)]
     receive_counts = torch.bincount(owner[me], minlength=world).tolist()
     received = torch.empty_like(x, memory_format=torch.contiguous_format)
     dist.all_to_all_single(received, x[send.to(x.device)].contiguous(), receive_counts, send_counts)
-    places = torch.argsort(owner[me], stable=True)  # received rows come sorted by sender
+    positions = torch.argsort(owner[me], stable=True)  # received rows are sorted by sender
     out = torch.empty_like(received)
-    out[places.to(x.device)] = received
+    out[positions.to(x.device)] = received
     return out
 
 
 def unshuffle(order: Tensor) -> Tensor:
-    """The permutation that undoes `order`, (n,) int64."""
+    """Return the inverse of an order, (n,) int64."""
     return torch.argsort(order)

@@ -19,10 +19,10 @@ Stem = Literal["imagenet", "cifar"]
 
 CROSS_ENTROPY = "cross_entropy"  # the loss that is the supervised baseline
 RECIPES = Path(__file__).parent / "recipes"
-# Options that may differ between a run and its continuation, because they do not change what is computed.
+# Options, or groups, that may differ between a run and its continuation: they do not change what is computed.
 MAY_DIFFER = (
-    *("recipe", "name", "runs", "device", "resume", "data.root", "data.workers", "checkpoint"),
-    *(f"monitor.{option}" for option in ("log_every", "knn_every", "bank", "k", "temperature", "plateau")),
+    *("recipe.", "name.", "runs.", "device.", "resume.", "data.root.", "data.workers.", "checkpoint."),
+    *(f"monitor.{option}." for option in ("log_every", "knn_every", "bank", "k", "temperature", "plateau")),
 )
 # Old name of an option -> its name now. Command lines, recipes and checkpoints with old names still work.
 RENAMED = {
@@ -255,19 +255,11 @@ def method(config: Config) -> str:
     return "unimoco" if config.model.loss == "unicon" else config.model.loss
 
 
-def differing_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Return `key: old -> new` for each option that differs and changes what is computed."""
-    lines = []
-    for key in sorted(old.keys() | new.keys()):
-        name = f"{prefix}{key}"
-        before, after = old.get(key), new.get(key)
-        if name in MAY_DIFFER or before == after:
-            continue
-        if isinstance(before, dict) and isinstance(after, dict):
-            lines += differing_keys(before, after, f"{name}.")
-        else:
-            lines.append(f"{name}: {before} -> {after}")
-    return lines
+    old, new = flatten(old), flatten(new)
+    differ = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    return [f"{n}: {old.get(n)} -> {new.get(n)}" for n in differ if not f"{n}.".startswith(MAY_DIFFER)]
 
 
 def parse(arguments: list[str]) -> Config:

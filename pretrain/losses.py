@@ -1,8 +1,8 @@
 """Contrastive losses with any number of positives per query.
 
-Shapes, everywhere in this file: N queries, C embedding width, K queue entries.
-A queue entry is a positive of a query when both carry the same label and that label is not -1 (unlabelled);
-the query's own key is always a positive. Entries in `ignore` are neither positive nor negative.
+Shapes: N queries, C embedding width, K queue entries. A queue entry is a positive of a query when both have the same
+label and that label is not -1 (unlabelled); the positive key, of the same image, is always one. Entries in `ignore` are
+neither positive nor negative.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from common.images import UNLABELLED
 
 Reduction = Literal["mean", "sum", "none"]
 LossFn = Callable[..., Tensor]
-# Queue entries handled at a time: at N = 256 the block of similarities (8 MiB) stays in a CPU's cache.
+# Queue entries per block: at N = 256 the similarities of a block (8 MiB) stay in a CPU's cache.
 CHUNK = {"cpu": 4096, "cuda": 32768}
-# Share of a block below which positives are added one by one on the CPU; measured: about even at 1 in 64.
+# Fraction of a block below which positives are added one by one on the CPU; measured: break-even at about 1 in 64.
 SPARSE = 1 / 64
 
 
 def positives(labels: Tensor, queue_labels: Tensor) -> Tensor:
-    """Which queue entries are positives of which query.
+    """Return which queue entries are positives of which query.
 
     Args:
         labels: (N,) int64, -1 = unlabelled.
@@ -47,27 +47,27 @@ def unicon(
     reduction: Reduction = "mean",
     ignore: Tensor | None = None,
 ) -> Tensor:
-    """UniCon (UniMoCo, arXiv 2103.10773): log(1 + sum over negatives n, positives p of exp((s_n - s_p) / T)).
+    """Compute UniCon (UniMoCo, arXiv 2103.10773): log(1 + sum over negatives n, positives p of exp((s_n - s_p) / T)).
 
-    Computed as softplus(logsumexp(s_n / T) + logsumexp(-s_p / T)) in fp32 (fp64 for fp64 inputs), in one pass over
+    Evaluated as softplus(logsumexp(s_n / T) + logsumexp(-s_p / T)) in fp32 (fp64 for fp64 inputs), in one pass over
     blocks of the queue: no N x K matrix is kept, neither for the value nor for the gradient. With every label -1
     it equals `info_nce`.
 
     Args:
         q: (N, C) query embeddings, L2-normalised.
-        k: (N, C) key embeddings of the same images, L2-normalised.
+        k: (N, C) positive keys: embeddings of the same images, L2-normalised.
         queue: (C, K) earlier keys, L2-normalised. No gradient flows into it.
         labels: (N,) int64 labels of the queries, -1 = unlabelled.
         queue_labels: (K,) int64 labels of the queue entries, -1 = unlabelled.
         temperature: T > 0.
         reduction: "mean", "sum" or "none".
-        ignore: (N, K) bool, or None: entries that are no negatives (and no positives).
+        ignore: (N, K) bool, or None: entries that are neither negatives nor positives.
 
     Returns:
         Scalar, or (N,) with reduction "none".
 
     Raises:
-        ValueError: shapes that do not fit, temperature <= 0, unknown reduction.
+        ValueError: shapes do not fit, temperature <= 0, or unknown reduction.
     """
     _check(q, k, queue, labels, queue_labels, temperature, ignore)
     loss: Tensor = _UniCon.apply(q, k, queue, labels, queue_labels, temperature, ignore)
@@ -84,9 +84,9 @@ def info_nce(
     reduction: Reduction = "mean",
     ignore: Tensor | None = None,
 ) -> Tensor:
-    """InfoNCE of MoCo (arXiv 1911.05722, eq. 1): the own key is the only positive, labels are not looked at.
+    """Compute InfoNCE (MoCo, arXiv 1911.05722, eq. 1): the positive key is the only positive, labels are ignored.
 
-    Arguments, return value and errors as in `unicon`, whose case of one positive this is.
+    Arguments, return value and errors as in `unicon`, which it equals without labels.
     """
     nobody = torch.full_like(labels, UNLABELLED)
     return unicon(q, k, queue, nobody, queue_labels, temperature, reduction, ignore)
@@ -103,21 +103,21 @@ def supcon(
     ignore: Tensor | None = None,
     form: Literal["out", "in"] = "out",
 ) -> Tensor:
-    """Supervised contrastive loss (Khosla et al., arXiv 2004.11362) on a queue, for the ablation.
+    """Compute the supervised contrastive loss (Khosla et al., arXiv 2004.11362) on a queue, for the ablation.
 
-    form "out" (eq. 2): the mean over positives stands outside the logarithm; "in" (eq. 3): inside it. The
-    denominator holds every positive and negative. Other arguments, return value and errors as in `unicon`.
+    form "out" (eq. 2): the mean over positives is outside the logarithm; "in" (eq. 3): inside it. The
+    denominator has every positive and negative. Other arguments, return value and errors as in `unicon`.
     """
     _check(q, k, queue, labels, queue_labels, temperature, ignore)
     with torch.autocast(q.device.type, enabled=False):
         q, k, queue = (_full_precision(t) for t in (q, k, queue))
-        own = (q * k).sum(1, keepdim=True)
-        logits = torch.cat([own, q @ queue.detach()], dim=1) / temperature  # (N, 1 + K)
+        to_key = (q * k).sum(1, keepdim=True)
+        logits = torch.cat([to_key, q @ queue.detach()], dim=1) / temperature  # (N, 1 + K)
         positive = F.pad(positives(labels, queue_labels), (1, 0), value=True)
         if ignore is not None:
-            left_out = F.pad(ignore, (1, 0), value=False)
-            logits = logits.masked_fill(left_out, -torch.inf)
-            positive = positive & ~left_out
+            ignored = F.pad(ignore, (1, 0), value=False)
+            logits = logits.masked_fill(ignored, -torch.inf)
+            positive = positive & ~ignored
         count = positive.sum(1)
         everything = logits.logsumexp(1)
         if form == "out":
@@ -128,7 +128,7 @@ def supcon(
 
 
 def supcon_in(*args: Any, **kwargs: Any) -> Tensor:
-    """`supcon` with the mean over positives inside the logarithm (eq. 3 of arXiv 2004.11362)."""
+    """Compute `supcon` with the mean over positives inside the logarithm (eq. 3 of arXiv 2004.11362)."""
     return supcon(*args, **{**kwargs, "form": "in"})
 
 
@@ -157,9 +157,9 @@ class _UniCon(torch.autograd.Function):
         with torch.autocast(q.device.type, enabled=False):
             q32, k32, queue32 = (_full_precision(t) for t in (q, k, queue))
             scaled = q32 / temperature
-            own = (scaled * k32).sum(1, keepdim=True)  # (N, 1)
-            pos = _WeightedSum(-own, torch.ones_like(own), k32.clone())
-            neg = _WeightedSum(torch.full_like(own, -torch.inf), torch.zeros_like(own), torch.zeros_like(k32))
+            to_key = (scaled * k32).sum(1, keepdim=True)  # (N, 1)
+            pos = _WeightedSum(-to_key, torch.ones_like(to_key), k32.clone())
+            neg = _WeightedSum(torch.full_like(to_key, -torch.inf), torch.zeros_like(to_key), torch.zeros_like(k32))
             step = CHUNK.get(q.device.type, CHUNK["cpu"])
             for start in range(0, queue.shape[1], step):
                 columns = queue32[:, start : start + step]
@@ -167,14 +167,14 @@ class _UniCon(torch.autograd.Function):
                 is_pos = positives(labels, queue_labels[start : start + step])
                 not_neg = is_pos
                 if ignore is not None:
-                    left_out = ignore[:, start : start + step]
-                    is_pos, not_neg = is_pos & ~left_out, is_pos | left_out
+                    ignored = ignore[:, start : start + step]
+                    is_pos, not_neg = is_pos & ~ignored, is_pos | ignored
                 pos.add_masked(-s, is_pos, columns)
                 neg.add(s.masked_fill_(not_neg, -torch.inf), columns)
             log_ab = neg.logsumexp() + pos.logsumexp()  # (N,)
             gate = torch.sigmoid(log_ab)[:, None] / temperature
             grad_q = gate * (neg.mean() - pos.mean())
-            grad_k = -gate * torch.exp(-own - pos.logsumexp()[:, None]) * q32 if ctx.needs_input_grad[1] else None
+            grad_k = -gate * torch.exp(-to_key - pos.logsumexp()[:, None]) * q32 if ctx.needs_input_grad[1] else None
         ctx.save_for_backward(grad_q, grad_k)
         ctx.dtypes = q.dtype, k.dtype
         return F.softplus(log_ab)
@@ -195,7 +195,7 @@ class _WeightedSum:
         self.maximum, self.total, self.vectors = maximum, total, vectors  # (N, 1), (N, 1), (N, C)
 
     def add(self, x: Tensor, columns: Tensor) -> None:
-        """Adds a block: x (N, block) is overwritten, -inf where an entry does not count; columns (C, block)."""
+        """Add a block: x (N, block) is overwritten, -inf where an entry does not count; columns (C, block)."""
         maximum = torch.maximum(self.maximum, x.amax(1, keepdim=True))
         shift = maximum.masked_fill(maximum == -torch.inf, 0)  # all -inf so far: exp(-inf - 0) = 0, not nan
         weights = x.sub_(shift).exp_()
@@ -205,35 +205,35 @@ class _WeightedSum:
         self.maximum = maximum
 
     def add_masked(self, x: Tensor, mask: Tensor, columns: Tensor) -> None:
-        """Adds the entries of x (N, block) that mask names; x is left as it is."""
+        """Add the entries of x (N, block) where mask is set; x is not changed."""
         # On the CPU it pays to count first: few positives (many classes, or no labels) need no product with the
-        # whole block. On a GPU the question would make the host wait for the device.
+        # whole block. On a GPU counting would make the host wait for the device.
         if x.device.type == "cpu":
             count = int(mask.count_nonzero())
             if count < mask.numel() * SPARSE:
                 if count:
-                    rows, places = mask.nonzero(as_tuple=True)
-                    self.add_entries(x, rows, places, columns)
+                    rows, positions = mask.nonzero(as_tuple=True)
+                    self.add_entries(x, rows, positions, columns)
                 return
         self.add(x.masked_fill(~mask, -torch.inf), columns)
 
-    def add_entries(self, x: Tensor, rows: Tensor, places: Tensor, columns: Tensor) -> None:
-        """Adds the entries x[rows, places] alone; x is left as it is."""
-        values, rest = x[rows, places], torch.full_like(self.maximum, -torch.inf).squeeze(1)
+    def add_entries(self, x: Tensor, rows: Tensor, positions: Tensor, columns: Tensor) -> None:
+        """Add only the entries x[rows, positions]; x is not changed."""
+        values, rest = x[rows, positions], torch.full_like(self.maximum, -torch.inf).squeeze(1)
         highest = rest.scatter_reduce(0, rows, values, "amax")[:, None]
         maximum = torch.maximum(self.maximum, highest)
         weights = torch.exp(values - maximum[rows, 0])
         keep = torch.exp(self.maximum - maximum)
         self.total = (self.total * keep).index_add(0, rows, weights[:, None])
-        self.vectors = (self.vectors * keep).index_add(0, rows, weights[:, None] * columns.T[places])
+        self.vectors = (self.vectors * keep).index_add(0, rows, weights[:, None] * columns.T[positions])
         self.maximum = maximum
 
     def logsumexp(self) -> Tensor:
-        """(N,)"""
+        """Return the log-sum-exp of all entries, (N,)."""
         return (self.maximum + self.total.log()).squeeze(1)
 
     def mean(self) -> Tensor:
-        """(N, C), zero where nothing was added."""
+        """Return the weighted mean of the columns, (N, C); zero where nothing was added."""
         return self.vectors / self.total.clamp_min(torch.finfo(self.total.dtype).tiny)
 
 

@@ -47,6 +47,11 @@ class TestOptions:
         file.write_text("model: {sizes: [4]}\n")
         assert parser.parse(["--recipe", str(file)]).model.sizes == [4]
 
+    def test_a_group_may_be_a_file_and_a_list_may_grow(self, parser: CommandParser, tmp_path: Path) -> None:
+        (tmp_path / "group.yaml").write_text("width: 6\n")
+        options = parser.parse([f"--model={tmp_path / 'group.yaml'}", "--model.sizes+=3"])
+        assert (options.model.width, options.model.sizes) == (6, [1, 2, 3])
+
     @pytest.mark.parametrize("words", [["--model.depth", "5"], ["--model.depth=5"]])
     def test_an_old_name_works_and_says_the_new_one(
         self, parser: CommandParser, words: list[str], capsys: pytest.CaptureFixture[str]
@@ -69,7 +74,7 @@ class TestOptions:
         [
             (["--sede=1"], "--sede: unknown option; did you mean --seed?"),
             (["--model.widht", "1"], "--model.widht: unknown option; did you mean --model.width?"),
-            (["--model=1"], "--model: holds options of its own"),
+            (["--model=1"], '"model": Unable to load config'),
             (["--seed=x"], "Expected a <class 'int'>"),
             (["--model.sizes=3"], r"one as '\[a\]'"),
             (["stray"], "stray"),
@@ -88,7 +93,7 @@ class TestOptions:
         ("text", "message"),
         [
             ("sede: 1", "bad.yaml: sede: unknown option; did you mean --seed?"),
-            ("model: 3", "bad.yaml: model: holds options of its own"),
+            ("model: 3", "bad.yaml: model: a group of options"),
             ("[1, 2", "bad.yaml: not YAML"),
             ("- 1", "bad.yaml: expected a mapping of options"),
             ("seed: x", "Expected a <class 'int'>"),
