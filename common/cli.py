@@ -54,7 +54,7 @@ class CommandParser(ArgumentParser):
         prog: the command, for --help.
         description: of the command.
         recipes: folder of YAML files for --recipe; None: the command has no recipes.
-        renamed: old dotted name of an option -> its name now. The old one still works, with a line on stderr.
+        renamed: old dotted name of an option -> its current name. The old one still works, with a line on stderr.
         **settings: of jsonargparse.ArgumentParser.
     """
 
@@ -79,13 +79,13 @@ class CommandParser(ArgumentParser):
         raise ValueError(f"{' '.join(str(message).split())}{hint}") from ex
 
     def parse(self, arguments: Sequence[str]) -> Namespace:
-        """Parse a command line; options override the recipe's, wherever --recipe stands.
+        """Parse a command line; options override the recipe, wherever --recipe stands.
 
         Returns:
             The options; `recipe` is the path of the recipe file, or None.
 
         Raises:
-            ValueError: names the option that is unknown or malformed.
+            ValueError: an option is unknown or malformed; the message names it and the nearest known one.
         """
         given = [self._known(word) for word in arguments]
         base, recipe = None, self._recipe(given)
@@ -146,7 +146,7 @@ class CommandParser(ArgumentParser):
         return find_config("--recipe", found[0], self.recipes) if found else None
 
     def _read(self, recipe: Path) -> dict[str, Any]:
-        """Read a recipe, its keys checked and under their names of today."""
+        """Read a recipe, with every key checked and renamed."""
         try:
             content = yaml.safe_load(recipe.read_text())
         except yaml.YAMLError as error:
