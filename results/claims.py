@@ -40,6 +40,9 @@ class Pair(NamedTuple):
     first: Entry
     second: Entry
 
+    def __str__(self) -> str:
+        return f"{self.name} {self.first.mean:.1f} against {self.second.mean:.1f}"
+
 
 def claims(rows: pd.DataFrame, papers: pd.DataFrame) -> Grid:
     """Return the table, with the claims that there are measurements for.
@@ -52,14 +55,20 @@ def claims(rows: pd.DataFrame, papers: pd.DataFrame) -> Grid:
     linear, detection = ratio_entries(rows, LINEAR), ratio_entries(rows, DETECTION)
     supervised, supcon = rivals(rows, "cross_entropy", [DETECTION]), rivals(rows, "supcon", list(TASKS))
     theirs = {task: _series(_published(papers, task, "unimoco")) for task in (LINEAR, DETECTION)}
-    box = [_published(papers, DETECTION, method)[1.0] for method in ("unimoco", "cross_entropy")]
+    boxes = [f"{_published(papers, DETECTION, method)[1.0]:.1f}" for method in ("unimoco", "cross_entropy")]
     most_to_fewest = [_ratios(linear, max(linear), min(linear))] if len(linear) > 1 else []
     parts_to_all = [_ratios(detection, ratio, 1.0) for ratio in detection if ratio < 1 and 1.0 in detection]
     table = [
         ("more labels, better linear classification", theirs[LINEAR], _means(linear), most_to_fewest, all),
         ("detection is best below 100 %", theirs[DETECTION], _means(detection), parts_to_all, any),
-        ("UniMoCo detects better than cross-entropy", _against(*box), _both(supervised), supervised, all),
-        ("UniCon is better than SupCon", MISSING, _both(supcon), supcon, all),
+        (
+            "UniMoCo detects better than cross-entropy",
+            " against ".join(boxes),
+            "; ".join(map(str, supervised)),
+            supervised,
+            all,
+        ),
+        ("UniCon is better than SupCon", MISSING, "; ".join(map(str, supcon)), supcon, all),
     ]
     judged = iter(correct([compare(pair.first.means, pair.second.means) for *_, pairs, _ in table for pair in pairs]))
     grid = Grid("claims", "Claims of the paper", ["claim of the paper", "published", "ours", "does it hold here?"], [])
@@ -67,7 +76,7 @@ def claims(rows: pd.DataFrame, papers: pd.DataFrame) -> Grid:
         if pairs:
             answer = verdict(pairs, [next(judged) for _ in pairs], one_is_enough=quantifier is any)
             grid.rows.append([title, published, ours, answer])
-    grid.notes = NOTES if grid.rows else []
+    grid.notes = NOTES
     return grid
 
 
@@ -143,11 +152,3 @@ def _series(values: Mapping[float, float]) -> str:
 
 def _means(entries: Mapping[float, Entry]) -> str:
     return _series({ratio: entry.mean for ratio, entry in entries.items()})
-
-
-def _against(first: float, second: float) -> str:
-    return f"{first:.1f} against {second:.1f}"
-
-
-def _both(pairs: Sequence[Pair]) -> str:
-    return "; ".join(f"{pair.name} {_against(pair.first.mean, pair.second.mean)}" for pair in pairs)

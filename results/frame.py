@@ -29,15 +29,18 @@ def load(folders: Iterable[Path]) -> dict[Path, Record]:
     """Read the records of several folders by their files; of one measurement in two folders the last one counts.
 
     Raises:
-        ValueError: a folder does not exist or a record is broken; the message names it.
+        ValueError: a folder does not exist, or a record is broken or not in fractions; the message names it.
     """
     found: dict[Path, tuple[Path, Record]] = {}
     for folder in folders:
         if not folder.is_dir():
             raise ValueError(f"{folder}: the folder of records does not exist")
         for record in read_all(folder):
-            _check_fractions(folder / record.path, record)
-            found[record.path] = (folder / record.path, record)
+            path = folder / record.path
+            for name in TASKS[record.task].metrics if record.task in TASKS else [record.headline]:
+                if not 0 <= record.metrics.get(name, 0) <= 1:
+                    raise ValueError(f"{path}: {name}={record.metrics[name]}: expected a fraction between 0 and 1")
+            found[record.path] = path, record
     return dict(found.values())
 
 
@@ -174,10 +177,3 @@ def _with_distinct_configs(rows: pd.DataFrame) -> pd.DataFrame:
     equal = configs.duplicated(["task", "config"], keep=False)
     configs.loc[equal, "config"] += " (config " + configs["config_hash"] + ")"
     return rows.drop(columns="config").merge(configs, on=CONFIG, how="left")
-
-
-def _check_fractions(path: Path, record: Record) -> None:
-    shown = TASKS[record.task].metrics if record.task in TASKS else [record.headline]
-    for name in shown:
-        if not 0 <= record.metrics.get(name, 0.0) <= 1:
-            raise ValueError(f"{path}: {name}={record.metrics[name]}: expected a fraction between 0 and 1")

@@ -61,25 +61,27 @@ def label_ratio(rows: pd.DataFrame, name: str, papers: pd.DataFrame) -> Figure |
     Returns:
         None where no config was measured with two label ratios.
     """
-    task = TASKS[name]
-    rows = rows[(rows["task"] == name) & (rows["metric"] == task.metrics[0])]
+    task, metric = TASKS[name], TASKS[name].metrics[0]
+    rows = rows[(rows["task"] == name) & (rows["metric"] == metric)]
     configs = [config for _, config in rows.groupby("config_hash") if len(by_ratio(config)) > 1]
     if not configs:
         return None
-    theirs = papers[(papers["task"] == (task.paper or name)) & (papers["method"] == "unimoco")]
-    theirs = theirs[theirs["metric"] == theirs["metric"].iloc[0]] if len(theirs) else theirs
-    panels = 2 if len(theirs) else 1
+    paper = task.paper or name
+    theirs = papers[(papers[["task", "method", "metric"]] == [paper, "unimoco", metric]).all(axis=1)]
+    panels = 1 if theirs.empty else 2
     figure, axes = plt.subplots(1, panels, figsize=(4.75 * panels, 4.6), squeeze=False, layout="constrained")
-    ours = axes[0, 0]
+    titles = f"{task.title}: ours", f"{PAPER_TITLES.get(paper, paper)}: published"
+    for panel, title in zip(axes.flat, titles, strict=False):
+        panel.set(title=title, xlabel="labels used in pre-training, %", ylabel=f"{METRICS[metric]}, %")
     for index, config in enumerate(configs):
         title = textwrap.shorten(config["config"].iloc[0], 60)
-        _curve(ours, config, f"C{index}", f" ({title})" * (len(configs) > 1))
-    ours.set(title=f"{task.title}: ours", ylabel=f"{METRICS[task.metrics[0]]}, %")
-    ours.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
-    if len(theirs):
-        _published(axes[0, 1], theirs)
-    for one_axes in axes.flat:
-        one_axes.set(xlabel="labels used in pre-training, %")
+        _curve(axes[0, 0], config, f"C{index}", f" ({title})" * (len(configs) > 1))
+    axes[0, 0].legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
+    if panels == 2:
+        axes[0, 1].plot(
+            100 * theirs["label_ratio"], theirs["value"], "s--", color="tab:gray", label="UniMoCo, ResNet-50"
+        )
+        axes[0, 1].legend(fontsize=8)
     return figure
 
 
@@ -109,14 +111,6 @@ def every_task(rows: pd.DataFrame) -> Figure | None:
     return figure
 
 
-def _published(axes: Axes, results: pd.DataFrame) -> None:
-    """Draw the paper's curve."""
-    axes.plot(100 * results["label_ratio"], results["value"], "s--", color="tab:gray", label="UniMoCo, ResNet-50")
-    paper, metric = results["task"].iloc[0], results["metric"].iloc[0]
-    axes.set(title=f"{PAPER_TITLES.get(paper, paper)}: published", ylabel=f"{METRICS[metric]}, %")
-    axes.legend(fontsize=8)
-
-
 def _curve(axes: Axes, rows: pd.DataFrame, color: str, suffix: str = "") -> None:
     """Draw one metric by label ratio, with a band of one standard deviation, and a line for each baseline.
 
@@ -132,12 +126,12 @@ def _curve(axes: Axes, rows: pd.DataFrame, color: str, suffix: str = "") -> None
     spread = np.array([entry.std for entry in points.values()], dtype=float)  # NaN for a single pre-training
     axes.plot(x, y, "-", color=color)
     single = np.isnan(spread)
-    if not single.all():
-        kept, label = ~single, f"UniMoCo{suffix}"
-        axes.errorbar(x[kept], y[kept], spread[kept], fmt="o", color=color, capsize=3, label=label)
-    if single.any():
-        label = f"UniMoCo, one pre-training{suffix}"
-        axes.plot(x[single], y[single], "o", color=color, markerfacecolor="white", label=label)
+    for chosen, label, face in ((~single, "UniMoCo", color), (single, "UniMoCo, one pre-training", "white")):
+        if chosen.any():
+            axes.errorbar(
+                x[chosen], y[chosen], spread[chosen], fmt="o", color=color, capsize=3, markerfacecolor=face,
+                label=label + suffix,
+            )  # fmt: skip
     axes.fill_between(x, y - spread, y + spread, color=color, alpha=0.2)
 
 

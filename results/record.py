@@ -18,7 +18,7 @@ from typing import Any, get_origin, get_type_hints
 
 from common.files import write_text
 
-_FACTS = ("path", "sha256", "format", "arch")  # that every backbone has
+_FACTS = ("path", "sha256", "format", "arch")  # of every backbone
 
 
 @dataclass(frozen=True)
@@ -64,19 +64,15 @@ class Record:
             value, hint = getattr(self, field.name), hints[field.name]
             if not isinstance(value, dict if get_origin(hint) is dict else hint) or isinstance(value, bool):
                 raise ValueError(f"{field.name}={value!r}: must be of type {field.type}")
-        if not self.metrics:
-            raise ValueError("a record without metrics")
         for name, value in [*self.metrics.items(), *self.cost.items()]:
             if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
                 raise ValueError(f"{name}={value!r}: must be a finite number")
         if self.headline not in self.metrics:
-            raise ValueError(f"headline={self.headline!r}: none of the metrics {', '.join(self.metrics)}")
-        for name in _FACTS:
-            if not isinstance(self.backbone.get(name), str):
-                raise ValueError(f"backbone: {name} is missing")
-        for name in ("backbone_id", "task"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} is empty")
+            raise ValueError(f"headline={self.headline!r}: not one of the metrics: {', '.join(self.metrics) or 'none'}")
+        facts = {f"backbone: {name}": self.backbone.get(name) for name in _FACTS}
+        for name, value in {"backbone_id": self.backbone_id, "task": self.task, **facts}.items():
+            if not isinstance(value, str) or not value:
+                raise ValueError(f"{name} is missing")
 
     @property
     def config_hash(self) -> str:
