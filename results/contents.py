@@ -143,7 +143,7 @@ def published_results(papers: pd.DataFrame) -> Grid:
         value=papers["shown"],
         source=papers["source"],
     )
-    return Grid("published", "Published results", [*map(str, table)], table.to_numpy().tolist())
+    return Grid("published", "Published results", [*map(str, table)], table.to_numpy().tolist(), align="l")
 
 
 def benchmarks(path: Path) -> Grid:

@@ -99,6 +99,7 @@ class Grid:
         rows: the title of a row, then its entries or other texts, such as a published result.
         notes: lines below the table.
         short: print entries without n and differences.
+        align: of the columns after the first: "r", or "l" for texts.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Grid:
     rows: list[list[Entry | str]]
     notes: list[str] = field(default_factory=list)
     short: bool = False
+    align: str = "r"
 
     def compare(self, baseline: int | None = None) -> None:
         """Compare all pairs of rows in each column; mark the best entry and the differences to a baseline row.
@@ -147,7 +149,8 @@ class Grid:
 
     def markdown(self) -> str:
         """Return a Markdown table and its notes."""
-        lines = [self.header, [":--"] + ["--:"] * (len(self.header) - 1), *self.texts("**{}**")]
+        rules = [":--"] + [":--" if self.align == "l" else "--:"] * (len(self.header) - 1)
+        lines = [self.header, rules, *self.texts("**{}**")]
         table = "\n".join(f"| {' | '.join(text.replace('|', '¦') for text in line)} |" for line in lines)
         return "\n\n".join([table, *(" ".join(self.notes),) * bool(self.notes)])
 
@@ -164,7 +167,7 @@ class Grid:
             body = table.to_latex(index=False, escape=False, column_format=columns, longtable=True)
             body = f"{{\\tiny\\setlength{{\\tabcolsep}}{{2pt}}\n{body}}}\n"
         else:
-            body = table.to_latex(index=False, escape=False, column_format="l" + "r" * others)
+            body = table.to_latex(index=False, escape=False, column_format="l" + self.align * others)
             fit = r"\ifdim\width>\linewidth\linewidth\else\width\fi"
             body = f"\\resizebox{{{fit}}}{{!}}{{%\n{body}}}\n\n"
         notes = "".join(f"{{\\footnotesize\\sloppy {escaped(note)}\\par}}\n" for note in self.notes)

@@ -34,20 +34,36 @@ def library(name: str, value: float) -> Record:
     return record(kind, None, {"top1": value}, backbone_id=name, format=kind, name=name.partition(":")[2])
 
 
-def test_two_models_of_a_library_are_two_rows() -> None:
-    rows = means([library("timm:resnet50.a1_in1k", 0.6), library("timm:resnet50.a2_in1k", 0.8)])
-    assert rows == {"timm:resnet50.a1_in1k": (60.0, 1), "timm:resnet50.a2_in1k": (80.0, 1)}
+SAME: dict[str, Any] = {"label_ratio": 1.0, "epochs": 4.0, "images": 55000, "settings": "bf4e4781"}
 
 
-def test_two_released_files_in_one_layout_are_two_rows() -> None:
-    files = {"barlow_twins.pth": 0.6, "vicreg.pth": 0.8}
-    records = [
-        record(None, None, {"top1": value}, path=f"/models/{name}", format="torchvision", backbone_id=f"sha256-{name}")
-        for name, value in files.items()
-    ]
-    assert means(records) == {
-        "barlow_twins.pth (torchvision layout)": (60.0, 1), "vicreg.pth (torchvision layout)": (80.0, 1),
-    }  # fmt: skip
+@pytest.mark.parametrize(
+    ("records", "titles"),
+    [
+        (  # two models of a library
+            [library("timm:resnet50.a1_in1k", 0.6), library("timm:resnet50.a2_in1k", 0.8)],
+            ("timm:resnet50.a1_in1k", "timm:resnet50.a2_in1k"),
+        ),
+        (  # two released files in one layout
+            [
+                record(
+                    None, None, {"top1": value}, path=f"/a/{name}", format="torchvision", backbone_id=f"sha256-{name}"
+                )
+                for name, value in (("barlow_twins.pth", 0.6), ("vicreg.pth", 0.8))
+            ],
+            ("barlow_twins.pth (torchvision layout)", "vicreg.pth (torchvision layout)"),
+        ),
+        (  # the same settings on two data sets of equal size
+            [
+                record("unimoco", 0, {"top1": value}, backbone_id=f"unimoco-{data * 12}", **SAME)
+                for data, value in (("a", 0.6), ("b", 0.8))
+            ],
+            tuple(f"UniMoCo, 100 % of the labels, 4 epochs [{data * 8}]" for data in "ab"),
+        ),
+    ],
+)
+def test_two_backbones_are_two_rows_however_alike_they_look(records: list[Record], titles: tuple[str, str]) -> None:
+    assert means(records) == {titles[0]: (60.0, 1), titles[1]: (80.0, 1)}
 
 
 def test_a_file_that_does_not_name_its_method_stands_beside_no_published_result() -> None:
@@ -143,11 +159,6 @@ def test_records_of_several_folders_are_read_and_the_last_one_counts(study: list
     records = load([tmp_path / "a", tmp_path / "b"])
     assert len(records) == len(study)
     assert records[tmp_path / "b" / again.path] == again
-
-
-def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="typo: the folder of records does not exist"):
-        load([tmp_path / "typo"])
 
 
 def test_a_percentage_in_place_of_a_fraction_is_refused(tmp_path: Path) -> None:

@@ -77,13 +77,6 @@ def test_a_repeated_measurement_replaces_its_record(tmp_path: Path) -> None:
     assert RECORD.matches(changed(metrics={"top1": 0.6}))
 
 
-def test_other_options_or_seeds_are_another_measurement(tmp_path: Path) -> None:
-    others = [RECORD, changed(config={"k": [10]}), changed(seed=1), changed(pretrain_seed=1), changed(task="linear")]
-    for record in others:
-        write(tmp_path, record)
-    assert len(read_all(tmp_path)) == len(others)
-
-
 def test_the_order_of_options_plays_no_role() -> None:
     assert hash_config({"a": 1, "b": {"c": 2, "d": 3}}) == hash_config({"b": {"d": 3, "c": 2}, "a": 1})
 

@@ -105,20 +105,6 @@ def test_rows_columns_and_published_results(study: list[Record]) -> None:
     assert "00000000" in " ".join(table.notes)
 
 
-def test_two_released_files_do_not_stand_beside_the_supervised_result() -> None:
-    released = [
-        record(None, None, {"top1": 0.7}, path=f"{name}.pth", format="torchvision", backbone_id=f"sha256-{name}")
-        for name in ("barlow_twins", "vicreg")
-    ]
-    library = record("torchvision", None, {"top1": 0.7}, backbone_id="torchvision:resnet50", format="torchvision")
-    found = texts(grids([*released, library])["classification"])
-    assert {title: row.get("† ImageNet, linear: top-1") for title, row in found.items()} == {
-        "barlow_twins.pth (torchvision layout)": "–",
-        "vicreg.pth (torchvision layout)": "–",
-        "torchvision:resnet50, supervised": "76.5 [1]",
-    }
-
-
 def test_losses_are_compared_where_all_labels_are_used(study: list[Record]) -> None:
     rival = record("supcon", 0, {"top1": 0.65}, label_ratio=1.0, epochs=4.0)
     made = grids([*study, rival])
