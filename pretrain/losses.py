@@ -250,13 +250,7 @@ def _reduce(loss: Tensor, reduction: str) -> Tensor:
 
 
 def _check(
-    q: Tensor,
-    k: Tensor,
-    queue: Tensor,
-    labels: Tensor,
-    queue_labels: Tensor,
-    temperature: float,
-    ignore: Tensor | None,
+    q: Tensor, k: Tensor, queue: Tensor, labels: Tensor, queue_labels: Tensor, temperature: float, ignore: Tensor | None
 ) -> None:
     if not temperature > 0:
         raise ValueError(f"temperature={temperature}: must be above 0 (MoCo v2 and UniMoCo use 0.2)")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from common import distributed
 from common.cli import NON_FINITE, StopRequest, run_cli
-from common.images import CorruptImageError, save_png
+from common.images import save_png
 from common.loaders import GlobalBatches, train_loader
 from common.run_folder import RunFolder
 from pretrain.checkpoint import Checkpoints, find_checkpoint, restore
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     given = sys.argv[1:] if arguments is None else arguments
     try:
-        return run_cli("pretrain", lambda: pretrain(parse(given)), resumable=False, also=(CorruptImageError,))
+        return run_cli("pretrain", lambda: pretrain(parse(given)), resumable=False)
     except NonFiniteError as error:
         print(f"pretrain: stopped: {error}", file=sys.stderr)
         return NON_FINITE
