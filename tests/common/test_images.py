@@ -178,7 +178,7 @@ def test_manifest_errors_name_file_and_line(manifest: Callable[..., str], text: 
         load_images([manifest(text)])
 
 
-def test_an_image_given_as_a_manifest_is_said_to_be_no_text(tmp_path: Path) -> None:
+def test_an_image_given_as_a_manifest_is_reported_as_no_text(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"x\.png: not a text file"):
         load_images([str(write(tmp_path / "x.png"))])
 

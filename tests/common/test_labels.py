@@ -190,7 +190,7 @@ def test_a_missing_list_is_an_error_and_not_all_labels(make_images: Callable[...
         keep_labels(make_images([0, 1]), LabelConfig(list="/nowhere.txt"))
 
 
-def test_an_image_given_as_a_list_is_said_to_be_no_text(make_images: Callable[..., ImageSet], tmp_path: Path) -> None:
+def test_an_image_given_as_a_list_is_reported_as_no_text(make_images: Callable[..., ImageSet], tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n\xff")
     with pytest.raises(ValueError, match=r"x\.png: not a text file"):
         keep_labels(make_images([0, 1]), LabelConfig(list=str(tmp_path / "x.png")))

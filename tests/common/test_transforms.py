@@ -63,7 +63,7 @@ def test_hue(photo: Image, shift: float) -> None:
     assert np.abs(ours - exact_hue(photo, shift)).mean() < 0.9
 
 
-def test_hue_goes_the_right_way_round() -> None:
+def test_hue_rotates_in_the_right_direction() -> None:
     red = np.full((4, 4, 3), (255, 0, 0), np.uint8)
     assert difference(transforms.hue(red, 1 / 3), np.full((4, 4, 3), (0, 255, 0))).max() <= 6
     assert difference(transforms.hue(red, -1 / 3), np.full((4, 4, 3), (0, 0, 255))).max() <= 6

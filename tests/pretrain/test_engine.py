@@ -102,7 +102,7 @@ class TestLearningRate:
         rates = self.rates([0, 119.9, 120, 159.9, 160, 199], epochs=200, schedule="step", lr_update=every)
         assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 
-    def test_warm_up_rises_with_every_step_and_the_schedule_goes_on(self) -> None:
+    def test_warm_up_rises_with_every_step_and_the_schedule_continues(self) -> None:
         rates = self.rates([0, 0.5, 1, 1.5, 2, 3], epochs=4, warmup=2)
         assert rates == pytest.approx([0, 0.25, 0.5, 0.75, 0.5, 0.146447], abs=1e-6)
 

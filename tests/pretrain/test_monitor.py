@@ -1,4 +1,4 @@
-"""What is said, when, and what is written."""
+"""What is logged, when, and what is written."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def folder(tmp_path: Path) -> Iterator[RunFolder]:
 
 
 @pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def logged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is written above the progress bar."""
     lines: list[str] = []
     monkeypatch.setattr(monitor_module.tqdm, "write", lines.append)
@@ -156,8 +156,8 @@ def test_tensorboard_holds_the_same_numbers(start: Callable[..., Run], folder: R
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(10, 2.5), (20, 2.5)]
 
 
-def test_knn_is_written_said_remembered_and_not_counted_as_training_time(
-    start: Callable[..., Run], folder: RunFolder, clock: Callable[[float], None], said: list[str]
+def test_knn_is_written_logged_remembered_and_not_counted_as_training_time(
+    start: Callable[..., Run], folder: RunFolder, clock: Callable[[float], None], logged: list[str]
 ) -> None:
     run = start()
     run.go(5)
@@ -171,7 +171,7 @@ def test_knn_is_written_said_remembered_and_not_counted_as_training_time(
     knn, steps = rows(folder)
     assert knn == {"step": 5, "epoch": 0.05, "knn": 0.815}
     assert steps["images_per_second"] == pytest.approx(16.0)
-    assert said == ["step 5, epoch 0.05: kNN 81.50% on held-out images"]
+    assert logged == ["step 5, epoch 0.05: kNN 81.50% on held-out images"]
     assert run.monitor.knn == {"5": 0.815}
 
 
@@ -179,87 +179,89 @@ def test_knn_is_written_said_remembered_and_not_counted_as_training_time(
 
 
 @pytest.mark.parametrize("loss", [CHANCE, 1.009 * CHANCE, 0.991 * CHANCE])
-def test_a_plateau_at_chance_level_is_said_once_and_only_when_long_enough(
-    start: Callable[..., Run], said: list[str], loss: float
+def test_a_plateau_at_chance_level_is_warned_of_once_and_only_when_long_enough(
+    start: Callable[..., Run], logged: list[str], loss: float
 ) -> None:
     run = start()
     run.go(29, loss=loss)
-    assert said == []
+    assert logged == []
     run.go(1, loss=loss)
-    assert len(said) == 1
-    assert said[0].startswith("warning: step 30: the loss ")
-    assert f"chance level {CHANCE:.3f} for 30 steps" in said[0]
+    assert len(logged) == 1
+    assert logged[0].startswith("warning: step 30: the loss ")
+    assert f"chance level {CHANCE:.3f} for 30 steps" in logged[0]
     run.go(100, loss=loss)
-    assert len(said) == 1
+    assert len(logged) == 1
 
 
 @pytest.mark.parametrize("loss", [1.02 * CHANCE, 0.98 * CHANCE])
-def test_a_loss_off_chance_level_is_no_plateau(start: Callable[..., Run], said: list[str], loss: float) -> None:
+def test_a_loss_off_chance_level_is_no_plateau(start: Callable[..., Run], logged: list[str], loss: float) -> None:
     start().go(100, loss=loss)
-    assert said == []
+    assert logged == []
 
 
-def test_a_plateau_is_counted_from_the_full_queue_on(start: Callable[..., Run], said: list[str]) -> None:
+def test_a_plateau_is_counted_from_the_full_queue_on(start: Callable[..., Run], logged: list[str]) -> None:
     run = start()
     run.go(100, loss=CHANCE, queue_fill=0.99)
     run.go(20, loss=CHANCE)
-    assert said == []
+    assert logged == []
     run.go(10, loss=CHANCE)
-    assert len(said) == 1
+    assert len(logged) == 1
 
 
-def test_leaving_chance_level_starts_the_count_again(start: Callable[..., Run], said: list[str]) -> None:
+def test_leaving_chance_level_starts_the_count_again(start: Callable[..., Run], logged: list[str]) -> None:
     run = start()
     for _ in range(5):
         run.go(20, loss=CHANCE)
         run.go(10, loss=1.0)
-    assert said == []
+    assert logged == []
 
 
-def test_embeddings_that_stay_alike_are_said_to_have_collapsed_once(start: Callable[..., Run], said: list[str]) -> None:
+def test_embeddings_that_stay_alike_are_reported_as_collapsed_once(
+    start: Callable[..., Run], logged: list[str]
+) -> None:
     run = start()
     run.go(29, embedding_std=0.05)
-    assert said == []
+    assert logged == []
     run.go(1, embedding_std=0.04)
-    assert len(said) == 1
-    assert said[0].startswith("warning: step 30: the embedding std, now 0.040")
-    assert "below 0.1 for 30 steps" in said[0]
+    assert len(logged) == 1
+    assert logged[0].startswith("warning: step 30: the embedding std, now 0.040")
+    assert "below 0.1 for 30 steps" in logged[0]
     run.go(100, embedding_std=0.05)
-    assert len(said) == 1
+    assert len(logged) == 1
 
 
 def test_the_like_embeddings_of_an_untrained_network_are_no_collapse(
-    start: Callable[..., Run], said: list[str]
+    start: Callable[..., Run], logged: list[str]
 ) -> None:
     run = start()
     run.go(20, embedding_std=0.01)
     run.go(20, embedding_std=0.11)
     run.go(20, embedding_std=0.01)
-    assert said == []
+    assert logged == []
 
 
-def test_plateau_and_collapse_are_said_side_by_side(start: Callable[..., Run], said: list[str]) -> None:
+def test_plateau_and_collapse_are_both_reported(start: Callable[..., Run], logged: list[str]) -> None:
     start().go(60, loss=CHANCE, embedding_std=0.01)
-    assert len(said) == 2
+    assert len(logged) == 2
 
 
 @pytest.mark.parametrize(("data_time", "warnings"), [(0.19, 0), (0.21, 1)])
-def test_waiting_for_images_is_said_once_above_a_fifth_of_the_time(
-    start: Callable[..., Run], said: list[str], data_time: float, warnings: int
+def test_waiting_for_images_is_reported_once_above_a_fifth_of_the_time(
+    start: Callable[..., Run], logged: list[str], data_time: float, warnings: int
 ) -> None:
     start().go(100, data_time=data_time)
-    assert len(said) == warnings
-    assert all(line.startswith("warning: step 30: 21% of the time is spent waiting for images") for line in said)
+    assert len(logged) == warnings
+    assert all(line.startswith("warning: step 30: 21% of the time is spent waiting for images") for line in logged)
 
 
 @pytest.mark.parametrize("step", [0, 500])
 def test_the_first_steps_may_wait_for_the_loaders_to_start(
-    start: Callable[..., Run], said: list[str], step: int
+    start: Callable[..., Run], logged: list[str], step: int
 ) -> None:
     run = start(step)
     run.go(20, data_time=0.9)
     run.go(100, data_time=0.0)
-    assert said == []
+    assert logged == []
 
 
 # What is not finite
@@ -313,12 +315,12 @@ def test_nothing_that_is_not_finite_is_written_as_a_good_line(start: Callable[..
 # Unreadable images
 
 
-def test_an_unreadable_image_is_named_once(start: Callable[..., Run], said: list[str]) -> None:
+def test_an_unreadable_image_is_named_once(start: Callable[..., Run], logged: list[str]) -> None:
     monitor = start().monitor
     for _ in range(3):
         monitor.add_corrupt({7: "a.jpg: broken"}, 10_000, 0.001)
     monitor.add_corrupt({7: "a.jpg: broken", 8: "b.jpg: broken"}, 10_000, 0.001)
-    assert said == ["warning: image skipped: a.jpg: broken", "warning: image skipped: b.jpg: broken"]
+    assert logged == ["warning: image skipped: a.jpg: broken", "warning: image skipped: b.jpg: broken"]
     assert monitor.corrupt == {7: "a.jpg: broken", 8: "b.jpg: broken"}
 
 
@@ -326,7 +328,7 @@ def test_an_unreadable_image_is_named_once(start: Callable[..., Run], said: list
     ("images", "share", "allowed"), [(10_000, 0.001, 10), (50, 0.001, 1), (50, 0.1, 5), (50, 0.0, 0), (3, 1.0, 3)]
 )
 def test_more_unreadable_images_than_the_share_allows_stop_the_run(
-    start: Callable[..., Run], said: list[str], images: int, share: float, allowed: int
+    start: Callable[..., Run], logged: list[str], images: int, share: float, allowed: int
 ) -> None:
     monitor = start().monitor
     for i in range(allowed):
@@ -336,29 +338,29 @@ def test_more_unreadable_images_than_the_share_allows_stop_the_run(
     )
     with pytest.raises(ValueError, match=complaint):
         monitor.add_corrupt({allowed: "last.jpg: broken"}, images, share)
-    assert len(said) == allowed + 1
+    assert len(logged) == allowed + 1
 
 
 # Going on
 
 
-def test_a_continued_run_goes_on_counting_and_repeats_nothing(
-    start: Callable[..., Run], said: list[str], tmp_path: Path
+def test_a_continued_run_keeps_its_counts_and_repeats_no_warning(
+    start: Callable[..., Run], logged: list[str], tmp_path: Path
 ) -> None:
     run = start()
     run.go(20, loss=CHANCE, embedding_std=0.01)
     run.monitor.add_corrupt({7: "a.jpg: broken"}, 10_000, 0.001)
     run.monitor.evaluate(lambda encoder, device: 0.5)
-    said.clear()
+    logged.clear()
     torch.save(run.monitor.state(), tmp_path / "state.pth")
     again = start(20, torch.load(tmp_path / "state.pth", weights_only=True))
     assert again.monitor.state() == run.monitor.state()
     again.go(10, loss=CHANCE, embedding_std=0.01)
     again.monitor.add_corrupt({7: "a.jpg: broken"}, 10_000, 0.001)
-    assert [line.split(":")[1] for line in said] == [" step 30", " step 30"]
+    assert [line.split(":")[1] for line in logged] == [" step 30", " step 30"]
     later = start(30, again.monitor.state())
     later.go(60, loss=CHANCE, embedding_std=0.01)
-    assert len(said) == 2
+    assert len(logged) == 2
     assert later.monitor.knn == {"20": 0.5}
 
 

@@ -186,7 +186,7 @@ def test_a_finished_run_is_not_run_again(folder: Path, reference: Path, capsys: 
     assert all(torch.equal(before[name], tensor) for name, tensor in weights(reference).items())
 
 
-def test_the_run_folder_tells_what_was_run(reference: Path, folder: Path) -> None:
+def test_the_run_folder_holds_what_was_run(reference: Path, folder: Path) -> None:
     config = yaml.safe_load((reference / "config.yaml").read_text())
     assert config["data"]["train"] == str(folder)
     environment = json.loads((reference / "environment.json").read_text())

@@ -325,7 +325,7 @@ def test_chance_is_the_loss_of_equal_similarities(shared: UniMoCo, name: str, ma
     assert float(model.loss(one, one, labels, index)) == pytest.approx(chance, abs=1e-5)
 
 
-def test_embedding_std_tells_spread_from_collapse(shared: UniMoCo) -> None:
+def test_embedding_std_distinguishes_spread_from_collapse(shared: UniMoCo) -> None:
     model = with_loss(empty_queues(shared, 10), "unicon", False)
     n, none = 4096, torch.full((4096,), -1)
     spread = F.normalize(torch.randn(n, DIM, generator=torch.Generator().manual_seed(0)), dim=1)
