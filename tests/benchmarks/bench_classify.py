@@ -16,6 +16,7 @@ import argparse
 import json
 import multiprocessing
 import multiprocessing.connection
+import os
 import statistics
 import sys
 import tempfile
@@ -261,6 +262,13 @@ def linear_seconds(rounds: int, count: int = 3000) -> dict[str, float]:
     return take_turns({"cached": cached, "epoch": epoch}, rounds)
 
 
+def cpu_model() -> str:
+    """Return the name of this machine's CPU and the cores that it gives to this process."""
+    rows = Path("/proc/cpuinfo").read_text().splitlines()
+    name = next((row.partition(":")[2].strip() for row in rows if row.startswith("model name")), "unknown")
+    return f"{name}, {len(os.sched_getaffinity(0))} cores"
+
+
 def kept(ratio: float, bound: float, sense: str) -> bool:
     """Return whether a ratio is within its bound."""
     return ratio <= bound if sense == "at most" else ratio >= bound
@@ -301,6 +309,7 @@ def main() -> int:
     if options.record:
         record = {
             "rounds": options.rounds,
+            "cpu": cpu_model(),
             "ratios": {name: ratio for name, ratio, _, _ in rows},
             "knn": memory,
             "logistic": regressions,
