@@ -140,13 +140,7 @@ def extract_features(
 ) -> Tensor:
     """Return the L2-normalised features of all images, (N, D) float32 on the device; each rank computes a part.
 
-    Args:
-        encoder: see `FeatureExtractor`.
-        images: N of them.
-        size: side S of the evaluation view, in pixels.
-        device: where to compute.
-        batch: images per forward pass.
-        workers: see `raw_features`.
+    Arguments as in `raw_features`.
     """
     world = world_size()
     mine = np.arange(rank(), len(images), world)
