@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -123,18 +122,16 @@ class Grid:
             entries = {row: entry for row, entry in enumerate(column) if isinstance(entry, Entry)}
             pairs = list(combinations(entries, 2))
             tested = correct([compare(entries[first].means, entries[second].means) for first, second in pairs])
-            differing: dict[int, set[int]] = defaultdict(set)
-            for pair, comparison in zip(pairs, tested, strict=True):
-                if comparison.differs:
-                    differing[pair[0]].add(pair[1])
-                    differing[pair[1]].add(pair[0])
+            differing = np.zeros((len(column), len(column)), dtype=bool)
+            for (first, second), comparison in zip(pairs, tested, strict=True):
+                differing[first, second] = differing[second, first] = comparison.differs
             highest = max(entries, key=lambda row: entries[row].mean, default=None)
             for row, entry in entries.items():
                 others = entries.keys() - {row}
-                entry.best = row == highest and bool(others) and others <= differing[row]
+                entry.best = row == highest and bool(others) and bool(differing[row, list(others)].all())
                 if baseline is not None and baseline in others:
                     base = entries[baseline]
-                    entry.change, entry.differs = entry.mean - base.mean, baseline in differing[row]
+                    entry.change, entry.differs = entry.mean - base.mean, bool(differing[row, baseline])
                     entry.images = over_images(entry, base)
 
     def texts(self, bold: str, escape: Callable[[str], str] = str) -> list[list[str]]:

@@ -91,8 +91,8 @@ def every_task(rows: pd.DataFrame) -> Figure | None:
     Args:
         rows: of `frame`.
     """
-    by_task = {str(name): of_task for name, of_task in headlines(rows).groupby("task")}
-    panels = {name: by_task[name] for name in TASKS if name in by_task and len(by_ratio(by_task[name])) > 1}
+    rows = headlines(rows)
+    panels = {name: one for name in TASKS if len(by_ratio(one := rows[rows["task"] == name])) > 1}
     if not panels:
         return None
     across = min(3, len(panels))

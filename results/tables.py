@@ -12,18 +12,22 @@ With --records DIR it reads your records and writes only to --out. Each table co
 from __future__ import annotations
 
 import argparse
+import base64
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 if not __package__:  # run as a script: find the packages beside this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.cli import run_cli
 from common.files import write_text
-from results import contents, plots, report
+from results import contents, plots
 from results.frame import frame, load, published
+from results.grid import Grid
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
@@ -49,7 +53,27 @@ def made(folders: Sequence[Path], extras: Path | None = None) -> dict[str, str]:
     drawn = plots.draw(rows, papers, extras and extras / "curves")
     files |= {f"{name}.svg": svg for name, (_, svg) in drawn.items()}
     shown = [grid for grid in grids if grid.name != "summary"]
-    return files | {"index.html": report.page(shown, dict(drawn.values()), extras and extras / "pictures")}
+    return files | {"index.html": report(shown, dict(drawn.values()), extras and extras / "pictures")}
+
+
+def report(grids: Sequence[Grid], drawn: Mapping[str, str], pictures: Path | None) -> str:
+    """Return one HTML page with all tables, plots and pictures, which needs no other file and no network.
+
+    Args:
+        grids: in their order; the last one, published results, closes the page.
+        drawn: SVG by caption.
+        pictures: folder of JPEG files, whose names are the captions; None: show none.
+    """
+
+    def url(kind: str, content: bytes) -> str:
+        return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+    figures = {caption: url("svg+xml", svg.encode()) for caption, svg in drawn.items()}
+    for path in sorted(pictures.glob("*.jpg")) if pictures else ():
+        figures[path.stem.replace("_", " ")] = url("jpeg", path.read_bytes())
+    loader = FileSystemLoader(Path(__file__).parent)
+    template = Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template("report.html.j2")
+    return template.render(tables=grids, figures=figures) + "\n"
 
 
 def filled(page: Path, tables: Mapping[str, str]) -> str:

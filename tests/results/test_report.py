@@ -14,8 +14,7 @@ import pytest
 from results.contents import all_grids
 from results.frame import published
 from results.record import Record
-from results.report import page
-from results.tables import ROOT
+from results.tables import ROOT, report
 
 from .conftest import found_in
 
@@ -25,7 +24,7 @@ PAPERS = published(ROOT / "results" / "published.csv")
 def test_the_page_holds_everything_itself(study: list[Record], tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     cv2.imwrite(str(tmp_path / "pictures" / "some_detections.jpg"), cv2.UMat(8, 8, cv2.CV_8UC3).get())
-    text = page(all_grids(found_in(study), PAPERS), {}, tmp_path / "pictures")
+    text = report(all_grids(found_in(study), PAPERS), {}, tmp_path / "pictures")
     assert "some detections" in text
     assert not re.search(r"(src|href)=.?(http|/|\w+\.)|url\(|@import", text)
 
@@ -50,7 +49,7 @@ def browser() -> Iterator[Any]:
 def test_a_click_on_a_header_sorts_and_missing_cells_stay_below(
     study: list[Record], tmp_path: Path, browser: Any
 ) -> None:
-    (tmp_path / "index.html").write_text(page(all_grids(found_in(study), PAPERS), {}, tmp_path / "pictures"))
+    (tmp_path / "index.html").write_text(report(all_grids(found_in(study), PAPERS), {}, tmp_path / "pictures"))
     browser.get(f"file://{tmp_path}/index.html")
 
     def column(index: int) -> list[str]:
