@@ -22,7 +22,9 @@ import yaml
 from common.cli import flatten, nest
 from common.images import load_images
 from converters import read_backbone
-from pretrain.config import RENAMED
+from pretrain.checkpoint import describe
+from pretrain.config import RENAMED, backbone_id, parse
+from pretrain.data import load_data
 from pretrain.train import main
 
 ROOT = Path(__file__).parents[2]
@@ -221,6 +223,37 @@ def test_a_checkpoint_holds_tensors_and_builtins_and_the_papers_keys(reference: 
     assert saved["meta"]["label_ratio"] == 1.0
     assert saved["meta"]["epochs"] == 3.0
     assert saved["meta"]["backbone_id"].startswith("unimoco-")
+
+
+def identity(folder: Path, **changes: object) -> tuple[str, dict[str, Any]]:
+    """The backbone_id of a run of three epochs and the other facts in its checkpoints, without training."""
+    config = parse(options(folder, folder, **changes))
+    data = load_data(config)
+    return backbone_id(config, data.images, data.kept, 3), describe(config, data)
+
+
+def test_a_checkpoint_carries_the_identity_that_needs_no_training(folder: Path, reference: Path) -> None:
+    meta = torch.load(reference / "last.pth", weights_only=True)["meta"]
+    expected, facts = identity(folder)
+    assert (meta["backbone_id"], meta["seed"], meta["label_seed"]) == (expected, 0, 0)
+    assert meta["data"] == facts["data"]
+
+
+def test_label_seeds_are_two_pretrainings_of_one_backbone_id(folder: Path) -> None:
+    (first, a), (second, b) = (identity(folder, labels__ratio=0.5, labels__seed=seed) for seed in (0, 1))
+    assert first == second
+    assert (a["label_seed"], b["label_seed"]) == (0, 1)
+    assert a["labels_sha256"] != b["labels_sha256"]
+
+
+def test_data_sets_of_equal_size_and_names_but_other_pixels_are_two_backbones(folder: Path, tmp_path: Path) -> None:
+    for path in folder.glob("*/*.png"):
+        target = tmp_path / path.relative_to(folder)
+        target.parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(target), 255 - cv2.imread(str(path)))
+    (first, a), (second, b) = identity(folder), identity(tmp_path)
+    assert a["labels_sha256"] == b["labels_sha256"]  # the same names keep their label
+    assert first != second
 
 
 @pytest.mark.parametrize(("ratio", "labelled"), [(0, 0), (0.25, 16), (1, 64)])
