@@ -301,6 +301,8 @@ def main() -> int:
          "at most"),
         (f"linear: moco, {PAPER_EPOCHS} times one epoch / cached: time", epochs / linear["cached"], 20.0, "at least"),
     ]  # fmt: skip
+    if torch.get_num_threads() == 1:  # the two ways are the same then
+        rows = [row for row in rows if not row[0].startswith("features")]
     for name, ratio, bound, sense in rows:
         missed = "" if kept(ratio, bound, sense) else ": missed"
         print(f"{name:65} {ratio:7.2f}   (wanted: {sense} {bound}{missed})")

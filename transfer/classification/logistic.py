@@ -6,7 +6,7 @@ Shapes: B images, D feature width, C classes. On features standardised to mean 0
 
 as scikit-learn's LogisticRegression does with C = 1 / (penalty * B). Measured against it (tests/benchmarks/
 bench_classify.py, results/benchmarks/classify.jsonl): with 2,048 features and 1,000 classes scikit-learn takes 813 MiB
-for 32,000 images and 1,625 MiB for 64,000, so 32 GiB for ImageNet. Here it is 0.4 GiB for any number of images, which
+for 32,000 images and 1,625 MiB for 64,000, so 32 GiB for ImageNet. Here it is 0.5 GiB for any number of images, which
 may be in a file and in half precision. On features of Fashion-MNIST this solver takes half the CPU time for the same
 accuracy.
 """
