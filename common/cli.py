@@ -22,29 +22,29 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def find_config(option: str, name: str, folder: Path, suffix: str = ".yaml") -> Path:
+def find_config(option: str, name: str, folder: Path, suffixes: Sequence[str] = (".yaml",)) -> Path:
     """Return the file of a config: FOLDER/NAME.yaml, or the path that `name` is.
 
     Args:
         option: how the command calls it, e.g. "--recipe".
         name: a name in `folder`, or a path.
         folder: of the configs that come with the project.
-        suffix: of their files.
+        suffixes: of the files that a user may name.
 
     Raises:
         ValueError: there is neither; names the nearest.
     """
-    for path in (folder / f"{name}{suffix}", Path(name)):
-        if path.suffix == suffix and path.is_file():
+    for path in (folder / f"{name}.yaml", Path(name)):
+        if path.suffix in suffixes and path.is_file():
             return path
-    names = config_names(folder, suffix)
+    names = config_names(folder)
     hint = did_you_mean(name, names) or f"; there are {', '.join(names)}"
     raise ValueError(f"{option} {name}: no such {option.strip('-')} or file{hint}")
 
 
-def config_names(folder: Path, suffix: str = ".yaml") -> list[str]:
+def config_names(folder: Path) -> list[str]:
     """Return the names of the configs in a folder, sorted."""
-    return sorted(path.stem for path in folder.glob(f"*{suffix}"))
+    return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
 class CommandParser(ArgumentParser):

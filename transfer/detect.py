@@ -21,15 +21,15 @@ from jsonargparse import Namespace
 from common.cli import CommandParser
 from transfer.benchmark import Measurement, measure, on_record, run_benchmark, summary
 from transfer.detection.devices import choose_devices
-from transfer.detection.tasks import describe, find_task, task_names
 from transfer.options import Formatter, add_options, add_training_options, require
+from transfer.tasks import DETECTION
 
 SETTING = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+")  # a key of detectron2's configuration
 
 
 def parser() -> CommandParser:
     """Return the parser of the options."""
-    tasks = "\n".join(f"  {task:20} {describe(task)}" for task in task_names())
+    tasks = "\n".join(f"  {task:20} {DETECTION.describe(task)}" for task in DETECTION.names())
     p = CommandParser("transfer/detect.py", __doc__, epilog=f"tasks:\n{tasks}", formatter_class=Formatter)
     add_options(p)
     add_training_options(p, "data for fashion tasks, else $DETECTRON2_DATASETS")
@@ -57,7 +57,7 @@ def data_root(options: Namespace) -> Path:
 
 def detect(options: Namespace) -> None:
     """Measure every seed that is not on record, and print the result."""
-    find_task(options.task)
+    DETECTION.find(options.task)
     require("detectron2")
     warnings.filterwarnings("ignore", message=".*torch.jit.*")  # when detectron2 is imported
     from transfer.detection.detectron2_engine.run import DetectionRun, measure_run, plan_run

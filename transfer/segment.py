@@ -19,14 +19,15 @@ from common.cli import CommandParser
 from common.distributed import rank
 from transfer.benchmark import Measurement, measure, run_benchmark, summary
 from transfer.options import Formatter, add_options, add_training_options, require
-from transfer.segmentation.tasks import describe, find_task, quiet, task_names
+from transfer.segmentation.quiet import quiet
+from transfer.tasks import SEGMENTATION
 
 MOST_ROWS = 30  # of the table on the screen
 
 
 def parser() -> CommandParser:
     """Return the parser of the options."""
-    tasks = "\n".join(f"  {task:24} {describe(task)}" for task in task_names())
+    tasks = "\n".join(f"  {task:24} {SEGMENTATION.describe(task)}" for task in SEGMENTATION.names())
     p = CommandParser("transfer/segment.py", __doc__, epilog=f"tasks:\n{tasks}", formatter_class=Formatter)
     add_options(p)
     add_training_options(p, "data")
@@ -43,7 +44,7 @@ def parser() -> CommandParser:
 
 def segment(options: Namespace) -> None:
     """Measure every seed that is not on record, and print the result."""
-    find_task(options.task)
+    SEGMENTATION.find(options.task)
     if options.resume and options.force:
         raise ValueError("--resume continues a run, --force replaces it: leave one of them out")
     if options.dry_run and os.environ.get("RANK", "0") != "0":

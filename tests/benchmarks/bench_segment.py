@@ -30,8 +30,8 @@ from transfer.segmentation.config import resolve
 from transfer.segmentation.data import find_data
 from transfer.segmentation.devices import join
 from transfer.segmentation.hooks import BackboneHook, ClockHook, MetricsHook, PicturesHook, RandomStateHook
-from transfer.segmentation.run import register
-from transfer.segmentation.tasks import PACKAGES, quiet
+from transfer.segmentation.quiet import quiet
+from transfer.segmentation.run import PACKAGES, register
 from transfer.segmentation.trainer import build_runner
 from transfer.segmentation.weights import SegmentorBackbone
 

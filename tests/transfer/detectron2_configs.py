@@ -17,7 +17,7 @@ from transfer.detection.detectron2_engine import config
 from transfer.detection.detectron2_engine.config import flat, for_record, resolve
 from transfer.detection.detectron2_engine.title import compose_title
 from transfer.detection.devices import Devices
-from transfer.detection.tasks import CONFIGS, describe, find_task, task_names
+from transfer.tasks import DETECTION
 
 ROOT = Path(__file__).parents[2]
 R18, R50 = (read_checkpoint(f"random:{arch}", 0) for arch in ("resnet18", "resnet50"))
@@ -121,7 +121,7 @@ def resolved(task: str, backbone: Backbone = R50, devices: Devices = EIGHT, **op
 
 
 def test_every_paper_scale_task_is_compared_with_its_protocol() -> None:
-    assert {task for task in task_names() if not task.startswith("fashion")} == PROTOCOLS.keys()
+    assert {task for task in DETECTION.names() if not task.startswith("fashion")} == PROTOCOLS.keys()
 
 
 @pytest.mark.parametrize("task", PROTOCOLS)
@@ -137,13 +137,13 @@ def test_a_resolved_task_equals_its_protocol(task: str) -> None:
     assert changed - wanted.keys() - aside == set()
 
 
-@pytest.mark.parametrize("task", task_names())
+@pytest.mark.parametrize("task", DETECTION.names())
 def test_a_config_opens_with_command_cost_and_published_scores(task: str) -> None:
-    head = [line for line in find_task(task).read_text().splitlines() if line.startswith("# ")]
+    head = [line for line in DETECTION.find(task).read_text().splitlines() if line.startswith("# ")]
     assert head[0].startswith("# python transfer/detect.py --ckpt CHECKPOINT --task " + task)
     assert any(line.startswith("# Cost: about ") for line in head)
     assert any(line.startswith("# Published") for line in head)
-    assert describe(task) in head[1]
+    assert DETECTION.describe(task) in head[1]
     found = config.read_task(task).TASK.HEADLINE
     assert found == {"coco-keypoint-2x": "keypoints/AP", "cityscapes-instance": "segm/AP"}.get(task, "bbox/AP")
 
@@ -235,7 +235,7 @@ def test_a_task_as_published_has_a_title_without_changes() -> None:
         "Mask R-CNN R50-C4 with extra norm, SyncBN in backbone, coco_2017_train to coco_2017_val, "
         "90000 iterations of 16, lr 0.02, fp32"
     )
-    for task in task_names():
+    for task in DETECTION.names():
         arch, devices = ("resnet18", CPU) if task.startswith("fashion") else ("resnet50", EIGHT)
         assert "changed" not in title(task, arch, devices), task
     assert len({title(task, "resnet50", EIGHT) for task in PROTOCOLS}) == len(PROTOCOLS)
@@ -312,7 +312,7 @@ def test_a_dry_run_plans_for_gpus_that_are_elsewhere(plan: Plan) -> None:
 
 def test_a_user_s_config_gives_its_name_to_the_task(plan: Plan, tmp_path: Path) -> None:
     mine = tmp_path / "my_task.yaml"
-    mine.write_text(f"_BASE_: {CONFIGS / 'fashion-fpn.yaml'}\nSOLVER:\n  BASE_LR: 0.01\n")
+    mine.write_text(f"_BASE_: {DETECTION.folder / 'fashion-fpn.yaml'}\nSOLVER:\n  BASE_LR: 0.01\n")
     (planned,) = plan("--ckpt", "random:resnet18", "--task", str(mine), "--device", "cpu")
     assert planned["task"] == "my_task"
     assert planned["path"].startswith("my_task/")

@@ -18,7 +18,7 @@ from results.record import read_all
 from tests.converters.samples import SAMPLES
 from transfer.scenes import ensure_scenes
 from transfer.segment import main, parser
-from transfer.segmentation.tasks import CONFIGS, task_names
+from transfer.tasks import SEGMENTATION
 
 ROOT = Path(__file__).parents[2]
 CLASSES = {"voc12aug": 21, "cityscapes": 19, "ade20k": 150}
@@ -76,7 +76,7 @@ def small(task: str) -> list[str]:
     return ["--batch", "2", "--cfg-options", *given, *(f"{key}={value}" for key, value in values.items())]
 
 
-@pytest.mark.parametrize("task", [name for name in task_names() if name != "fashion-fcn"])
+@pytest.mark.parametrize("task", [name for name in SEGMENTATION.names() if name != "fashion-fcn"])
 def test_each_published_task_trains_and_evaluates_on_its_data_set_tree(
     task: str, public: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,7 +100,7 @@ def test_each_published_task_trains_and_evaluates_on_its_data_set_tree(
     (run,) = (tmp_path / "out").glob("*/*/seed0")
     for name in ("vis/predictions.png", "curve.png"):
         assert cv2.imread(str(run / name)) is not None
-    for name in ("config.yaml", "command.txt", "environment.json", "metrics.jsonl", f"{task}.py"):
+    for name in ("config.yaml", "command.txt", "environment.json", "metrics.jsonl", f"{task}.yaml"):
         assert (run / name).stat().st_size
     assert list(run.glob("tensorboard/events*"))
 
@@ -287,7 +287,7 @@ def test_a_mistake_is_one_line(
     assert not (tmp_path / "records").exists()
 
 
-VOC = "_base_ = ['{folder}/voc12aug-fcn-20k.py']\n"
+VOC = "_base_ = ['{folder}/voc12aug-fcn-20k.yaml']\n"
 
 
 @pytest.mark.parametrize(
@@ -295,6 +295,8 @@ VOC = "_base_ = ['{folder}/voc12aug-fcn-20k.py']\n"
     [
         ("x = (", "mine.py: not read, SyntaxError"),
         ("_base_ = ['no_such_base.py']", "mine.py: not read, FileNotFoundError"),
+        ("# YAML\nx: [1", "mine.yaml: not read, ParserError"),
+        ("# YAML\nx: 1", "mine.yaml: train_dataloader, val_dataloader, test_dataloader, model, optim_wrapper"),
         ("x = unknown", "mine.py: not read, NameError"),
         ("x = 1", "mine.py: train_dataloader, val_dataloader, test_dataloader, model, optim_wrapper"),
         (VOC + "val_evaluator = None", "mine.py: val_evaluator missing"),
@@ -311,8 +313,9 @@ VOC = "_base_ = ['{folder}/voc12aug-fcn-20k.py']\n"
 def test_a_mistake_in_a_user_s_config_is_one_line(
     text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "mine.py").write_text(text.replace("{folder}", str(CONFIGS)))
-    assert bare(["--task", str(tmp_path / "mine.py"), "--out", str(tmp_path / "out")], tmp_path) == 2
+    mine = tmp_path / ("mine.yaml" if text.startswith("# YAML") else "mine.py")
+    mine.write_text(text.replace("{folder}", str(SEGMENTATION.folder)))
+    assert bare(["--task", str(mine), "--out", str(tmp_path / "out")], tmp_path) == 2
     error = capsys.readouterr().err
     assert message in error
     assert len(error.strip().splitlines()) == 1

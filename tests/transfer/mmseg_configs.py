@@ -13,7 +13,7 @@ from converters import VerificationError, backbone_state
 from transfer.benchmark import read_checkpoint
 from transfer.segment import parser
 from transfer.segmentation import config
-from transfer.segmentation.tasks import task_names
+from transfer.tasks import SEGMENTATION
 
 register_all_modules()
 D8 = {"strides": (1, 2, 1, 1), "dilations": (1, 1, 2, 4), "contract_dilation": True}
@@ -91,7 +91,7 @@ def holds(found: Any, wanted: dict[str, Any]) -> None:
 
 
 def test_every_task_is_compared_with_its_protocol() -> None:
-    assert set(PROTOCOLS) | {"fashion-fcn"} == set(task_names())
+    assert set(PROTOCOLS) | {"fashion-fcn"} == set(SEGMENTATION.names())
 
 
 def norms(cfg: Any) -> list[Any]:

@@ -17,8 +17,8 @@ from tests.transfer.mmseg_configs import resolve
 from transfer.benchmark import read_checkpoint
 from transfer.segment import main
 from transfer.segmentation import config, devices
-from transfer.segmentation.tasks import CONFIGS
 from transfer.segmentation.weights import SegmentorBackbone
+from transfer.tasks import SEGMENTATION
 
 ROOT = Path(__file__).parents[2]
 
@@ -217,7 +217,7 @@ def test_a_stock_config_must_name_the_processes_of_its_schedule(tmp_path: Path) 
 
 def test_a_stock_config_gets_the_weights_of_ckpt(tmp_path: Path) -> None:
     text = f"""
-_base_ = "{CONFIGS / "voc12aug-fcn-20k.py"}"
+_base_ = "{SEGMENTATION.folder / "voc12aug-fcn-20k.yaml"}"
 model = dict(pretrained="open-mmlab://resnet50_v1c", backbone=dict(type="ResNetV1c", depth=101))
 val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
 default_hooks = dict(visualization=dict(type="SegVisualizationHook"))
@@ -260,9 +260,16 @@ def test_a_dry_run_plans_for_gpus_that_are_elsewhere(
     assert capsys.readouterr().out == ""
 
 
-def test_a_user_s_config_gives_its_name_to_the_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    mine = tmp_path / "my_task.py"
-    mine.write_text(f"_base_ = '{CONFIGS / 'fashion-fcn.py'}'\ntrain_cfg = dict(max_iters=10)\n")
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("my_task.py", "_base_ = '{}'\ntrain_cfg = dict(max_iters=10)\n"),
+     ("my_task.yaml", "_base_: {}\ntrain_cfg: {{max_iters: 10}}\n")],
+)  # fmt: skip
+def test_a_user_s_config_gives_its_name_to_the_task(
+    name: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / name
+    mine.write_text(text.format(SEGMENTATION.find("fashion-fcn")))
     planned = plan(capsys, "--ckpt", "random:resnet18", "--task", str(mine), "--device", "cpu")
     assert (planned["task"], planned["path"].split("/")[0]) == ("my_task", "my_task")
     assert "10 iterations of 4" in planned["title"]

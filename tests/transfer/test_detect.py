@@ -13,7 +13,7 @@ import torch
 
 from transfer.detect import main, split
 from transfer.detection.pictures import SIDE, Objects, side_by_side
-from transfer.detection.tasks import CONFIGS, describe, find_task, task_names
+from transfer.tasks import DETECTION
 
 ROOT = Path(__file__).parents[2]
 INSIDE = sorted(Path(__file__).parent.glob("detectron2_*.py"))
@@ -41,6 +41,7 @@ BLOCKED = "import sys; sys.modules.update(dict.fromkeys(['detectron2', 'mmseg', 
 
 def test_what_engines_share_needs_no_engine() -> None:
     modules = sorted(f"transfer.detection.{path.stem}" for path in (ROOT / "transfer" / "detection").glob("[a-z]*.py"))
+    modules.append("transfer.tasks")
     assert len(modules) >= 5
     done = run(f"{BLOCKED}; import {', '.join(modules)}")
     assert done.returncode == 0, done.stderr
@@ -51,12 +52,12 @@ def test_help_needs_no_detectron2() -> None:
     done = run(code)
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stdout.split())
-    for task in task_names():
+    for task in DETECTION.names():
         assert task in said
     assert "family B" in said
 
 
-@pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("file", sorted(DETECTION.folder.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_comments_of_configs_quote_no_measured_scores(file: Path) -> None:
     """Published scores have a source; measured ones change with every record and are in the generated tables."""
     comments = [line for line in file.read_text().splitlines() if line.startswith("#")]
@@ -117,10 +118,10 @@ def test_a_missing_task_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--ckpt", "random"]) == 2
     assert "--task is missing: one of cityscapes-instance" in capsys.readouterr().err
     with pytest.raises(ValueError, match="--task xyz: no such task or file; there are cityscapes-instance"):
-        find_task("xyz")
+        DETECTION.find("xyz")
     with pytest.raises(ValueError, match="no such task"):  # a base is no task
-        find_task("c4")
-    assert describe("fashion-c4").startswith("Mask R-CNN R18-C4")
+        DETECTION.find("c4")
+    assert DETECTION.describe("fashion-c4").startswith("Mask R-CNN R18-C4")
 
 
 def test_a_mistyped_option_is_named(capsys: pytest.CaptureFixture[str]) -> None:

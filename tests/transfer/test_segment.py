@@ -17,7 +17,7 @@ import torch
 from results.record import read_all
 from transfer.learning_curve import save_learning_curve
 from transfer.segmentation.pictures import compose, overlay, predictions
-from transfer.segmentation.tasks import CONFIGS, task_names
+from transfer.tasks import SEGMENTATION
 
 ROOT = Path(__file__).parents[2]
 ENTRY = str(ROOT / "transfer" / "segment.py")
@@ -109,7 +109,7 @@ def test_two_processes_make_one_record(garments: Path) -> None:
 
 
 def test_comments_of_configs_quote_no_measured_scores() -> None:
-    for file in CONFIGS.rglob("*.py"):
+    for file in SEGMENTATION.folder.rglob("*.yaml"):
         assert not re.search(r"Measured here|\d ± \d|iterations of [\d.]+ s", file.read_text()), file
 
 
@@ -122,11 +122,12 @@ def test_a_mistake_is_one_line_and_nothing_is_written(tmp_path: Path) -> None:
 
 
 def test_every_task_opens_with_command_cost_and_published_scores() -> None:
-    assert len(task_names()) == 8
-    for name in task_names():
-        opening = (CONFIGS / f"{name}.py").read_text().split('"""')[1]
-        for part in ("transfer/segment.py --ckpt", f"--task {name}", "\nCost:", "\nPublished"):
-            assert part in opening, f"{name} lacks {part}"
+    assert len(SEGMENTATION.names()) == 8
+    for name in SEGMENTATION.names():
+        head = [line for line in SEGMENTATION.find(name).read_text().splitlines() if line.startswith("# ")]
+        assert head[0].startswith("# python transfer/segment.py --ckpt")
+        for part in (f"--task {name}", "\n# Cost:", "\n# Published"):
+            assert part in "\n".join(head), f"{name} lacks {part}"
 
 
 def test_an_overlay_shows_classes_and_dims_the_rest() -> None:

@@ -13,7 +13,8 @@ from mmseg.structures import SegDataSample
 
 from transfer.options import machine
 from transfer.segmentation.config import read_task, replace_sync_batch_norm
-from transfer.segmentation.tasks import PACKAGES, quiet
+from transfer.segmentation.quiet import quiet
+from transfer.segmentation.run import PACKAGES
 
 
 def report() -> str:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
 from jsonargparse import Namespace
 from mmengine.config import Config
 
@@ -15,9 +16,9 @@ from common.distributed import local_processes
 from converters import Backbone
 from transfer.scaling import Schedule, comparison, for_devices
 from transfer.segmentation import overrides
-from transfer.segmentation.tasks import find_task
 from transfer.segmentation.title import compose_title
 from transfer.segmentation.weights import SegmentorBackbone
+from transfer.tasks import SEGMENTATION
 
 # Variables of a config file whose values were copied to where they are used: changing them later has no effect.
 SHORTHANDS = (
@@ -25,10 +26,10 @@ SHORTHANDS = (
     "class_weight", "data_preprocessor", "optimizer",
 )  # fmt: skip
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
-# What running a user's config file can raise
+# What reading a user's config file can raise; a Python file is run
 CONFIG_ERRORS = (
     SyntaxError, OSError, ImportError, NameError, ValueError, TypeError, AttributeError, LookupError, AssertionError,
-    RuntimeError,
+    RuntimeError, yaml.YAMLError,
 )  # fmt: skip
 SECTIONS = (*LOADERS, "model", "optim_wrapper", "param_scheduler", "train_cfg", "default_hooks", "val_evaluator")
 
@@ -105,13 +106,13 @@ def read_task(task: str) -> Config:
     Raises:
         ValueError: no such task, or a file that is no complete config.
     """
-    path = find_task(task)
+    path = SEGMENTATION.find(task)
     try:
         cfg = Config.fromfile(path)
     except CONFIG_ERRORS as error:
-        raise ValueError(f"--task {task}: not read, {type(error).__name__}: {error}") from error
+        raise ValueError(f"--task {task}: not read, {type(error).__name__}: {' '.join(str(error).split())}") from error
     if absent := [name for name in SECTIONS if not cfg.get(name)]:
-        raise ValueError(f"--task {task}: {', '.join(absent)} missing; bases/runtime.py and other tasks show how")
+        raise ValueError(f"--task {task}: {', '.join(absent)} missing; bases/runtime.yaml and other tasks show how")
     if not cfg.get("scenes") and not cfg.get("data_root"):
         raise ValueError(f"--task {task}: data_root is missing, the folder of its images below --data-root")
     for name in SHORTHANDS:

@@ -24,11 +24,14 @@ from transfer.segmentation import evaluation, pictures
 from transfer.segmentation.config import Resolved, read_task, resolve
 from transfer.segmentation.data import check_data, find_data
 from transfer.segmentation.hooks import BackboneHook, ClockHook, MetricsHook, PicturesHook, RandomStateHook
-from transfer.segmentation.tasks import HEADLINE, PACKAGES, find_task, quiet
+from transfer.segmentation.quiet import quiet
 from transfer.segmentation.trainer import build_runner
+from transfer.tasks import SEGMENTATION
 
 POINTER = "last_checkpoint"  # mmengine writes the newest checkpoint's path to it once that is complete
 HASH = "config_hash.txt"
+HEADLINE = "mIoU"  # main metric of every task
+PACKAGES = ("onedl-mmcv", "onedl-mmengine", "onedl-mmsegmentation")  # whose versions are recorded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +53,7 @@ def plan_run(options: Namespace, kind: str, processes: int, seed: int) -> Segmen
     backbone = read_checkpoint(options.ckpt, seed, read_task(options.task).get("arch", "resnet50"))
     task = resolve(options, backbone, kind, processes)
     return SegmentationRun(
-        backbone, find_task(options.task).stem, task.title, seed, task.config, HEADLINE, options.out, PACKAGES,
+        backbone, SEGMENTATION.find(options.task).stem, task.title, seed, task.config, HEADLINE, options.out, PACKAGES,
         resolved=task,
     )  # fmt: skip
 

@@ -20,8 +20,8 @@ from common.precision import autocast_dtype
 from converters import Backbone
 from converters.targets import TARGETS
 from transfer.detection.devices import Devices
-from transfer.detection.tasks import find_task
 from transfer.scaling import Schedule, comparison, for_devices
+from transfer.tasks import DETECTION
 
 NETWORK = ("DEPTH", "NUM_GROUPS", "WIDTH_PER_GROUP", "RES2_OUT_CHANNELS")  # of MODEL.RESNETS, set by the backbone
 # Settings that the metrics do not depend on, or that a record holds elsewhere.
@@ -52,7 +52,7 @@ def read_task(task: str) -> CfgNode:
     Raises:
         ValueError: no such task, or a file with unknown settings.
     """
-    file, cfg = find_task(task), defaults()
+    file, cfg = DETECTION.find(task), defaults()
     try:
         cfg.merge_from_file(str(file), allow_unsafe=False)
     except (AssertionError, AttributeError, KeyError, ValueError, yaml.YAMLError) as error:

@@ -29,9 +29,9 @@ from transfer.detection.detectron2_engine.title import compose_title
 from transfer.detection.detectron2_engine.trainer import Trainer
 from transfer.detection.devices import Devices
 from transfer.detection.evaluation import fractions
-from transfer.detection.tasks import find_task
 from transfer.learning_curve import save_learning_curve
 from transfer.options import should_resume
+from transfer.tasks import DETECTION
 
 RESULTS = "results.json"
 
@@ -57,7 +57,7 @@ def plan_run(options: Namespace, devices: Devices, seed: int) -> DetectionRun:
         options.task, backbone, devices, seed, options.settings, options.batch, not options.no_scale
     )
     return DetectionRun(
-        backbone, find_task(options.task).stem, compose_title(options.task, cfg), seed, config.for_record(cfg),
+        backbone, DETECTION.find(options.task).stem, compose_title(options.task, cfg), seed, config.for_record(cfg),
         cfg.TASK.HEADLINE, options.out, config.packages(), cfg=cfg, changes=changes,
     )  # fmt: skip
 
