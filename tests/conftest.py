@@ -13,8 +13,8 @@ from common.images import CorruptImageError, ImageSet
 from common.transforms import Image
 
 LONGEST = (
-    "test_segment.py", "test_roundtrip.py", "test_detect.py", "test_train.py", "test_slurm.py", "test_study.py",
-    "test_linear.py", "test_knn.py",
+    "test_segment.py", "test_detect.py", "test_studies.py", "test_train.py", "test_study.py", "test_slurm.py",
+    "test_roundtrip.py", "test_linear.py", "test_tables.py", "test_svm.py",
 )  # fmt: skip
 
 

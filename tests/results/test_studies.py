@@ -6,6 +6,8 @@ import contextlib
 import importlib
 import io
 import json
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +74,13 @@ def paper(tmp_path_factory: pytest.TempPathFactory) -> Study:
 def test_the_paper_study_records_what_the_study_and_the_tables_look_for(paper: Study, tmp_path: Path) -> None:
     measurements = [job for job in paper.jobs if job.key != PRETRAIN]
     first = {job.key: job for job in reversed(measurements)}
-    plans = {key: planned(job) for key, job in first.items()}
+    # One process per script: detectron2 and mmseg are never imported in the same one.
+    scripts = {split(job)[0] for job in first.values()}
+    context = multiprocessing.get_context("spawn")
+    with contextlib.ExitStack() as stack:
+        processes = {name: stack.enter_context(ProcessPoolExecutor(1, context)) for name in scripts}
+        futures = {key: processes[split(job)[0]].submit(planned, job) for key, job in first.items()}
+        plans = {key: future.result() for key, future in futures.items()}
     columns = {key: {(plan["task"], plan["config_hash"]) for plan in found} for key, found in plans.items()}
     assert all(len(found) == 1 for found in columns.values())  # a column for each task of the study ...
     assert len(set().union(*columns.values())) == len(columns)  # ... and a task for each column
