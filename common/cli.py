@@ -78,8 +78,8 @@ class CommandParser(ArgumentParser):
         hint = "; several values are written '[a, b]', one as '[a]'" * sequence
         raise ValueError(f"{' '.join(str(message).split())}{hint}") from ex
 
-    def parse(self, arguments: Sequence[str]) -> Namespace:
-        """Parse a command line; options override the recipe, wherever --recipe stands.
+    def parse(self, arguments: Sequence[str] | None = None) -> Namespace:
+        """Parse a command line, by default the program's; options override the recipe, wherever --recipe stands.
 
         Returns:
             The options; `recipe` is the path of the recipe file, or None.
@@ -87,7 +87,7 @@ class CommandParser(ArgumentParser):
         Raises:
             ValueError: an option is unknown or malformed; the message names it and the nearest known one.
         """
-        given = [self._known(word) for word in arguments]
+        given = [self._known(word) for word in (sys.argv[1:] if arguments is None else arguments)]
         base, recipe = None, self._recipe(given)
         if recipe is not None:
             base = self.parse_object(self._read(recipe))

@@ -118,11 +118,11 @@ def raw_features(
         size: side S of the evaluation view, in pixels.
         device: where to compute.
         batch: images per forward pass, n.
-        workers: loader processes; default: none for images in memory on a CPU, whose cores the network needs.
+        workers: loader processes; default: see `default_workers`.
         dtype: autocast type; None = fp32.
     """
     if workers is None:
-        workers = 0 if images.in_memory and device.type == "cpu" else default_workers(device)
+        workers = default_workers(device, images.in_memory)
     loader = DataLoader(EvaluationViews(images, size), batch_size=batch, num_workers=workers, worker_init_fn=one_thread)
     with FeatureExtractor(encoder, device, dtype) as run:
         for views in loader:
@@ -131,22 +131,15 @@ def raw_features(
 
 @torch.no_grad()
 def extract_features(
-    encoder: nn.Module,
-    images: ImageSet,
-    size: int,
-    device: torch.device,
-    batch: int = 256,
-    workers: int | None = None,
+    encoder: nn.Module, images: ImageSet, size: int, device: torch.device, batch: int = 256, workers: int | None = None
 ) -> Tensor:
     """Return the L2-normalised features of all images, (N, D) float32 on the device; each rank computes a part.
 
     Arguments as in `raw_features`.
     """
     world = world_size()
-    mine = np.arange(rank(), len(images), world)
-    padding = -(-len(images) // world) - len(mine)
-    mine = np.concatenate([mine, np.zeros(padding, dtype=mine.dtype)])
+    each = -(-len(images) // world)  # the last images of some ranks are repetitions: a collective needs equal parts
+    mine = (np.arange(each) * world + rank()) % len(images)
     parts = raw_features(encoder, images.subset(mine), size, device, batch, workers)
     gathered = all_gather(torch.cat([F.normalize(part, dim=1) for part in parts]))
-    interleaved = gathered.view(world, -1, gathered.shape[1]).transpose(0, 1).reshape(-1, gathered.shape[1])
-    return interleaved[: len(images)]
+    return gathered.unflatten(0, (world, each)).transpose(0, 1).flatten(0, 1)[: len(images)]

@@ -47,14 +47,23 @@ class Entry:
     Args:
         name: path relative to its source, "/"-separated; label lists refer to it.
         label: class name, or None.
-        path: file, or None where the source keeps its pixels in memory.
+        path: file, or None where the pixels are in memory.
         where: file and line, or folder, of the label: for error messages.
+        pixels: (H, W) uint8, where they are in memory.
     """
 
     name: str
     label: str | None
     path: Path | None = None
     where: str = ""
+    pixels: np.ndarray | None = None
+
+    def read(self) -> Image:
+        """Return the image as (H, W, 3) uint8 RGB."""
+        if self.pixels is not None:
+            return cv2.cvtColor(self.pixels, cv2.COLOR_GRAY2RGB)
+        assert self.path is not None
+        return decode(self.path)
 
 
 @dataclass(frozen=True)
@@ -123,12 +132,6 @@ def _file_bytes(path: Path) -> bytes:
     return f"{len(content)}\0".encode() + content
 
 
-@dataclass(frozen=True)
-class _Source:
-    entries: list[Entry]
-    pixels: np.ndarray | None = None  # (N, H, W) uint8 where the source lives in memory
-
-
 def load_images(sources: Iterable[str], root: str = "data", classes: str | None = None) -> ImageSet:
     """Read the lists of images (not yet the images) of all sources.
 
@@ -140,26 +143,14 @@ def load_images(sources: Iterable[str], root: str = "data", classes: str | None 
     Raises:
         ValueError: a source is missing, empty, ambiguous or malformed; or `classes` lacks a label.
     """
-    loaded = [_load_source(spec, root) for spec in sources]
-    if not loaded:
+    entries = [entry for spec in sources for entry in _load_source(spec, root)]
+    if not entries:
         raise ValueError("no images: name at least one source, e.g. --data.train /path/to/images")
-    entries = [entry for source in loaded for entry in source.entries]
     names = _class_names(entries, classes)
     index = {name: i for i, name in enumerate(names)}
     labels = np.array([UNLABELLED if e.label is None else index[e.label] for e in entries], dtype=np.int64)
-    starts = np.cumsum([0] + [len(source.entries) for source in loaded])
-
-    def read(i: int) -> Image:
-        source = int(np.searchsorted(starts, i, side="right")) - 1
-        pixels = loaded[source].pixels
-        if pixels is not None:
-            return cv2.cvtColor(pixels[i - starts[source]], cv2.COLOR_GRAY2RGB)
-        path = entries[i].path
-        assert path is not None
-        return decode(path)
-
     paths = [e.path for e in entries]
-    return ImageSet([e.name for e in entries], labels, names, read, paths if any(paths) else [])
+    return ImageSet([e.name for e in entries], labels, names, lambda i: entries[i].read(), paths if any(paths) else [])
 
 
 def decode(path: Path) -> Image:
@@ -233,7 +224,7 @@ def _class_names(entries: list[Entry], classes: str | None) -> list[str]:
     return names
 
 
-def _load_source(spec: str, root: str) -> _Source:
+def _load_source(spec: str, root: str) -> list[Entry]:
     kind, _, rest = spec.partition(":")
     if kind == "fashion":
         return _fashion(rest, root)
@@ -247,7 +238,7 @@ def _load_source(spec: str, root: str) -> _Source:
     entries = {"folders": _class_folders, "flat": _flat, "manifest": _manifest}[kind](path)
     if not entries:
         raise ValueError(f"{path}: no images here (looked for {', '.join(EXTENSIONS)})")
-    return _Source(entries)
+    return entries
 
 
 def _guess_kind(path: Path) -> str:
@@ -305,7 +296,7 @@ def _manifest(path: Path) -> list[Entry]:
     return entries
 
 
-def _fashion(split: str, root: str) -> _Source:
+def _fashion(split: str, root: str) -> list[Entry]:
     """Read Fashion-MNIST (Xiao et al., arXiv 1708.07747) through torchvision."""
     if split not in ("train", "test"):
         raise ValueError(f"fashion:{split}: use fashion:train or fashion:test")
@@ -313,5 +304,5 @@ def _fashion(split: str, root: str) -> _Source:
         data = torchvision.datasets.FashionMNIST(root, train=split == "train", download=False)
     except RuntimeError as error:
         raise ValueError(f"no Fashion-MNIST in {root}/FashionMNIST/raw; get it with: bash setup.sh") from error
-    entries = [Entry(f"{split}/{i:05d}", data.classes[y]) for i, y in enumerate(data.targets.tolist())]
-    return _Source(entries, data.data.numpy())
+    images = enumerate(zip(data.targets.tolist(), data.data.numpy(), strict=True))
+    return [Entry(f"{split}/{i:05d}", data.classes[label], pixels=pixels) for i, (label, pixels) in images]

@@ -107,21 +107,15 @@ def _quota_order(sizes: np.ndarray) -> np.ndarray:
     Args:
         sizes: (classes,) number of images of each class.
     """
-    total = int(sizes.sum())
-    if len(set(sizes.tolist())) <= 1:  # equal classes take turns
-        return np.arange(total) % max(len(sizes), 1)
-    owner = np.repeat(np.arange(len(sizes)), sizes)
-    number = np.concatenate([np.arange(size) for size in sizes])
-    start = number * total // sizes[owner]
-    deadline = -(-(number + 1) * total // sizes[owner])
-    arrivals = np.argsort(start, kind="stable")
-    arriving = iter(zip(start[arrivals].tolist(), deadline[arrivals].tolist(), owner[arrivals].tolist(), strict=True))
+    total, owner = int(sizes.sum()), np.repeat(np.arange(len(sizes)), sizes)
+    j = np.arange(total) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    start, deadline = j * total // sizes[owner], -(-(j + 1) * total // sizes[owner])
+    arriving = sorted(zip(start.tolist(), deadline.tolist(), owner.tolist(), strict=True), reverse=True)
     waiting: list[tuple[int, int]] = []
-    order, following = [], next(arriving, None)
+    order = []
     for position in range(total):
-        while following is not None and following[0] <= position:
-            heapq.heappush(waiting, following[1:])
-            following = next(arriving, None)
+        while arriving and arriving[-1][0] <= position:
+            heapq.heappush(waiting, arriving.pop()[1:])
         order.append(heapq.heappop(waiting)[1])
     return np.array(order, dtype=np.int64)
 

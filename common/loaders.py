@@ -6,6 +6,7 @@ carried from one batch to the next.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
 
 from common.distributed import local_processes, rank, world_size
 from common.images import CorruptImageError, ImageSet
@@ -80,7 +82,9 @@ class Batch:
 
 
 class TwoViews(Dataset[Batch]):
-    """Two views of each image; indexed by (epoch, image index)."""
+    """Two random views of each image; indexed by (epoch, image index)."""
+
+    views_per_image = 2
 
     def __init__(self, images: ImageSet, labels: np.ndarray, views: ViewConfig, seed: int) -> None:
         self.images, self.labels, self.make_view, self.seed = images, labels, ViewMaker(views), seed
@@ -91,17 +95,16 @@ class TwoViews(Dataset[Batch]):
     def __getitems__(self, keys: list[tuple[int, int]]) -> Batch:
         """Return a whole batch; DataLoader calls this in place of __getitem__ per image."""
         size = self.make_view.config.size
-        q = np.empty((len(keys), size, size, 3), np.uint8)
-        k = np.empty_like(q)
+        views = np.empty((self.views_per_image, len(keys), size, size, 3), np.uint8)
         index = np.empty(len(keys), np.int64)
         corrupt: dict[int, str] = {}
         for row, (epoch, wanted) in enumerate(keys):
             rng = np.random.default_rng((self.seed, epoch, wanted))
             image, index[row] = self._read(wanted, rng, corrupt)
-            q[row] = self.make_view(image, rng)
-            k[row] = self.make_view(image, rng)
-        labels = torch.from_numpy(self.labels[index])
-        return Batch(torch.from_numpy(q), torch.from_numpy(k), labels, torch.from_numpy(index), corrupt)
+            for view in views:
+                view[row] = self.make_view(image, rng)
+        q, k = torch.from_numpy(views[0]), torch.from_numpy(views[-1])
+        return Batch(q, k, torch.from_numpy(self.labels[index]), torch.from_numpy(index), corrupt)
 
     def _read(self, index: int, rng: np.random.Generator, corrupt: dict[int, str]) -> tuple[Image, int]:
         """Return the image and its index, or a random other image where it cannot be read."""
@@ -112,6 +115,12 @@ class TwoViews(Dataset[Batch]):
                 corrupt[index] = str(error)
                 index = int(rng.integers(len(self.images)))
         raise CorruptImageError(f"{MAX_REPLACEMENTS} images in a row cannot be read, the last: {corrupt.popitem()[1]}")
+
+
+class OneView(TwoViews):
+    """One random view of each image, which is both views of a batch."""
+
+    views_per_image = 1
 
 
 class GlobalBatches(Sampler[list[tuple[int, int]]]):
@@ -145,6 +154,23 @@ class GlobalBatches(Sampler[list[tuple[int, int]]]):
             yield [(epoch, int(i)) for i in order[first : first + per_rank]]
 
 
+def add_corrupt(seen: dict[int, str], found: dict[int, str], images: int, allowed: float, limit: str) -> None:
+    """Add unreadable images, index -> reason, to those seen; print a warning for each new one.
+
+    Raises:
+        CorruptImageError: there are more of them than the fraction `allowed` of all `images`; `limit` names it.
+    """
+    for index, reason in found.items():
+        if index not in seen:
+            seen[index] = reason
+            tqdm.write(f"warning: image skipped: {reason}")
+    if len(seen) > math.ceil(allowed * images):
+        last = list(seen.values())[-1]
+        raise CorruptImageError(
+            f"{len(seen)} of {images} images cannot be read, more than {limit} allows; the last: {last}"
+        )
+
+
 class EvaluationViews(Dataset[Tensor]):
     """The evaluation view of each image, (size, size, 3) uint8. An unreadable image raises CorruptImageError."""
 
@@ -158,11 +184,13 @@ class EvaluationViews(Dataset[Tensor]):
         return torch.from_numpy(evaluation_view(self.images.read(index), self.size))
 
 
-def default_workers(device: torch.device) -> int:
+def default_workers(device: torch.device, in_memory: bool = False) -> int:
     """Return the loader processes for one rank: the cores of this process minus one, over the ranks of the machine.
 
-    On a CPU the training itself needs the cores, so there is one loader.
+    On a CPU the network itself needs the cores, so there is one loader, and none for images `in_memory`.
     """
+    if in_memory and device.type == "cpu":
+        return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return 1 if device.type == "cpu" else max(1, (cores - 1) // local_processes())
 

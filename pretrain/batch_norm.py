@@ -133,8 +133,3 @@ def all_to_all(x: Tensor, order: Tensor) -> Tensor:
     out = torch.empty_like(received)
     out[positions.to(x.device)] = received
     return out
-
-
-def unshuffle(order: Tensor) -> Tensor:
-    """Return the inverse of an order, (n,) int64."""
-    return torch.argsort(order)

@@ -41,14 +41,7 @@ class CheckpointError(ValueError):
 
 
 class Checkpoints:
-    """Writes the checkpoints of a run.
-
-    Args:
-        t: the training whose state is saved.
-        monitor: its progress is saved, too.
-        data: images and labels of the training.
-        folder: of the run.
-    """
+    """Writes the checkpoints of a run, the state of its training and monitor, into its folder."""
 
     def __init__(self, t: Training, monitor: Monitor, data: TrainingData, folder: Path) -> None:
         self.t, self.monitor, self.data, self.folder = t, monitor, data, folder

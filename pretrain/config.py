@@ -262,7 +262,7 @@ def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [f"{n}: {old.get(n)} -> {new.get(n)}" for n in differ if not f"{n}.".startswith(MAY_DIFFER)]
 
 
-def parse(arguments: list[str]) -> Config:
+def parse(arguments: list[str] | None) -> Config:
     """Return the configuration of a command line; options override the recipe, wherever `--recipe` stands.
 
     Raises:

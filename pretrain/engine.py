@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 
 import torch
 from timm.models.resnet import ResNet
@@ -39,31 +38,19 @@ class Model(nn.Module):
         raise NotImplementedError
 
 
-@dataclass
 class Training:
-    """Everything that a step changes.
+    """Everything that a step changes; `step` counts the steps done so far.
 
     Args:
         config: of the run.
         model: what is trained; moved to the device.
         device: of this process.
         steps_per_epoch: full batches in the training set.
-        step: steps done so far.
     """
 
-    config: Config
-    model: Model
-    device: torch.device
-    steps_per_epoch: int
-    step: int = 0
-    dtype: torch.dtype | None = None
-    optimizer: torch.optim.Optimizer = field(init=False)
-    scaler: torch.amp.GradScaler = field(init=False)
-    skipped_steps: Tensor = field(init=False)
-    encode_q: nn.Module = field(init=False)
-
-    def __post_init__(self) -> None:
-        c = self.config.optim
+    def __init__(self, config: Config, model: Model, device: torch.device, steps_per_epoch: int) -> None:
+        self.config, self.model, self.device, self.steps_per_epoch = config, model, device, steps_per_epoch
+        self.step, c = 0, config.optim
         self.model.to(self.device).to(memory_format=torch.channels_last)
         set_groups(self.model, local_groups(self.config.model.bn_groups, c), c.accumulate)
         self.dtype = autocast_dtype(c.precision, self.device)
@@ -79,7 +66,7 @@ class Training:
         if c.compile:
             for encoder in self.model.children():
                 encoder.compile()
-        self.encode_q = self.model.encoder_q
+        self.encode_q: nn.Module = self.model.encoder_q
         if world_size() > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
             # Running statistics are averaged when they are needed, not at every step.

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from common.distributed import all_mean_, any_rank, rank, world_size
 from common.files import write_text
 from common.images import UNLABELLED
+from common.loaders import add_corrupt
 from common.run_folder import RunFolder
 from pretrain.config import CROSS_ENTROPY
 from pretrain.data import Knn, TrainingData
@@ -82,15 +83,11 @@ class Monitor:
 
     def time_loading(self, batches: Iterable[T]) -> Iterator[T]:
         """Yield the batches and measure how long each is waited for."""
-        iterator = iter(batches)
-        while True:
-            began = time.perf_counter()
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
+        began = time.perf_counter()
+        for batch in batches:
             self.data_time += time.perf_counter() - began
             yield batch
+            began = time.perf_counter()
 
     def observe(self, lr: float, loss: Tensor) -> None:
         """Collect the loss of the step that was just done, without waiting for the device."""
@@ -190,20 +187,8 @@ class Monitor:
             log(f"warning: {text}")
 
     def add_corrupt(self, found: dict[int, str], images: int, allowed_fraction: float) -> None:
-        """Name each unreadable image once.
-
-        Raises:
-            ValueError: there are more of them than the fraction of all images that is allowed.
-        """
-        for index, reason in found.items():
-            if index not in self.corrupt:
-                self.corrupt[index] = reason
-                tqdm.write(f"warning: image skipped: {reason}")
-        if len(self.corrupt) > int(np.ceil(allowed_fraction * images)):
-            raise ValueError(
-                f"{len(self.corrupt)} of {images} images cannot be read, more than data.max_corrupt="
-                f"{allowed_fraction} allows; the last: {list(self.corrupt.values())[-1]}"
-            )
+        """Name each unreadable image once; see `common.loaders.add_corrupt`."""
+        add_corrupt(self.corrupt, found, images, allowed_fraction, f"data.max_corrupt={allowed_fraction}")
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -29,9 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
         0 when done; 2 for a user's mistake; 3 when the loss is not finite; 128 + signal number (143, 130) when stopped
         by SIGTERM or SIGINT, with the state saved.
     """
-    given = sys.argv[1:] if arguments is None else arguments
     try:
-        return run_cli("pretrain", lambda: pretrain(parse(given)), resumable=False)
+        return run_cli("pretrain", lambda: pretrain(parse(arguments)), resumable=False)
     except NonFiniteError as error:
         print(f"pretrain: stopped: {error}", file=sys.stderr)
         return NON_FINITE

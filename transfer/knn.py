@@ -50,9 +50,8 @@ def plan(options: Namespace, seed: int, device: torch.device) -> Run:
         title += f", {command.describe_labels(options)[1]}"
     # The protocol of Wu et al. reports k = 200.
     at = f"_T{temperatures[0]:g}" if len(temperatures) > 1 else ""
-    return Run(
-        backbone, "knn", title, seed, config, f"knn{at}_top1_k{200 if 200 in ks else max(ks)}", options.out
-    )  # fmt: skip
+    headline = f"knn{at}_top1_k{200 if 200 in ks else max(ks)}"
+    return Run(backbone, "knn", title, seed, config, headline, options.out)
 
 
 def check(options: Namespace) -> tuple[list[int], list[float]]:
@@ -74,9 +73,8 @@ def check(options: Namespace) -> tuple[list[int], list[float]]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure and print the result; return 0, or 2 for a user's mistake."""
-    given = sys.argv[1:] if arguments is None else arguments
     return run_benchmark(
-        "knn", lambda: command.evaluate_seeds(parser().parse(given), plan, neighbours.evaluate), resumable=False
+        "knn", lambda: command.evaluate_seeds(parser().parse(arguments), plan, neighbours.evaluate), resumable=False
     )
 
 

@@ -40,7 +40,7 @@ def parser(mode: str = "moco") -> CommandParser:
     return p
 
 
-def parse(arguments: list[str]) -> Namespace:
+def parse(arguments: list[str] | None) -> Namespace:
     """Parse a command line: it overrides the recipe, which overrides the mode's defaults."""
     return parser(parser().parse(arguments).mode).parse(arguments)
 
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure and print the result; return 0, or 2 for a user's mistake."""
 
     def work() -> None:
-        options = parse(sys.argv[1:] if arguments is None else arguments)
+        options = parse(arguments)
         command.evaluate_seeds(options, plan, linear_probe.evaluate, "one" if options.mode == CACHED else "many")
 
     return run_benchmark("linear", work)

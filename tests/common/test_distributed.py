@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from common import distributed
-from pretrain.batch_norm import all_to_all, shuffle, unshuffle
+from pretrain.batch_norm import all_to_all, shuffle
 from tests.common.gloo import WORLD, run_two
 
 CPU = torch.device("cpu")
@@ -115,7 +115,7 @@ def shuffled(order: Tensor) -> dict[str, Any]:
         part = all_to_all(global_batch()[me * n : (me + 1) * n], order)
     finally:
         dist.all_to_all_single = send
-    back = distributed.all_gather(part)[unshuffle(order)]
+    back = distributed.all_gather(part)[order.argsort()]
     return {"order": order, "part": part, "sent": sent, "back": back}
 
 

@@ -19,13 +19,12 @@ from torch.nn import functional as F
 
 from common.features import FeatureExtractor
 from common.images import load_images
-from common.loaders import GlobalBatches
+from common.loaders import GlobalBatches, OneView
 from tests.common.gloo import run_two
 from tests.transfer.garments import ROOT, arguments, per_image, recorded, write_garments
 from transfer import linear
 from transfer.benchmark import read_checkpoint
 from transfer.classification import linear_probe
-from transfer.classification.data import OneView
 from transfer.classification.heads import metrics_of, new_head, save_head
 from transfer.classification.linear_probe import HeadOptim, heads_optimizer, step_heads, train_heads
 from transfer.classification.training import CropConfig, Setting

@@ -31,13 +31,7 @@ Processes = Literal["many", "one", "many on GPUs"]
 
 
 def classification_parser(name: str, description: str | None, precision: str = "fp32") -> CommandParser:
-    """Return a parser with the options that all classification benchmarks have.
-
-    Args:
-        name: of the command.
-        description: of the command.
-        precision: default of --precision.
-    """
+    """Return the parser of a command, with the options of all classification benchmarks; `precision` is a default."""
     p = CommandParser(f"transfer/{name}.py", description, RECIPES, formatter_class=Formatter)
     add_options(p)
     p.add_argument(

@@ -7,12 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from jsonargparse import Namespace
 
 from common.images import UNLABELLED, ImageSet, load_images
 from common.labels import LabelConfig, choose_balanced, keep_labels
-from common.loaders import Batch, TwoViews
 
 HELD_OUT = 0.1  # fraction of train on which hyper-parameters are chosen
 VOC = "voc07:"  # --data voc07:FOLDER; see voc.py
@@ -185,20 +183,3 @@ def hold_out(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
             "give one value in place of each list"
         )
     return fit, held
-
-
-class OneView(TwoViews):
-    """One random view per image, a function of (seed, epoch, image); both views of a batch are this one."""
-
-    def __getitems__(self, keys: list[tuple[int, int]]) -> Batch:
-        """Return the batch of (epoch, image index) pairs."""
-        size = self.make_view.config.size
-        views = np.empty((len(keys), size, size, 3), np.uint8)
-        index = np.empty(len(keys), np.int64)
-        corrupt: dict[int, str] = {}
-        for row, (epoch, i) in enumerate(keys):
-            rng = np.random.default_rng((self.seed, epoch, i))
-            image, index[row] = self._read(i, rng, corrupt)
-            views[row] = self.make_view(image, rng)
-        q = torch.from_numpy(views)
-        return Batch(q, q, torch.from_numpy(self.labels[index]), torch.from_numpy(index), corrupt)

@@ -5,8 +5,9 @@ Shapes: N images, D feature width, C classes.
 
 from __future__ import annotations
 
+import copy
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -25,8 +26,10 @@ Choice = TypeVar("Choice")
 NAMED = 20  # with at most so many classes, each has a metric of its own
 
 
-def new_head(features: int, classes: int, seed: int) -> nn.Linear:
-    """Return a head D -> C, weights from N(0, 0.01), bias 0, as MoCo initialises it (arXiv 1911.05722, section 4.1)."""
+def new_head(features: int, classes: int, seed: int, start: nn.Linear | None = None) -> nn.Linear:
+    """Return a head D -> C: a copy of `start`, or MoCo's: weights from N(0, 0.01), bias 0 (arXiv 1911.05722)."""
+    if start is not None:
+        return copy.deepcopy(start)
     head = nn.utils.skip_init(nn.Linear, features, classes)
     nn.init.normal_(head.weight, std=0.01, generator=torch.Generator().manual_seed(seed))
     nn.init.zeros_(head.bias)
@@ -43,7 +46,6 @@ def save_head(path: Path, head: nn.Linear, classes: list[str], backbone: Backbon
         "arch": backbone.arch,
         "checkpoint": backbone.source.sha256,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda part: torch.save(content, part))
 
 
@@ -91,13 +93,14 @@ def load_head(path: Path, classes: list[str], backbone: Backbone) -> nn.Linear:
 
 
 @torch.no_grad()
-def predict(head: nn.Linear, features: Tensor, first: int = 5, chunk: int = 4096) -> Tensor:
+def predict(head: nn.Linear, features: Tensor, first: int = 5) -> Tensor:
     """Return the most likely classes for features (N, D), the likeliest first: (N, first) int64 on the CPU."""
-    parts = [
-        head(features[start : start + chunk].to(head.weight)).topk(min(first, head.out_features), dim=1).indices.cpu()
-        for start in range(0, len(features), chunk)
-    ]
-    return torch.cat(parts)
+    return most_likely((head(part.to(head.weight)) for part in features.split(4096)), first)
+
+
+def most_likely(logits: Iterable[Tensor], first: int = 5) -> Tensor:
+    """Return the classes of the highest logits, parts (n, C), the highest first: (N, first) int64 on the CPU."""
+    return torch.cat([part.topk(min(first, part.shape[1]), dim=1).indices.cpu() for part in logits])
 
 
 def metrics_of(ranked: Tensor, labels: Tensor, classes: list[str]) -> Metrics:

@@ -89,11 +89,7 @@ MODES: dict[str, HeadOptim] = {
 
 
 def resolve(options: Namespace, size: int) -> tuple[dict[str, Any], str]:
-    """Return the options that a mode's metrics depend on, and their description.
-
-    Args:
-        options: of the command.
-        size: side of the views in pixels.
+    """Return the options that a mode's metrics depend on, and their description, for views of `size` pixels.
 
     Raises:
         ValueError: an option has no meaning in the mode, or an impossible value.
@@ -149,7 +145,7 @@ def cached_head(
     labels = torch.from_numpy(data.train.labels)
     head, penalty, tried = logistic.fit(
         features, labels, len(data.classes), held, extract.device, penalties, tqdm.write
-    )  # fmt: skip
+    )
     return head, {"penalty": penalty} | ({"held_out_top1": tried[penalty]} if tried else {})
 
 
@@ -169,9 +165,7 @@ def online_head(
     images = data.train.subset(held)
     features = replace(extract, folder=None)(run.backbone, network, images, "the held-out tenth")
     labels = torch.from_numpy(images.labels)
-    tried = {
-        pair: accuracy(predict(head, features, 1), labels) for pair, head in zip(optim.heads, heads, strict=True)
-    }  # fmt: skip
+    tried = {pair: accuracy(predict(head, features, 1), labels) for pair, head in zip(optim.heads, heads, strict=True)}
     if rank() == 0:
         for (lr, decay), value in tried.items():
             tqdm.write(f"base lr {lr:g}, weight decay {decay:g}: {value:.2%} of held-out images")
@@ -202,16 +196,14 @@ def train_heads(
         DivergedError: no head's loss is finite.
         ValueError: the state in the folder is of other options.
     """
-    heads = nn.ModuleList(new_head(width, len(images.classes), setting.seed) for _ in optim.heads).to(setting.device)
-    if start is not None:
-        for head in heads:
-            head.load_state_dict(start.state_dict(), strict=True)
-    optimizer = heads_optimizer(heads, optim)
-    loop = ResumableLoop(images, optim, crop, setting, optimizer, heads=heads)
+    heads = [new_head(width, len(images.classes), setting.seed, start).to(setting.device) for _ in optim.heads]
+    modules = nn.ModuleList(heads)
+    optimizer = heads_optimizer(modules, optim)
+    loop = ResumableLoop(images, optim, crop, setting, optimizer, heads=modules)
     with FeatureExtractor(network, setting.device, setting.dtype) as run:
         for batch in loop:
-            loop.losses = step_heads(heads, optimizer, run(batch.q), batch.labels.to(setting.device))
-    return [head for head in heads if isinstance(head, nn.Linear)]
+            loop.losses = step_heads(modules, optimizer, run(batch.q), batch.labels.to(setting.device))
+    return heads
 
 
 def heads_optimizer(heads: nn.ModuleList, optim: HeadOptim) -> torch.optim.Optimizer:

@@ -1,4 +1,7 @@
-"""Plots: confusion matrix, t-SNE, nearest neighbours."""
+"""Plots, written to a PNG file `path`: confusion matrix, t-SNE, nearest neighbours.
+
+Shapes: N test images, B images of the bank, D feature width.
+"""
 
 from __future__ import annotations
 
@@ -25,21 +28,13 @@ QUERIES, NEIGHBOURS = 8, 8
 
 
 def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda part: figure.savefig(part, dpi=110, format="png"))
 
 
 def confusion(path: Path, labels: np.ndarray, predicted: np.ndarray, classes: list[str], title: str) -> None:
-    """Plot a confusion matrix: rows are true classes, columns predictions, in % of the row.
+    """Plot the confusion matrix of labels (N,) and predictions (N,): rows are true classes, in % of the row.
 
     Of more than 30 classes those that are misclassified most often are shown.
-
-    Args:
-        path: PNG to write.
-        labels: (N,) true classes.
-        predicted: (N,) predicted classes.
-        classes: class names.
-        title: above the picture.
     """
     chosen = np.unique(labels)
     if len(chosen) > SHOWN:
@@ -62,16 +57,9 @@ def confusion(path: Path, labels: np.ndarray, predicted: np.ndarray, classes: li
 
 
 def feature_map(path: Path, features: Tensor, labels: np.ndarray, classes: list[str], title: str) -> None:
-    """Plot a t-SNE of up to 1,500 L2-normalised features, class-balanced, after a PCA to 50 dimensions.
+    """Plot a t-SNE of up to 1,500 of the features (N, D), class-balanced, L2-normalised, after a PCA to 50 dimensions.
 
     With fewer than five features, or features that are all alike, print a line instead.
-
-    Args:
-        path: PNG to write.
-        features: (N, D).
-        labels: (N,).
-        classes: class names.
-        title: above the picture.
     """
     rows = choose_balanced(labels, min(1.0, MAX_POINTS / len(labels)), seed=0)
     points = F.normalize(features[torch.from_numpy(rows)].float(), dim=1).numpy()
@@ -97,12 +85,7 @@ def feature_map(path: Path, features: Tensor, labels: np.ndarray, classes: list[
 def neighbours(path: Path, train: ImageSet, test: ImageSet, train_features: Tensor, test_features: Tensor) -> None:
     """Show a few test images, each with its nearest training images by cosine; another class is framed in red.
 
-    Args:
-        path: PNG to write.
-        train: B images.
-        test: N images.
-        train_features: (B, D).
-        test_features: (N, D).
+    Features are (B, D) of the training images and (N, D) of the test images.
     """
     rng = np.random.default_rng(0)
     classes = rng.permutation(np.unique(test.labels))[:QUERIES]

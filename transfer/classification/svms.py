@@ -74,9 +74,7 @@ def evaluate(run: Run, options: Namespace, device: torch.device) -> Measurement:
     )
     config, cost = run.config, {"images": float(len(x) + len(x_test))}
     if "k" in config:
-        return Measurement(
-            few_shot_ap(x, x_test, data, config["k"], config["samples"], config["cost"], run.seed), cost
-        )  # fmt: skip
+        return Measurement(few_shot_ap(x, x_test, data, config["k"], config["samples"], config["cost"], run.seed), cost)
     return Measurement(full_ap(x, x_test, data, config["costs"], run.seed), cost)
 
 

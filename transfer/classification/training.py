@@ -15,10 +15,9 @@ from tqdm import tqdm
 
 from common.distributed import any_rank, rank
 from common.files import write_atomically
-from common.images import CorruptImageError, ImageSet
-from common.loaders import Batch, GlobalBatches, default_workers, train_loader
+from common.images import ImageSet
+from common.loaders import Batch, GlobalBatches, OneView, add_corrupt, default_workers, train_loader
 from common.transforms import ViewConfig
-from transfer.classification.data import OneView
 
 STATE = "state.pth"
 MAX_CORRUPT = 0.001  # fraction of the images that may be unreadable, as in pre-training
@@ -115,7 +114,7 @@ class Setting:
         device: where to compute.
         dtype: autocast type; None = fp32.
         size: side of the views in pixels.
-        workers: loader processes; default: none for images in memory on a CPU.
+        workers: loader processes; default: see `default_workers`.
         resume: continue from the folder's state.
     """
 
@@ -157,9 +156,7 @@ class ResumableLoop:
     ) -> None:  # fmt: skip
         self.images, self.optim, self.crop, self.setting, self.optimizer = images, optim, crop, setting, optimizer
         self.parts = {**parts, "optimizer": optimizer}
-        self.config = repr(
-            (asdict(optim), asdict(crop), setting.seed, setting.size, str(setting.dtype), len(images))
-        )  # fmt: skip
+        self.config = repr((asdict(optim), asdict(crop), setting.seed, setting.size, str(setting.dtype), len(images)))
         self.losses = torch.zeros(1)
         self.began, self.earlier = time.time(), 0.0  # seconds of earlier starts, up to the state that they saved
         self.epoch = self._load() if setting.resume and setting.state.is_file() else 0
@@ -170,16 +167,18 @@ class ResumableLoop:
         step, steps = self.epoch * per_epoch, self.optim.epochs * per_epoch
         workers = setting.workers
         if workers is None:
-            workers = 0 if self.images.in_memory and setting.device.type == "cpu" else default_workers(setting.device)
+            workers = default_workers(setting.device, self.images.in_memory)
         views = OneView(self.images, self.images.labels, self.crop.view(setting.size), setting.seed)
         order = GlobalBatches(len(self.images), batch, setting.seed, step, steps)
-        corrupt: set[int] = set()
+        corrupt: dict[int, str] = {}
         with tqdm(total=steps, initial=step, unit="step", disable=rank() != 0, leave=False) as bar:
             for views_of_batch in train_loader(views, order, workers, setting.device):
                 for group in self.optimizer.param_groups:
                     group["lr"] = group["peak"] * self.optim.rate(self.epoch)
                 yield views_of_batch
-                count_corrupt(corrupt, views_of_batch.corrupt, len(self.images))
+                add_corrupt(
+                    corrupt, views_of_batch.corrupt, len(self.images), MAX_CORRUPT, f"the limit of {MAX_CORRUPT:.1%}"
+                )
                 step += 1
                 bar.update()
                 if step % per_epoch == 0:
@@ -229,17 +228,3 @@ def remove_states(folder: Path) -> dict[str, float]:
         earlier += float(torch.load(path, weights_only=True, map_location="cpu")["earlier"])
         path.unlink()
     return {"seconds_before_resuming": earlier} if earlier else {}
-
-
-def count_corrupt(seen: set[int], found: dict[int, str], images: int) -> None:
-    """Print a warning for each newly found unreadable training image.
-
-    Raises:
-        CorruptImageError: they are more than one in a thousand.
-    """
-    for i, reason in found.items():
-        if i not in seen:
-            seen.add(i)
-            tqdm.write(f"warning: image skipped: {reason}")
-    if len(seen) > math.ceil(MAX_CORRUPT * images):
-        raise CorruptImageError(f"{len(seen)} of {images} training images cannot be read")

@@ -23,7 +23,7 @@ from transfer.benchmark import Measurement, Run
 from transfer.classification import pictures
 from transfer.classification.command import run_folder
 from transfer.classification.data import ClassData, hold_out, load_class_data
-from transfer.classification.heads import best_of, load_head, metrics_of, new_head, top1_hits
+from transfer.classification.heads import best_of, load_head, metrics_of, most_likely, new_head, top1_hits
 from transfer.classification.training import CropConfig, DivergedError, ResumableLoop, Schedule, Setting, remove_states
 
 
@@ -153,9 +153,7 @@ def tune(
         ValueError: the state in the folder is of other options.
     """
     ((lr, factor),) = optim.pairs
-    head = new_head(backbone.feature_dim, len(images.classes), setting.seed)
-    if start is not None:
-        head.load_state_dict(start.state_dict(), strict=True)
+    head = new_head(backbone.feature_dim, len(images.classes), setting.seed, start)
     model = Classifier(backbone.build(), head).to(setting.device).to(memory_format=torch.channels_last)
     if world_size() > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -181,12 +179,11 @@ def tune(
     return model.eval()
 
 
-def predict_all(model: nn.Module, images: ImageSet, setting: Setting, first: int = 5) -> Tensor:
-    """Return the most likely classes of the centre views, the likeliest first: (N, first) int64 on the CPU."""
-    parts = raw_features(
-        model, images, setting.size, setting.device, workers=setting.workers, dtype=setting.dtype
-    )  # fmt: skip
-    return torch.cat([logits.topk(min(first, logits.shape[1]), dim=1).indices.cpu() for logits in parts])
+def predict_all(model: nn.Module, images: ImageSet, setting: Setting) -> Tensor:
+    """Return the five most likely classes of the centre views, the likeliest first: (N, 5 or C) int64 on the CPU."""
+    return most_likely(
+        raw_features(model, images, setting.size, setting.device, workers=setting.workers, dtype=setting.dtype)
+    )
 
 
 def _draw(folder: Path, data: ClassData, ranked: Tensor) -> Sequence[Path]:
