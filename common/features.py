@@ -40,13 +40,10 @@ def pooled_features(encoder: nn.Module, x: Tensor) -> Tensor:
 
 
 class Cores:
-    """Map work over a pool of single-threaded workers, one per CPU core, inside `with`.
+    """Map work on a device over a pool of single-threaded workers, one per CPU core, inside `with`.
 
     Operations on small tensors gain little from being split over cores, and wait long on a busy machine; a part of the
     data per core is faster. On a GPU, and with one core, parts are processed one after the other.
-
-    Args:
-        device: where the work is done.
     """
 
     def __init__(self, device: torch.device) -> None:

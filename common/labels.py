@@ -98,14 +98,11 @@ def choose_balanced(labels: np.ndarray, ratio: float, seed: int) -> np.ndarray:
 
 
 def _quota_order(sizes: np.ndarray) -> np.ndarray:
-    """Return the class of each element of a sequence whose every prefix is balanced.
+    """Return the class of each element of a sequence whose every prefix is balanced, for class sizes (classes,).
 
     The first m elements hold class c m * sizes[c] / total times, rounded down or up, for all m. To that end the j-th
     element of a class (j = 0, 1, ...) is scheduled after position j * total / sizes[c] and before
     (j + 1) * total / sizes[c], the earliest deadline first (Steiner & Yeomans 1993, level schedules).
-
-    Args:
-        sizes: (classes,) number of images of each class.
     """
     total, owner = int(sizes.sum()), np.repeat(np.arange(len(sizes)), sizes)
     j = np.arange(total) - np.repeat(np.cumsum(sizes) - sizes, sizes)

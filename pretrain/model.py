@@ -205,10 +205,6 @@ class Classifier(Model):
 
     Encoder, query views, batch-norm groups, optimiser and schedule are those of a contrastive run of the same
     configuration; the projection head is replaced by a linear classifier.
-
-    Args:
-        config: its arch and stem count.
-        classes: number of classes.
     """
 
     def __init__(self, config: ModelConfig, classes: int) -> None:

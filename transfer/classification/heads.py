@@ -106,10 +106,7 @@ def most_likely(logits: Iterable[Tensor], first: int = 5) -> Tensor:
 def metrics_of(ranked: Tensor, labels: Tensor, classes: list[str]) -> Metrics:
     """Return top-1, top-5 of more than five classes, the mean over classes, and top-1 of each of at most 20 classes.
 
-    Args:
-        ranked: (N, 1 or more) int64: classes, the likeliest first.
-        labels: (N,) int64.
-        classes: class names.
+    `ranked` holds classes, the likeliest first, (N, 1 or more) int64; `labels` are (N,) int64.
     """
     metrics = {"top1": accuracy(ranked, labels)}
     if len(classes) > 5 and ranked.shape[1] >= 5:
