@@ -26,14 +26,9 @@ class Layout:
         words = ([word.split(",") for word in re.split("[{}]", pattern)] for pattern in self.patterns)
         return ["".join(chosen) for pattern in words for chosen in itertools.product(*pattern)]
 
-    @property
-    def tree(self) -> str:
-        """The patterns in one line."""
-        return ", ".join(self.patterns)
-
     def missing(self, root: Path) -> list[str]:
         """Return the parts without a file below `root`."""
-        return [part for part in self.parts if not _found(root, part)]
+        return [part for part in self.parts if not any(p.is_file() and p.stat().st_size for p in root.glob(part))]
 
 
 _COCO = "https://cocodataset.org/#download (2017 train images, val images, train/val annotations)"
@@ -91,10 +86,6 @@ def require_data(name: str, root: Path) -> None:
     layout = LAYOUTS[name]
     if missing := layout.missing(root):
         raise ValueError(
-            f"{root.absolute()} lacks {', '.join(missing)}. Expected below it: {layout.tree}. "
+            f"{root.absolute()} lacks {', '.join(missing)}. Expected below it: {', '.join(layout.patterns)}. "
             f"Get it from {layout.source}, or name its folder with --data-root"
         )
-
-
-def _found(root: Path, pattern: str) -> bool:
-    return any(path.is_file() and path.stat().st_size > 0 for path in root.glob(pattern))

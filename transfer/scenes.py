@@ -15,7 +15,7 @@ Masks are compressed RLE, not polygons: a sandal has holes, and an occluded garm
 pycocotools read both; with RLE detectron2 needs INPUT.MASK_FORMAT "bitmask".
 
 Every scene has its own generator, seeded with (seed, split, index), and all arithmetic is on integers: pixels and
-annotations are the same on every machine. The bytes of the PNG files depend on the version of OpenCV; the hash, which
+annotations are the same on every machine. The bytes of the PNG files depend on the version of Pillow; the hash, which
 is of decoded pixels, does not.
 """
 
@@ -33,6 +33,8 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from PIL import Image
+from torchvision.ops import masks_to_boxes
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
@@ -107,7 +109,7 @@ def make_scene(images: ImageSet, split: str, index: int, size: int, seed: int) -
         while not placed:
             for _ in range(TRIES):
                 gray, mask = _garment(images.read(chosen)[:, :, 0], rng, size)
-                if placed := _enough_visible(garments, mask):
+                if placed := all((g.visible & ~mask).sum() >= VISIBLE * g.area for g in garments):
                     break
             if len(garments) >= GARMENTS[0]:
                 break  # enough garments
@@ -135,9 +137,8 @@ def _garment(pixels: np.ndarray, rng: np.random.Generator, size: int) -> tuple[n
     if rng.integers(2):
         pixels = pixels[:, ::-1]
     scaled = cv2.resize(_fill_pinholes(pixels), (side, side), interpolation=cv2.INTER_LINEAR_EXACT)
-    rows, columns = np.nonzero(scaled >= THRESHOLD)
-    scaled = scaled[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-    height, width = scaled.shape
+    left, top, width, height = cv2.boundingRect((scaled >= THRESHOLD).astype(np.uint8))
+    scaled = scaled[top : top + height, left : left + width]
     top, left = int(rng.integers(size - height + 1)), int(rng.integers(size - width + 1))
     gray = np.zeros((size, size), np.uint8)
     gray[top : top + height, left : left + width] = scaled
@@ -151,27 +152,22 @@ def _fill_pinholes(pixels: np.ndarray) -> np.ndarray:
     return np.where(dark & (stats[parts, cv2.CC_STAT_AREA] <= PINHOLE), np.uint8(THRESHOLD), pixels)
 
 
-def _enough_visible(garments: list[Garment], mask: np.ndarray) -> bool:
-    """Return whether enough of the garments behind a new one stays visible."""
-    return all((g.visible & ~mask).sum() >= VISIBLE * g.area for g in garments)
-
-
-def coco(scenes: list[Scene], size: int) -> dict[str, Any]:
+def coco(scenes: list[Scene]) -> dict[str, Any]:
     """Return a split's annotations in COCO's format (cocodataset.org/#format-data); boxes are x, y, width, height."""
     from pycocotools import mask as rle
 
     annotations: list[dict[str, Any]] = []
     for index, scene in enumerate(scenes):
         for garment in scene.garments:
-            rows, columns = np.nonzero(garment.visible)
-            left, top = int(columns.min()), int(rows.min())
-            encoded = rle.encode(np.asfortranarray(garment.visible, np.uint8))
+            mask = np.asfortranarray(garment.visible, np.uint8)
+            encoded = rle.encode(mask)
             annotations.append({
                 "id": len(annotations) + 1,  # pycocotools takes 0 for "no match"
-                "image_id": index, "category_id": garment.label + 1, "iscrowd": 0, "area": int(garment.visible.sum()),
-                "bbox": [left, top, int(columns.max()) + 1 - left, int(rows.max()) + 1 - top],
+                "image_id": index, "category_id": garment.label + 1, "iscrowd": 0, "area": int(mask.sum()),
+                "bbox": [*cv2.boundingRect(mask)],
                 "segmentation": {"size": encoded["size"], "counts": encoded["counts"].decode()},
             })  # fmt: skip
+    size = len(scenes[0].image)
     return {
         "info": {"description": "Fashion Scenes, made from Fashion-MNIST (Xiao et al., arXiv 1708.07747)"},
         "images": [{"id": i, "file_name": _name(i), "height": size, "width": size} for i in range(len(scenes))],
@@ -215,9 +211,11 @@ def write_scenes(
         hashes = {}
         for split, count in (("train", train), ("val", val)):
             indices = tqdm(range(count), f"{out.name} {split}", unit=" scenes", leave=False)
-            hashes[split] = _write_split(part, split, [make_scene(sets[split], split, i, size, seed) for i in indices])
-        _write_json(part / "scenes.json", {"parameters": parameters, "sha256": hashes})
-        _write_image(part / "sheet.png", contact_sheet(part))
+            scenes = [make_scene(sets[split], split, i, size, seed) for i in indices]
+            hashes[split] = _write_split(part, split, scenes)
+            if split == "train":
+                Image.fromarray(contact_sheet(scenes[:24])).save(part / "sheet.png")
+        (part / "scenes.json").write_text(_json({"parameters": parameters, "sha256": hashes}))
         try:
             part.rename(out)
         except OSError:  # another process was faster
@@ -260,47 +258,33 @@ def _write_split(root: Path, split: str, scenes: list[Scene]) -> str:
     for kind in ("images", "masks"):
         (root / kind / split).mkdir(parents=True)
     for index, scene in enumerate(scenes):
-        _write_image(root / "images" / split / _name(index), scene.image)
-        _write_image(root / "masks" / split / _name(index), scene.semantic)
+        Image.fromarray(scene.image).save(root / "images" / split / _name(index))
+        Image.fromarray(scene.semantic).save(root / "masks" / split / _name(index))
         digest.update(scene.image.tobytes() + scene.semantic.tobytes())
     (root / "annotations").mkdir(exist_ok=True)
-    text = _write_json(root / "annotations" / f"instances_{split}.json", coco(scenes, len(scenes[0].image)))
+    text = _json(coco(scenes))
+    (root / "annotations" / f"instances_{split}.json").write_text(text)
     digest.update(text.encode())
     return digest.hexdigest()
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> str:
-    text = json.dumps(content, sort_keys=True, separators=(",", ":")) + "\n"
-    path.write_text(text)
-    return text
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, sort_keys=True, separators=(",", ":")) + "\n"
 
 
-def _write_image(path: Path, image: np.ndarray) -> None:
-    """Write (H, W, 3) RGB or (H, W) uint8 as PNG."""
-    pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
-    if not cv2.imwrite(str(path), pixels):
-        raise OSError(f"{path}: cannot be written")
-
-
-def contact_sheet(root: Path, split: str = "train", count: int = 24, columns: int = 6) -> np.ndarray:
-    """Return the first scenes with their annotations in a grid, RGB."""
-    from pycocotools import mask as rle
-
+def contact_sheet(scenes: list[Scene]) -> np.ndarray:
+    """Return scenes with their annotations in a grid of six columns, (H, W, 3) uint8 RGB."""
     from transfer.detection.pictures import Objects, draw_objects  # here: it takes the palette from this module
 
-    content = json.loads((root / "annotations" / f"instances_{split}.json").read_text())
     tiles = []
-    for entry in content["images"][:count]:
-        found = [row for row in content["annotations"] if row["image_id"] == entry["id"]]
-        image = cv2.imread(str(root / "images" / split / entry["file_name"]), cv2.IMREAD_COLOR_RGB)
-        assert image is not None, entry
-        boxes = torch.tensor([row["bbox"] for row in found], dtype=torch.float32)
-        boxes[:, 2:] += boxes[:, :2]
-        labels = torch.tensor([row["category_id"] - 1 for row in found])
-        masks = torch.from_numpy(np.stack([rle.decode(row["segmentation"]) for row in found]).astype(bool))
-        objects = Objects(boxes, labels, [CLASSES[i] for i in labels.tolist()], masks)
-        tiles.append(torch.from_numpy(draw_objects(image, objects, 224)).permute(2, 0, 1))
-    return make_grid(tiles, columns, padding=3, pad_value=255).permute(1, 2, 0).numpy()
+    for scene in scenes:
+        labels = [garment.label for garment in scene.garments]
+        masks = torch.from_numpy(np.stack([garment.visible for garment in scene.garments]))
+        boxes = masks_to_boxes(masks)
+        boxes[:, 2:] += 1  # right and bottom of the last pixel
+        objects = Objects(boxes, torch.tensor(labels), [CLASSES[i] for i in labels], masks)
+        tiles.append(torch.from_numpy(draw_objects(scene.image, objects, 224)).permute(2, 0, 1))
+    return make_grid(tiles, 6, padding=3, pad_value=255).permute(1, 2, 0).numpy()
 
 
 def main(arguments: list[str] | None = None) -> int:

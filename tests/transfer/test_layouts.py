@@ -35,6 +35,6 @@ def test_the_message_names_the_tree_and_the_source(name: str, tmp_path: Path) ->
     with pytest.raises(ValueError, match="lacks") as raised:
         require_data(name, tmp_path / "nowhere")
     message = str(raised.value)
-    for needed in (str(tmp_path / "nowhere"), *LAYOUTS[name].parts, LAYOUTS[name].tree, "http", "--data-root"):
+    for needed in (str(tmp_path / "nowhere"), *LAYOUTS[name].parts, *LAYOUTS[name].patterns, "http", "--data-root"):
         assert needed in message
     assert "\n" not in message
