@@ -7,14 +7,17 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from tabulate import tabulate
 
 from common.run_folder import PACKAGES
+from transfer.changes import differences, flat
 
 RECORDS = Path("runs/records")  # of users; results/records is written by the study alone
 
@@ -64,19 +67,22 @@ def device_kind(device: str) -> str:
 
 
 def should_resume(
-    folder: Path, has_checkpoint: bool, check_same: Callable[[], None], options: Namespace, trained: str
-) -> bool:
+    folder: Path, has_checkpoint: bool, config: Mapping[str, Any], options: Namespace, trained: str,
+    ignore: Collection[str] = (),
+) -> bool:  # fmt: skip
     """Return True to resume or evaluate the run in a folder, False to start fresh.
 
     Args:
         folder: of the run.
         has_checkpoint: whether it holds one.
-        check_same: raises a ValueError where the run was started with other options.
+        config: what the run's config.yaml must hold.
         options: holds `resume`, `eval_only`, `force` and `records`.
         trained: what a checkpoint holds, e.g. "detector".
+        ignore: settings that may differ, by dotted key.
 
     Raises:
-        ValueError: there is nothing to evaluate, or no option decides what to do with the run that is there.
+        ValueError: there is nothing to evaluate, the run was started with other settings, or no option decides what to
+            do with it.
     """
     if not has_checkpoint:
         if options.eval_only:
@@ -84,7 +90,14 @@ def should_resume(
         return False
     wanted: bool = options.resume or options.eval_only
     if wanted or not options.force:
-        check_same()  # first: a run with other options may well be on record
+        # First: a run with other settings may well be on record.
+        differ = differences(flat(yaml.safe_load((folder / "config.yaml").read_text())), flat(config), ignore)
+        if differ:
+            listed = ", ".join(f"{key} {old} → {new}" for key, (old, new) in [*differ.items()][:4])
+            raise ValueError(
+                f"{folder} was started with other settings ({listed}): restore them, name another --out, or replace "
+                "it with --force"
+            )
     if not wanted and not options.force:
         raise ValueError(
             f"{folder} holds a run that is not on record in {options.records}: --resume continues it, "

@@ -12,9 +12,10 @@ import yaml
 
 from converters.backbone import Backbone
 from transfer.benchmark import read_checkpoint
+from transfer.changes import flat
 from transfer.detect import main
 from transfer.detection.detectron2_engine import config
-from transfer.detection.detectron2_engine.config import flat, for_record, resolve
+from transfer.detection.detectron2_engine.config import for_record, resolve
 from transfer.detection.detectron2_engine.title import compose_title
 from transfer.detection.devices import Devices
 from transfer.tasks import DETECTION

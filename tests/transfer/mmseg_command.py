@@ -150,11 +150,11 @@ def test_a_run_is_measured_once_resumed_and_evaluated_again(
     assert again.metrics == one.metrics
     assert again.cost["seconds_before_resuming"] > 0
     assert fashion("--resume", options=("optim_wrapper.optimizer.lr=0.5",)) == 2
-    assert "was started with other options" in capsys.readouterr().err
+    assert "was started with other settings (" in capsys.readouterr().err
     # The run in the folder is on record; the message must name the other options instead.
     assert fashion(options=("optim_wrapper.optimizer.lr=0.5",)) == 2
     error = capsys.readouterr().err
-    assert "was started with other options" in error
+    assert "was started with other settings (" in error
     assert "not on record" not in error
     assert fashion("--records", str(tmp_path / "other")) == 2
     assert "--resume continues it, --force starts afresh" in capsys.readouterr().err

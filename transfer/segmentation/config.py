@@ -14,6 +14,7 @@ from mmengine.config import Config
 
 from common.distributed import local_processes
 from converters import Backbone
+from transfer.changes import changed, flat
 from transfer.scaling import Schedule, comparison, for_devices
 from transfer.segmentation import overrides
 from transfer.segmentation.title import compose_title
@@ -31,6 +32,8 @@ CONFIG_ERRORS = (
     SyntaxError, OSError, ImportError, NameError, ValueError, TypeError, AttributeError, LookupError, AssertionError,
     RuntimeError, yaml.YAMLError,
 )  # fmt: skip
+# Names in `recorded` -> keys of the config, where they differ
+KEYS = {"max_iters": "train_cfg.max_iters", "batch": "train_dataloader.batch_size"}
 SECTIONS = (*LOADERS, "model", "optim_wrapper", "param_scheduler", "train_cfg", "default_hooks", "val_evaluator")
 
 
@@ -87,7 +90,7 @@ def resolve(options: Namespace, backbone: Backbone, kind: str, processes: int) -
         weights.check(cfg)
         batch = step_batch(cfg, processes)
         config = recorded(cfg, batch)
-        title = compose_title(cfg, batch, own_statistics, overrides.changed(before, config))
+        title = compose_title(cfg, batch, own_statistics, changed(by_option(before), by_option(config)))
     return Resolved(cfg, weights, batch, tuple(changes), config, title)
 
 
@@ -241,3 +244,8 @@ def recorded(cfg: Config, batch: int) -> dict[str, Any]:
     for name in LOADERS[:2]:
         config[name] = {key: value for key, value in cfg[name].to_dict().items() if key in ("sampler", "dataset")}
     return {**config, "batch": batch}
+
+
+def by_option(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config of `recorded` by the keys of --cfg-options."""
+    return {KEYS.get(key, key): value for key, value in flat(config).items()}

@@ -1,10 +1,9 @@
-"""--cfg-options: changes of a task's config that either take effect or are refused, and their list for a title."""
+"""--cfg-options: changes of a task's config that either take effect or are refused."""
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from mmengine.config import Config, DictAction
@@ -17,9 +16,6 @@ COUNTS = (
     "train_cfg.max_iters", "train_cfg.val_interval", "train_dataloader.batch_size", "val_dataloader.batch_size",
     "default_hooks.logger.interval", "default_hooks.checkpoint.interval",
 )  # fmt: skip
-_ABSENT = object()
-# Names in config.recorded -> keys of the config, where they differ
-KEYS = {"max_iters": "train_cfg.max_iters", "batch": "train_dataloader.batch_size"}
 
 
 def apply(cfg: Config, assignments: Sequence[str]) -> None:
@@ -116,24 +112,3 @@ def is_count(value: Any) -> bool:
 
 def _pair(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) == 2 and all(map(is_count, value))
-
-
-def changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Return KEY=VALUE for each setting that differs from before; both arguments are from config.recorded."""
-    return list(_differences(*(json.loads(json.dumps(config)) for config in (before, after))))  # tuples become lists
-
-
-def _differences(before: Any, after: Any, path: str = "") -> Iterator[str]:
-    if isinstance(before, dict) and isinstance(after, dict) and before.keys() <= after.keys():
-        for name, value in after.items():
-            key = f"{path}.{name}" if path else KEYS.get(str(name), str(name))
-            yield from _differences(before.get(name, _ABSENT), value, key)
-    elif _nested(before) and _nested(after) and len(before) == len(after):
-        for i, (old, new) in enumerate(zip(before, after, strict=True)):
-            yield from _differences(old, new, f"{path}.{i}")
-    elif before != after:
-        yield f"{path}={after}".replace(" ", "")
-
-
-def _nested(value: Any) -> bool:
-    return isinstance(value, list) and any(isinstance(item, dict) for item in value)

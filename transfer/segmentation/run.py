@@ -29,7 +29,6 @@ from transfer.segmentation.trainer import build_runner
 from transfer.tasks import SEGMENTATION
 
 POINTER = "last_checkpoint"  # mmengine writes the newest checkpoint's path to it once that is complete
-HASH = "config_hash.txt"
 HEADLINE = "mIoU"  # main metric of every task
 PACKAGES = ("onedl-mmcv", "onedl-mmengine", "onedl-mmsegmentation")  # whose versions are recorded
 
@@ -75,7 +74,9 @@ def measure_run(run: SegmentationRun, root: Path, options: Namespace) -> Measure
     if rank() == 0:
         print("\n".join([f"{run.task} seed {run.seed}: {run.title}", *run.resolved.changes]))
         print(f"{images} training images, {tested} test images", flush=True)
-    checkpoint = find_checkpoint(run, options)
+    checkpoint = newest_checkpoint(run.folder)
+    if not should_resume(run.folder, checkpoint is not None, run.config, options, "model"):
+        checkpoint = None
     (done, earlier), folder = read_progress(checkpoint), RunFolder(run.folder)
     with quiet():
         runner = build_runner(cfg, run, checkpoint)
@@ -108,28 +109,6 @@ def measure_run(run: SegmentationRun, root: Path, options: Namespace) -> Measure
     )
 
 
-def find_checkpoint(run: Run, options: Namespace) -> Path | None:
-    """Return the checkpoint to resume or evaluate, None to start fresh.
-
-    Args:
-        run: whose folder is searched.
-        options: holds `resume`, `eval_only`, `force` and `records`.
-
-    Raises:
-        ValueError: nothing to evaluate, a run with other options, or no option decides what to do with it.
-    """
-    checkpoint, stored = newest_checkpoint(run.folder), run.folder / HASH
-
-    def check_same() -> None:
-        if not stored.is_file() or stored.read_text().strip() != run.config_hash:
-            raise ValueError(
-                f"{run.folder} holds a run that was started with other options: restore them, name another --out, or "
-                "replace it with --force"
-            )
-
-    return checkpoint if should_resume(run.folder, checkpoint is not None, check_same, options, "model") else None
-
-
 def newest_checkpoint(folder: Path) -> Path | None:
     """Return the newest complete checkpoint of a run folder, None where there is none."""
     pointer = folder / POINTER
@@ -143,9 +122,8 @@ def clear_folder(run: Run) -> None:
     """Remove an earlier run from the folder."""
     barrier()
     if rank() == 0:
-        for old in (*run.folder.glob("*.pth"), run.folder / POINTER, run.folder / "metrics.jsonl"):
+        for old in (*run.folder.glob("*.pth"), run.folder / POINTER):
             old.unlink(missing_ok=True)
-        write_text(run.folder / HASH, run.config_hash + "\n")
     barrier()
 
 

@@ -7,7 +7,7 @@ the KEY VALUE pairs of the command line. The result is checked and frozen.
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
-from common.cli import flatten
 from common.precision import autocast_dtype
 from converters import Backbone
 from converters.targets import TARGETS
+from transfer.changes import flat
 from transfer.detection.devices import Devices
 from transfer.scaling import Schedule, comparison, for_devices
 from transfer.tasks import DETECTION
@@ -214,21 +214,6 @@ def for_record(cfg: CfgNode) -> dict[str, Any]:
     """Return what the metrics depend on: each setting that is not detectron2's default, by dotted key."""
     before = flat(defaults())
     return {key: value for key, value in flat(cfg).items() if key not in NOT_RECORDED and value != before.get(key)}
-
-
-def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the recorded settings that differ, with both values; the arguments are from `flat`."""
-    keys = [key for key in sorted(after | before) if key not in NOT_RECORDED and after.get(key) != before.get(key)]
-    return {key: (before.get(key), after.get(key)) for key in keys}
-
-
-def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Flatten a nested mapping to dotted keys; tuples become lists, as in YAML."""
-    return {key: _plain(value) for key, value in flatten(tree).items()}
-
-
-def _plain(value: Any) -> Any:
-    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def with_output(cfg: CfgNode, folder: Path) -> CfgNode:

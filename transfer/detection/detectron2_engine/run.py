@@ -12,7 +12,6 @@ from pathlib import Path
 
 import detectron2.engine
 import torch
-import yaml
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -78,7 +77,7 @@ def measure_run(run: DetectionRun, root: Path, devices: Devices, options: Namesp
     register(run.cfg, root)  # here, so that mistakes in the data are found before processes start
     cfg = config.with_output(run.cfg, run.folder)
     has_checkpoint = (run.folder / "last_checkpoint").is_file()
-    resume = should_resume(run.folder, has_checkpoint, lambda: check_same(cfg, run.folder), options, "detector")
+    resume = should_resume(run.folder, has_checkpoint, cfg, options, "detector", config.NOT_RECORDED)
     if has_checkpoint and not resume:
         shutil.rmtree(run.folder)
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -139,19 +138,6 @@ def read_results(run: DetectionRun, cfg: CfgNode) -> Measurement:
     if times:
         cost["seconds_per_iteration"] = statistics.median(times)
     return Measurement(found["metrics"], cost, draw=lambda: [run.folder / "vis", run.folder / "curve.png"])
-
-
-def check_same(cfg: CfgNode, folder: Path) -> None:
-    """Check that a run folder was started with the same settings.
-
-    Raises:
-        ValueError: names the settings that differ.
-    """
-    before = config.flat(yaml.safe_load((folder / "config.yaml").read_text()))
-    differ = config.differences(before, config.flat(yaml.safe_load(cfg.dump())))
-    if differ:
-        listed = ", ".join(f"{key} {old} → {new}" for key, (old, new) in [*differ.items()][:4])
-        raise ValueError(f"{folder} was started with other settings ({listed}): restore them or add --force")
 
 
 def log_to_file(folder: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode
 
-from transfer.detection.detectron2_engine.config import as_published, differences, flat
+from transfer.changes import changed, flat
+from transfer.detection.detectron2_engine.config import NOT_RECORDED, as_published
 
 
 def compose_title(task: str, cfg: CfgNode) -> str:
@@ -25,8 +26,8 @@ def compose_title(task: str, cfg: CfgNode) -> str:
     before, after = flat(as_published(task)), flat(cfg)
     if before["TASK.PRECISION"] == "auto":
         before["TASK.PRECISION"] = after["TASK.PRECISION"]
-    changed = [f"{key}={value}".replace(" ", "") for key, (_, value) in differences(before, after).items()]
-    return ", ".join(parts) + (f"; changed: {' '.join(changed)}" if changed else "")
+    words = changed(before, after, NOT_RECORDED)
+    return ", ".join(parts) + (f"; changed: {' '.join(words)}" if words else "")
 
 
 def _detector(cfg: CfgNode) -> str:
