@@ -21,7 +21,7 @@ from jsonargparse import Namespace
 from common.cli import CommandParser
 from transfer.benchmark import Measurement, measure, on_record, run_benchmark, summary
 from transfer.detection.devices import choose_devices
-from transfer.options import Formatter, add_options, add_training_options, require
+from transfer.options import require, training_parser
 from transfer.tasks import DETECTION
 
 SETTING = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+")  # a key of detectron2's configuration
@@ -29,10 +29,7 @@ SETTING = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+")  # a key of detectron2's
 
 def parser() -> CommandParser:
     """Return the parser of the options."""
-    tasks = "\n".join(f"  {task:20} {DETECTION.describe(task)}" for task in DETECTION.names())
-    p = CommandParser("transfer/detect.py", __doc__, epilog=f"tasks:\n{tasks}", formatter_class=Formatter)
-    add_options(p)
-    add_training_options(p, "data for fashion tasks, else $DETECTRON2_DATASETS")
+    p = training_parser("transfer/detect.py", __doc__, DETECTION, "data for fashion tasks, else $DETECTRON2_DATASETS")
     p.add_argument("--num-gpus", type=int, help="processes on this machine; default: one per GPU")
     p.add_argument("--num-machines", type=int, default=1, help="number of machines that work together")
     p.add_argument("--machine-rank", type=int, default=0, help="rank of this machine")

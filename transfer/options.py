@@ -16,8 +16,10 @@ import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from tabulate import tabulate
 
+from common.cli import CommandParser
 from common.run_folder import PACKAGES
 from transfer.changes import differences, flat
+from transfer.tasks import Tasks
 
 RECORDS = Path("runs/records")  # of users; results/records is written by the study alone
 
@@ -43,8 +45,18 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print as JSON what would be recorded; measure nothing")
 
 
-def add_training_options(parser: ArgumentParser, data_root: str) -> None:
-    """Add the options of benchmarks that train in a framework; `data_root` describes the default of --data-root."""
+def training_parser(prog: str, description: str | None, tasks: Tasks, data_root: str) -> CommandParser:
+    """Return a parser with the options of benchmarks that train in a framework.
+
+    Args:
+        prog: the command.
+        description: of the command.
+        tasks: listed at the end of --help.
+        data_root: describes the default of --data-root.
+    """
+    listed = "\n".join(f"  {task:24} {tasks.describe(task)}" for task in tasks.names())
+    parser = CommandParser(prog, description, epilog=f"tasks:\n{listed}", formatter_class=Formatter)
+    add_options(parser)
     parser.add_argument("--task", type=str, help="what to measure; see below")
     parser.add_argument("--data-root", type=str, help=f"folder of the data sets; default: {data_root}")
     parser.add_argument("--batch", type=int, help="images per iteration over all devices; the schedule is scaled to it")
@@ -53,6 +65,7 @@ def add_training_options(parser: ArgumentParser, data_root: str) -> None:
     parser.add_argument("--eval-only", action="store_true", help="evaluate the model in the run folder again")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--check", action="store_true", help="print versions and what works on this machine")
+    return parser
 
 
 def device_kind(device: str) -> str:

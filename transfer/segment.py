@@ -18,7 +18,7 @@ from jsonargparse import Namespace
 from common.cli import CommandParser
 from common.distributed import rank
 from transfer.benchmark import Measurement, measure, run_benchmark, summary
-from transfer.options import Formatter, add_options, add_training_options, require
+from transfer.options import require, training_parser
 from transfer.segmentation.quiet import quiet
 from transfer.tasks import SEGMENTATION
 
@@ -27,10 +27,7 @@ MOST_ROWS = 30  # of the table on the screen
 
 def parser() -> CommandParser:
     """Return the parser of the options."""
-    tasks = "\n".join(f"  {task:24} {SEGMENTATION.describe(task)}" for task in SEGMENTATION.names())
-    p = CommandParser("transfer/segment.py", __doc__, epilog=f"tasks:\n{tasks}", formatter_class=Formatter)
-    add_options(p)
-    add_training_options(p, "data")
+    p = training_parser("transfer/segment.py", __doc__, SEGMENTATION, "data")
     p.add_argument("--accumulate", type=int, default=1, help="batches whose gradients are accumulated per step")
     p.add_argument("--amp", action="store_true", help="mixed precision: float16 on a GPU, bfloat16 on the CPU")
     p.add_argument(

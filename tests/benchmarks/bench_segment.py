@@ -29,7 +29,7 @@ from transfer.segment import parser
 from transfer.segmentation.config import resolve
 from transfer.segmentation.data import find_data
 from transfer.segmentation.devices import join
-from transfer.segmentation.hooks import BackboneHook, ClockHook, MetricsHook, PicturesHook, RandomStateHook
+from transfer.segmentation.hooks import BackboneHook, MetricsHook, PicturesHook, ResumeHook
 from transfer.segmentation.quiet import quiet
 from transfer.segmentation.run import PACKAGES, register
 from transfer.segmentation.trainer import build_runner
@@ -75,8 +75,7 @@ def ours(cfg: Config, backbone: Backbone, folder: Path) -> Iteration:
     every = cfg.default_hooks.logger.interval
     for hook in (
         BackboneHook(SegmentorBackbone.of(backbone)),
-        RandomStateHook(),
-        ClockHook(0.0),
+        ResumeHook(0.0),
         MetricsHook(writes, every, 0, 0.004),
         PicturesHook(),
     ):

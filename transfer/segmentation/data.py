@@ -14,9 +14,9 @@ from common.distributed import barrier, rank
 from transfer.layouts import require_data
 from transfer.scenes import CLASSES, PALETTE, ensure_scenes
 from transfer.segmentation.config import LOADERS, datasets
+from transfer.segmentation.pictures import IGNORED
 
 CHECKED = 64  # masks per split whose labels are read before training
-IGNORED = 255
 
 
 def find_data(cfg: Config, root: Path) -> None:

@@ -6,7 +6,6 @@ import math
 import random
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -80,9 +79,7 @@ class MetricsHook(Hook):
         """Open the bar of the evaluation."""
         self.val_bar = _bar("evaluate", len(runner.val_loop.dataloader), leave=False)
 
-    def after_val_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] | None = None
-    ) -> None:
+    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Advance the bar of the evaluation."""
         self.val_bar.update()
 
@@ -105,19 +102,24 @@ def _bar(what: str, total: int, done: int = 0, leave: bool = True) -> tqdm[Any]:
     return tqdm(desc=what, total=total, initial=done, leave=leave, unit="it", disable=rank() > 0, file=sys.stderr)
 
 
-class RandomStateHook(Hook):
-    """Saves the random generators with each checkpoint, so that a resumed run draws what an uninterrupted one draws.
+class ResumeHook(Hook):
+    """Saves the random generators and the seconds so far with each checkpoint; a resumed run continues from them.
 
     mmengine itself resumes model, optimiser, schedule and order of the images. With this hook one process without data
     workers resumes bit-identically. Workers and further processes seed themselves at every start, so their augmentation
     and dropout differ from those of an uninterrupted run.
+
+    Args:
+        earlier: seconds that the resumed checkpoint had taken; 0 for a fresh run.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, earlier: float) -> None:
+        self.began = time.time() - earlier
         self.saved: dict[str, Any] | None = None
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Add the states to the checkpoint, as builtins and tensors."""
+        """Add the states to the checkpoint, as builtins and tensors, and the seconds."""
+        checkpoint["seconds"] = time.time() - self.began
         kind, keys, *rest = np.random.get_state(legacy=True)
         checkpoint["random_state"] = {
             "torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all(),
@@ -150,21 +152,6 @@ class RandomStateHook(Hook):
         torch.set_rng_state(self.kept)
 
 
-class ClockHook(Hook):
-    """Saves with each checkpoint the seconds so far, over all starts of a run.
-
-    Args:
-        earlier: seconds that the resumed checkpoint had taken; 0 for a fresh run.
-    """
-
-    def __init__(self, earlier: float) -> None:
-        self.began = time.time() - earlier
-
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Add the seconds to the checkpoint."""
-        checkpoint["seconds"] = time.time() - self.began
-
-
 class PicturesHook(Hook):
     """Keeps some predictions of the last evaluation.
 
@@ -182,9 +169,7 @@ class PicturesHook(Hook):
         self.chosen = set(np.linspace(0, batches - 1, min(self.count, batches)).round().astype(int).tolist())
         self.samples = []
 
-    def after_val_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] | None = None
-    ) -> None:
+    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Keep the first image of a chosen batch."""
         if batch_idx in self.chosen and outputs:
             sample = outputs[0]

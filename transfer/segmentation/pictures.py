@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 from common.files import write_atomically
 
 mpl.use("Agg")  # no window is opened
-IGNORED = 255
+IGNORED = 255  # label of pixels that count nowhere
 DIM = 0.4
 WIDTH = 11.5  # of a picture, inches
 Sample = tuple[str, np.ndarray, np.ndarray]  # path of an image; truth and prediction, (H, W) class indices

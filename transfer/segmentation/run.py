@@ -23,7 +23,7 @@ from transfer.options import should_resume
 from transfer.segmentation import evaluation, pictures
 from transfer.segmentation.config import Resolved, read_task, resolve
 from transfer.segmentation.data import check_data, find_data
-from transfer.segmentation.hooks import BackboneHook, ClockHook, MetricsHook, PicturesHook, RandomStateHook
+from transfer.segmentation.hooks import BackboneHook, MetricsHook, PicturesHook, ResumeHook
 from transfer.segmentation.quiet import quiet
 from transfer.segmentation.trainer import build_runner
 from transfer.tasks import SEGMENTATION
@@ -88,7 +88,7 @@ def measure_run(run: SegmentationRun, root: Path, options: Namespace) -> Measure
             clear_folder(run)
         batch = cfg.train_dataloader.batch_size * runner.world_size
         written, shown = MetricsHook(folder, cfg.default_hooks.logger.interval, done, batch / images), PicturesHook()
-        for hook in (BackboneHook(run.resolved.weights), RandomStateHook(), ClockHook(earlier), written, shown):
+        for hook in (BackboneHook(run.resolved.weights), ResumeHook(earlier), written, shown):
             runner.register_hook(hook)
         if rank() == 0:
             write_text(run.folder / "changes.txt", "\n".join(run.resolved.changes) + "\n")

@@ -118,7 +118,7 @@ def training_loader(cfg: CfgNode) -> DataLoader:
     batches = Batches(order, cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(), wide)
     return DataLoader(
         Augmented(rows, DatasetMapper(cfg, is_train=True), cfg.SEED), batch_sampler=batches,
-        num_workers=cfg.DATALOADER.NUM_WORKERS, collate_fn=_uncollated,
+        num_workers=cfg.DATALOADER.NUM_WORKERS, collate_fn=list,
         generator=torch.Generator(),  # else starting and resuming a run would each draw from torch's global one
     )  # fmt: skip
 
@@ -158,7 +158,3 @@ class Augmented(Dataset[Row]):
         # detectron2's augmentations draw from numpy's global generator
         np.random.seed(np.random.SeedSequence((self.seed, self.rank, position)).generate_state(4))
         return self.mapper(self.rows[image])
-
-
-def _uncollated(rows: list[Row]) -> list[Row]:
-    return rows

@@ -25,18 +25,14 @@ def load_backbone(model: nn.Module, backbone: Backbone) -> int:
     Raises:
         VerificationError: names the tensors of the built model that differ from the backbone's.
     """
-    quiet = logging.getLogger("fvcore.common.checkpoint"), logging.getLogger("detectron2.checkpoint")
-    levels = [logger.level for logger in quiet]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "backbone.pkl"
         TARGETS["detectron2"].save(backbone, path)
-        for logger in quiet:  # they list the tensors of the heads as missing
-            logger.setLevel(logging.ERROR)
+        logging.disable(logging.WARNING)  # the tensors of the heads are listed as missing
         try:
             DetectionCheckpointer(model).load(str(path))
         finally:
-            for logger, level in zip(quiet, levels, strict=True):
-                logger.setLevel(level)
+            logging.disable(logging.NOTSET)
     # BN's step counters are never used, and detectron2's files do not hold them.
     state = {name: tensor for name, tensor in model.state_dict().items() if not is_counter(name)}
     return backbone.compare(backbone_state(state, "detectron2"), ignore=is_counter)
