@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
-from pycocotools import mask as rle
 
 # Names of faster-coco-eval -> names of the field
 METRICS = {
@@ -34,8 +33,6 @@ def coco_metrics(
         limit: most detections per image that count; for keypoints COCO's own 20.
         lvis: evaluate as LVIS does: by the classes that each image lists, and by frequency of the classes.
     """
-    if not detections:  # COCO's tools refuse an empty list
-        detections = [_empty_detection(truth, kind)]
     if kind == "segm":  # else the area of the box would decide whether a mask is small
         detections = [{key: value for key, value in row.items() if key != "bbox"} for row in detections]
     found = truth.loadRes(detections)
@@ -59,16 +56,6 @@ def fractions(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Flatten {kind: {metric: %}} to kind/metric -> fraction; omit undefined ones, e.g. APl without large objects."""
     rows = {f"{kind}/{name}": value / 100 for kind, values in results.items() for name, value in values.items()}
     return {name: value for name, value in rows.items() if math.isfinite(value)}
-
-
-def _empty_detection(truth: COCO, kind: str) -> dict[str, Any]:
-    """Return a detection of nothing with a score of 0."""
-    image = truth.dataset["images"][0]
-    row = {"image_id": image["id"], "category_id": truth.dataset["categories"][0]["id"], "score": 0.0}
-    if kind == "segm":
-        empty = rle.encode(np.zeros((image["height"], image["width"]), np.uint8, order="F"))
-        return row | {"segmentation": {"size": empty["size"], "counts": empty["counts"].decode()}}
-    return row | {"bbox": [0.0, 0.0, 0.5, 0.5]} | ({"keypoints": [0.0] * 51} if kind == "keypoints" else {})
 
 
 def _silent(*arguments: Any, **options: Any) -> None:

@@ -71,7 +71,8 @@ class MetricsHook(Hook):
         if self.step % self.every and self.step != runner.max_iters:
             return
         mean = {name: hub.get_scalar(f"train/{name}").mean(self.every) for name in ("loss", "time", "data_time")}
-        self.bar.set_postfix({"loss": f"{mean['loss']:.3f}", "lr": f"{lr:.2g}", **self._latest()})
+        latest = {"mIoU": f"{100 * self.metrics['mIoU']:.1f}"} if self.metrics else {}
+        self.bar.set_postfix({"loss": f"{mean['loss']:.3f}", "lr": f"{lr:.2g}", **latest})
         values = {"loss": mean["loss"], "lr": lr, "seconds": mean["time"], "data_seconds": mean["data_time"]}
         self.folder.add_metrics(self.step, self.step * self.epochs, values)
 
@@ -93,9 +94,6 @@ class MetricsHook(Hook):
     def after_train(self, runner: Runner) -> None:
         """Close the progress bar."""
         self.bar.close()
-
-    def _latest(self) -> dict[str, str]:
-        return {"mIoU": f"{100 * self.metrics['mIoU']:.1f}"} if self.metrics else {}
 
 
 def _bar(what: str, total: int, done: int = 0, leave: bool = True) -> tqdm[Any]:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from detectron2.layers import ROIAlign, batched_nms
 from tabulate import tabulate
 
 from transfer.detection.data import CITYSCAPES
@@ -41,22 +42,11 @@ def _try(work: Callable[[], object]) -> str:
     return "works"
 
 
-def _roi_align() -> None:
-    from detectron2.layers import ROIAlign
-
-    ROIAlign((7, 7), 0.25, 0)(torch.rand(1, 4, 32, 32), torch.tensor([[0.0, 4.0, 4.0, 60.0, 60.0]]))
-
-
-def _nms() -> None:
-    from detectron2.layers import batched_nms
-
-    batched_nms(torch.rand(4, 4).cumsum(1), torch.rand(4), torch.zeros(4), 0.5)
-
-
+_FEATURES, _BOXES = torch.rand(1, 4, 32, 32), torch.tensor([[0.0, 4.0, 4.0, 60.0, 60.0]])
 _HEAD = "transfer.detection.detectron2_engine.head"
 _PARTS = (
-    ("RoIAlign", _roi_align, "all R-CNN tasks; torchvision's"),
-    ("NMS", _nms, "all tasks; torchvision's"),
+    ("RoIAlign", partial(ROIAlign((7, 7), 0.25, 0), _FEATURES, _BOXES), "all R-CNN tasks; torchvision's"),
+    ("NMS", partial(batched_nms, _BOXES[:, 1:], torch.ones(1), torch.zeros(1), 0.5), "all tasks; torchvision's"),
     ("Res5ROIHeadsExtraNorm", partial(importlib.import_module, _HEAD), "C4 tasks; this project's"),
     ("detectron2._C", partial(importlib.import_module, "detectron2._C"), "deformable, rotated operators: no task here"),
     ("cityscapesscripts", partial(require, "cityscapesscripts", CITYSCAPES), "cityscapes-instance"),

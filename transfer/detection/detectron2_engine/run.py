@@ -116,9 +116,7 @@ def work(run: DetectionRun, cfg: CfgNode, root: Path, eval_only: bool) -> None:
         write_text(run.folder / "changes.txt", run.changes + "\n")
         print(f"backbone: {trainer.compared} tensors of the built model equal {run.backbone.source.path}", flush=True)
     trainer.resume()
-    if not eval_only:
-        trainer.train()
-    results = Trainer.test(cfg, trainer.model) if eval_only else trainer.results
+    results = Trainer.test(cfg, trainer.model) if eval_only else trainer.train()
     if comm.is_main_process():
         memory = torch.cuda.max_memory_allocated() if cfg.MODEL.DEVICE == "cuda" else 0
         cost = {"gpu_memory_bytes": float(memory), "seconds_before_resuming": trainer.clock.earlier}

@@ -58,19 +58,14 @@ class Trainer(DefaultTrainer):
         """The model, without DistributedDataParallel."""
         return getattr(self.checkpointer.model, "module", self.checkpointer.model)
 
-    @property
-    def results(self) -> Results:
-        """Results of the last evaluation."""
-        return self._last_eval_results
-
     def resume(self) -> int:
         """Load the run folder's newest checkpoint, if there is one; return the number of iterations done."""
         self.resume_or_load(resume=True)
         self.data_loader.batch_sampler.start = self.start_iter
         return self.start_iter
 
-    def train(self) -> None:
-        """Train to the last iteration and evaluate."""
+    def train(self) -> Results:
+        """Train to the last iteration; return the results of the last evaluation."""
         self.folder.start(
             yaml.safe_load(self.cfg.dump()), torch.device(self.cfg.MODEL.DEVICE), self.start_iter,
             packages=self.packages,
@@ -84,6 +79,7 @@ class Trainer(DefaultTrainer):
             ) from error
         finally:
             self.folder.close()
+        return self._last_eval_results
 
     def build_hooks(self) -> list[HookBase | None]:
         """Return detectron2's hooks with our checkpoint limit, writer, seeds, clock and progress bar."""
@@ -103,13 +99,6 @@ class Trainer(DefaultTrainer):
         """Return one writer: metrics.jsonl and TensorBoard."""
         images = len(self.data_loader.dataset.rows)
         return [_ToFolder(self.folder, self.max_iter, self.cfg.SOLVER.IMS_PER_BATCH / images)]
-
-    @classmethod
-    def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Build the model without printing it."""
-        from detectron2.modeling import build_model
-
-        return build_model(cfg)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
