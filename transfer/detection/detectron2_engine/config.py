@@ -34,7 +34,7 @@ NOT_RECORDED = (
 def defaults() -> CfgNode:
     """Return detectron2's defaults with our node TASK.
 
-    TASK.DATA: data set tree (transfer/layouts.py), or "fashion". TASK.HEADLINE: the main metric. TASK.SCENES: training
+    TASK.DATA: data set tree (configs/layouts.yaml), or "fashion". TASK.HEADLINE: the main metric. TASK.SCENES: training
     scenes, test scenes, size and seed of Fashion Scenes. TASK.PRECISION: of training; fp32, bf16, or auto, which is
     bf16 where the device computes it fast. SOLVER.AMP.ENABLED is detectron2's own fp16.
     """
