@@ -10,11 +10,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from converters.messages import summarize
 
@@ -126,19 +124,6 @@ def build(arch: str) -> nn.Module:
         network.conv1 = nn.Conv2d(3, 64, stem.kernel, stride=1, padding=stem.padding, bias=False)
         network.maxpool = nn.Identity()
     return network
-
-
-class Unfilled(TorchFunctionMode):
-    """Initialise with NaN instead of random numbers: quicker, and a weight that is not loaded shows."""
-
-    _RANDOM = frozenset({"normal_", "uniform_", "trunc_normal_", "kaiming_normal_", "kaiming_uniform_"})
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", "") not in self._RANDOM:
-            return func(*args, **kwargs)
-        with torch.no_grad():
-            return (args[0] if args else kwargs["tensor"]).fill_(torch.nan)
 
 
 @cache

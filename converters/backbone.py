@@ -85,9 +85,9 @@ class Backbone:
 
         It maps (N, 3, H, W) images to (N, feature_dim) features; its stages are `layer1 … layer4`.
         """
-        with archs.Unfilled():
+        with torch.device("meta"):  # no random weights are drawn
             network = archs.build(self.arch)
-        network.load_state_dict(self.tensors, strict=True)
+        network.load_state_dict({name: t.clone() for name, t in self.tensors.items()}, strict=True, assign=True)
         return network.eval()
 
     def compare(self, state: Mapping[str, Tensor], ignore: Callable[[str], bool] = lambda name: False) -> int:

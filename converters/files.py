@@ -46,12 +46,11 @@ def read(path: Path, trust: bool = False) -> Any:
         raise ValueError(f"{path} is empty")
     try:
         if path.suffix == ".safetensors" or head[8:10] == b'{"':
-            return _read_safetensors(path)
-        if head.startswith(b"PK"):
-            _check_zip(path)
-            return _torch_load(path, trust, mmap=True)
-        if head.startswith(_LEGACY_TORCH):
-            return _torch_load(path, trust, mmap=False)
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        if head.startswith((b"PK", _LEGACY_TORCH)):
+            return _torch_load(path, trust, zipped=head.startswith(b"PK"))
         if head.startswith((b"\x80", b"(", b"c", b"}")):
             return _read_pickle(path, trust)
     except ImportError as error:
@@ -75,16 +74,6 @@ def _refused(path: Path, names: list[str]) -> _Refused:
     )
 
 
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
-        raise ValueError(error) from error
-
-
 def _check_zip(path: Path) -> None:
     """Refuse zip files that torch.save does not write: compressed ones, which would grow when read, and TorchScript."""
     with zipfile.ZipFile(path) as archive:
@@ -96,18 +85,18 @@ def _check_zip(path: Path) -> None:
         raise _Refused(f"{path} claims {claimed:,} bytes in a file of {size:,}: torch.save writes no such file")
 
 
-def _torch_load(path: Path, trust: bool, mmap: bool) -> Any:
-    if trust:  # --trust: the user vouches for the file
-        return torch.load(path, map_location="cpu", mmap=mmap, weights_only=False)
+def _torch_load(path: Path, trust: bool, zipped: bool) -> Any:
+    if zipped:
+        _check_zip(path)
     with torch.serialization.safe_globals(_TORCH_ALLOWED):
-        try:
-            return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
+        try:  # --trust: the user vouches for the file
+            return torch.load(path, map_location="cpu", mmap=zipped, weights_only=not trust)
         except pickle.UnpicklingError as error:
             # Not torch's own message: it recommends the unsafe flag before it names the class.
             names = re.findall(r"(?:GLOBAL|class|type|function) ([\w.]+\.[\w.]+)", str(error))
             if not names or "nsupported" not in str(error):
                 raise
-            if mmap:
+            if zipped:
                 names += torch.serialization.get_unsafe_globals_in_checkpoint(path)
             raise _refused(path, names) from error
 

@@ -29,7 +29,7 @@ class Format:
         marks: patterns of keys that distinguish this format from others; each must be found.
         drop: what is left out on purpose, as it is no part of a backbone: its description and the pattern of its keys.
         names: (pattern, replacement) pairs, applied in order, from this format's names to torchvision's.
-        entries: top-level entries that distinguish this format from others, with their value where it matters.
+        entries: top-level entries that distinguish this format from others, with their value.
         cifar: the stem that a single 3×3 convolution means here.
         method: the pre-training method, where the format implies it.
         refuse: entries that show another network under the same names: dotted path, pattern of the value, and the
@@ -43,7 +43,7 @@ class Format:
     marks: tuple[str, ...] = ()
     drop: dict[str, str] = field(default_factory=dict)
     names: Rules = ()
-    entries: dict[str, str | None] = field(default_factory=dict)
+    entries: dict[str, str] = field(default_factory=dict)
     cifar: str = "_cifar"
     method: str | None = None
     refuse: tuple[tuple[str, str, str], ...] = ()

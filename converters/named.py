@@ -107,9 +107,7 @@ def _torchvision(name: str, pretrained: bool, path: str) -> nn.Module:
 
 
 def _download(make: Callable[[], nn.Module], path: str) -> nn.Module:
-    hub = logging.getLogger("huggingface_hub")  # warns of each of its retries
-    level = hub.level
-    hub.setLevel(logging.ERROR)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns of each of its retries
     try:
         return make()
     except Exception as error:  # each hub client has its own errors for "no network", "no such tag", "no such file"
@@ -118,8 +116,6 @@ def _download(make: Callable[[], nn.Module], path: str) -> nn.Module:
             f"{path} could not be fetched ({type(error).__name__}: {reason}); "
             "download it elsewhere and give the file, or add ?pretrained=false"
         ) from error
-    finally:
-        hub.setLevel(level)
 
 
 _BUILDERS: dict[str, Callable[[str, bool, str], nn.Module]] = {

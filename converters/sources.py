@@ -19,6 +19,7 @@ from converters.messages import shorten
 
 _WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")  # of DistributedDataParallel and torch.compile
 _PROBE = "layer1.0.conv1.weight"  # every ResNet has it
+_TENSORS = (Tensor, np.ndarray, np.generic)
 _HALF = (torch.float16, torch.bfloat16)  # float32 holds each of their values
 
 
@@ -90,7 +91,7 @@ def read(path: str | Path, options: ReadOptions = DEFAULT) -> Reading:
     limit, tensors = path.stat().st_size, {}
     for tv_name, key in found.items():  # together they cannot be larger than the file
         tensors[tv_name] = _as_tensor(keys[key], key, limit, path)
-        limit -= _num_bytes(keys[key])
+        limit -= keys[key].nbytes
     notes = _check_style(content, chosen, explicit=options.format is not None, path=path)
     arch, tensors, more = _complete(tensors, chosen, path)
     stored = {str(keys[key].dtype).removeprefix("torch.") for name, key in found.items() if not is_counter(name)}
@@ -130,15 +131,11 @@ def _get(content: Any, dotted: str) -> Any:
     return content
 
 
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor | np.ndarray | np.generic)
-
-
 def _find_tensors(content: Any, entry: Format, branch: Branch) -> Mapping[str, Any]:
     """Return the first mapping with tensors among those where `entry` may keep `branch`, or {}."""
     for path in (branch.container,) if branch.container is not None else entry.containers:
         inside = _get(content, path)
-        if isinstance(inside, Mapping) and any(_is_tensor(value) for value in inside.values()):
+        if isinstance(inside, Mapping) and any(isinstance(value, _TENSORS) for value in inside.values()):
             return inside
     return {}
 
@@ -171,8 +168,7 @@ def _has_backbone(keys: Iterable[str], entry: Format, branch: Branch) -> bool:
 
 def _recognize(content: Any, path: Path) -> Format:
     for entry in FORMATS:
-        values = {name: (_get(content, name), value) for name, value in entry.entries.items()}
-        if any(found is None or value not in (None, found) for found, value in values.values()):
+        if any(_get(content, name) != value for name, value in entry.entries.items()):
             continue
         for branch in entry.branches.values():
             keys = [_WRAPPERS.sub("", str(key)) for key in _find_tensors(content, entry, branch)]
@@ -232,7 +228,7 @@ def _sort_keys(
             dropped.setdefault(rule, []).append(key)
         elif name is None and other is not None:
             dropped.setdefault(f"the {other} encoder", []).append(key)
-        elif name is None or not _is_tensor(value):
+        elif name is None or not isinstance(value, _TENSORS):
             unknown.append(key)
         elif name in found:
             raise ValueError(f"{path}: {key} and {found[name]} are both {name}")
@@ -246,15 +242,11 @@ def _sort_keys(
     return found, dropped
 
 
-def _num_bytes(value: Any) -> int:
-    return int(value.numel() * value.element_size() if isinstance(value, Tensor) else value.nbytes)
-
-
 def _as_tensor(value: Any, key: str, limit: int, path: Path) -> Tensor:
     """Return a float32 copy (int64 for counters) that does not need the file any more."""
     if isinstance(value, Tensor) and value.layout != torch.strided:
         raise ValueError(f"{path}: {key} is stored as {value.layout}, not as a plain tensor")
-    if (claimed := _num_bytes(value)) > limit:
+    if (claimed := value.nbytes) > limit:
         raise ValueError(f"{path}: {key} claims {claimed:,} bytes where the file has {limit:,} left for it")
     if not isinstance(value, Tensor):
         try:

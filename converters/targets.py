@@ -97,8 +97,8 @@ def _rename(backbone: Backbone, rules: Rules, prefix: str = "", counters: bool =
 def _origin(backbone: Backbone) -> dict[str, Any]:
     """Return what a converted file says of its origin: no path and no time, so that equal input gives equal bytes."""
     meta = {key: value for key, value in backbone.meta.items() if key != "backbone_id"}
-    source = {"format": backbone.source.format, "sha256": backbone.source.sha256, "id": backbone.backbone_id}
-    return {**meta, "arch": backbone.arch, **{f"source_{key}": value for key, value in source.items()}}
+    source = {"source_format": backbone.source.format, "source_sha256": backbone.source.sha256}
+    return {**meta, "arch": backbone.arch, **source, "source_id": backbone.backbone_id}
 
 
 def _write_tensors(backbone: Backbone, path: Path, prefix: str) -> int:

@@ -1,11 +1,16 @@
 """Verify a converted file: the framework builds its own network, loads the file its own way, and is compared.
 
 Every tensor of the backbone must be equal, and the four stages must give the same features on a photograph that the
-framework itself brings into its input format, following the settings beside the file.
+framework itself brings into its input format, following the settings beside the file. detectron2 and OpenMMLab never
+share a process.
 """
 
+import io
+import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,14 +22,34 @@ from PIL import Image
 from torch import Tensor, nn
 
 from converters import arch as archs
-from converters import frameworks
-from converters.backbone import MEAN255, STD255, Backbone, VerificationError, is_counter
-from converters.frameworks import BuiltModel, stages_of
+from converters.backbone import MEAN255, STAGE_NAMES, STD255, Backbone, VerificationError, is_counter
 from converters.sources import backbone_state
 from converters.targets import TARGETS
 
 TOLERANCE = 1e-4  # of features; float32 sums in another order
-_Titled = tuple[str, BuiltModel]
+RIVALS = {"detectron2": ("mmengine", "mmcv", "mmseg"), "openmmlab": ("detectron2",)}
+
+
+@dataclass(frozen=True)
+class BuiltModel:
+    """A framework's model with the backbone in it.
+
+    Attributes:
+        model: the whole model.
+        stages: those of layer1 … layer4 that it has.
+        run: passes normalised (N, 3, H, W) images through the stages.
+        prepare: turns an (H, W, 3) uint8 RGB photograph into the input of `run`, as the framework's settings say.
+    """
+
+    model: nn.Module
+    stages: Mapping[str, nn.Module]
+    run: Callable[[Tensor], Any]
+    prepare: Callable[[np.ndarray], Tensor]
+
+
+def stages_of(network: nn.Module) -> dict[str, nn.Module]:
+    """Return layer1 … layer4 of a network that names them so."""
+    return {stage: network.get_submodule(stage) for stage in STAGE_NAMES}
 
 
 @dataclass(frozen=True)
@@ -108,15 +133,14 @@ def verify(
     if reference is None:
         network = backbone.build()
         reference = stage_outputs(stages_of(network), lambda: network(normalize(image)))
-    if rival := next((name for name in frameworks.RIVALS.get(target, ()) if name in sys.modules), None):
+    if rival := next((name for name in RIVALS.get(target, ()) if name in sys.modules), None):
         raise ValueError(f"{rival} is loaded in this process: verify for {target} in another (convert.py is one)")
     try:
-        with archs.Unfilled():
-            models = list(_BUILDERS[target](backbone, path))
+        models = _BUILDERS[target](backbone, path)
     except Exception as error:  # a framework's loader may raise anything for a file that it cannot load
         reason = " ".join(str(error).split())[:500]
         raise VerificationError(f"{target} could not load {path}: {type(error).__name__}: {reason}") from error
-    return [_compare(backbone, target, title, built, reference, image) for title, built in models]
+    return [_compare(backbone, target, title, built, reference, image) for title, built in models.items()]
 
 
 def _compare(
@@ -144,7 +168,91 @@ def _compare(
     return Check(title, tensors, convs, norms, deltas)
 
 
-def _torchvision(backbone: Backbone, path: Path) -> Iterator[_Titled]:
+def mask_rcnn(settings: str, head: str, weights: Path | None = None) -> BuiltModel:
+    """Build detectron2's Mask R-CNN on the CPU.
+
+    Args:
+        settings: YAML merged over the model zoo's config.
+        head: "FPN", or "C4", where res5 is in the RoI head.
+        weights: a file for detectron2's own loader.
+    """
+    with _quiet():  # its imports print deprecations, its loader every head that the file lacks
+        from detectron2 import model_zoo
+        from detectron2.checkpoint import DetectionCheckpointer
+        from detectron2.config import CfgNode
+        from detectron2.data.detection_utils import convert_PIL_to_numpy
+        from detectron2.modeling import build_model
+
+        cfg = model_zoo.get_config(f"COCO-InstanceSegmentation/mask_rcnn_R_50_{head}_1x.yaml")
+        cfg.merge_from_other_cfg(CfgNode.load_cfg(settings))
+        cfg.MODEL.DEVICE = "cpu"
+        model = build_model(cfg).eval()
+        if weights is not None:
+            DetectionCheckpointer(model).load(str(weights))
+    bottom = model.backbone.bottom_up if head == "FPN" else model.backbone
+    stages = {f"layer{n}": bottom.get_submodule(f"res{n + 1}") for n in (1, 2, 3)}
+    # The C4 head has three Bottlenecks whatever the depth, so a BasicBlock network has no res5 there.
+    res5 = bottom.res5 if head == "FPN" else model.roi_heads.res5 if cfg.MODEL.RESNETS.DEPTH >= 50 else None
+    if res5 is not None:
+        stages["layer4"] = res5
+
+    def run(images: Tensor) -> None:
+        features = bottom(images)
+        if head == "C4" and res5 is not None:
+            res5(features["res4"])
+
+    def prepare(image: np.ndarray) -> Tensor:
+        from PIL import Image
+
+        pixels = convert_PIL_to_numpy(Image.fromarray(image), cfg.INPUT.FORMAT)
+        chw = torch.tensor(pixels.transpose(2, 0, 1).astype("float32"))
+        return model.preprocess_image([{"image": chw}]).tensor
+
+    return BuiltModel(model, stages, run, prepare)
+
+
+def fcn(settings: Path | Mapping[str, Any]) -> BuiltModel:
+    """Build mmseg's FCN on the CPU; `settings`, an OpenMMLab config, give its backbone and input.
+
+    `init_weights` runs, so that an init_cfg loads its checkpoint the way OpenMMLab does.
+    """
+    with _quiet():
+        from mmengine.config import Config
+        from mmseg.registry import MODELS
+        from mmseg.utils import register_all_modules
+
+        register_all_modules(init_default_scope=True)
+        cfg = Config.fromfile(settings) if isinstance(settings, Path) else Config(settings)
+        width = 512 if cfg.model.backbone.depth < 50 else 2048
+        norm = {"type": "BN"}
+        decode_head = {"type": "FCNHead", "in_channels": width, "channels": 8, "num_classes": 2, "norm_cfg": norm}
+        loss = {"type": "CrossEntropyLoss"}
+        cfg.model.update(type="EncoderDecoder", decode_head=dict(decode_head, loss_decode=loss))
+        cfg.model.data_preprocessor.setdefault("type", "SegDataPreProcessor")
+        model = MODELS.build(cfg.model)
+        model.init_weights()
+    model.eval()
+
+    def prepare(image: np.ndarray) -> Tensor:
+        bgr = torch.tensor(image[:, :, ::-1].copy()).permute(2, 0, 1)  # as mmcv.imread returns it
+        return model.data_preprocessor({"inputs": [bgr]})["inputs"]
+
+    return BuiltModel(model, stages_of(model.backbone), model.backbone, prepare)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _torchvision(backbone: Backbone, path: Path) -> dict[str, BuiltModel]:
     from safetensors.torch import load_file
     from torchvision import models
 
@@ -154,33 +262,29 @@ def _torchvision(backbone: Backbone, path: Path) -> Iterator[_Titled]:
     safe = path.suffix == ".safetensors"
     network.load_state_dict(load_file(path) if safe else torch.load(path, weights_only=True, mmap=True), strict=True)
     title = f"torchvision {name}" + (" with a 3×3 stem" if stem else "")
-    yield title, BuiltModel(network.eval(), stages_of(network), network, normalize)
+    return {title: BuiltModel(network.eval(), stages_of(network), network, normalize)}
 
 
-def _timm(backbone: Backbone, path: Path) -> Iterator[_Titled]:
+def _timm(backbone: Backbone, path: Path) -> dict[str, BuiltModel]:
     import timm
 
     network = timm.create_model(backbone.arch, num_classes=0, checkpoint_path=str(path)).eval()
-    yield f"timm {backbone.arch}", BuiltModel(network, stages_of(network), network, normalize)
+    return {f"timm {backbone.arch}": BuiltModel(network, stages_of(network), network, normalize)}
 
 
-def _detectron2(backbone: Backbone, path: Path) -> Iterator[_Titled]:
+def _detectron2(backbone: Backbone, path: Path) -> dict[str, BuiltModel]:
     """Build both networks: FPN has res5 in its backbone, C4 in its RoI head."""
     settings = path.with_suffix(".yaml").read_text(encoding="utf-8")
-    for head in ("FPN", "C4"):
-        built = frameworks.mask_rcnn(settings, head, path)
-        without = "" if "layer4" in built.stages else ", without res5: its C4 head has no BasicBlocks"
-        yield f"detectron2 Mask R-CNN {backbone.arch} {head}{without}", built
+    models = {
+        f"detectron2 Mask R-CNN {backbone.arch} {head}": mask_rcnn(settings, head, path) for head in ("FPN", "C4")
+    }
+    without = ", without res5: its C4 head has no BasicBlocks"
+    return {title + without * ("layer4" not in built.stages): built for title, built in models.items()}
 
 
-def _openmmlab(backbone: Backbone, path: Path) -> Iterator[_Titled]:
-    built = frameworks.fcn(path.with_suffix(".py"))
-    yield f"mmseg {type(built.model.backbone).__name__} {backbone.arch}", built
+def _openmmlab(backbone: Backbone, path: Path) -> dict[str, BuiltModel]:
+    built = fcn(path.with_suffix(".py"))
+    return {f"mmseg {type(built.model.backbone).__name__} {backbone.arch}": built}
 
 
-_BUILDERS: dict[str, Callable[[Backbone, Path], Iterator[_Titled]]] = {
-    "detectron2": _detectron2,
-    "openmmlab": _openmmlab,
-    "torchvision": _torchvision,
-    "timm": _timm,
-}
+_BUILDERS = {"detectron2": _detectron2, "openmmlab": _openmmlab, "torchvision": _torchvision, "timm": _timm}

@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -91,21 +91,16 @@ def without_recorded(study: Study, jobs: Sequence[Job]) -> tuple[Job, ...]:
     All measurements of a checkpoint have to be of one and the same file. A record that names no job counts where it
     can be of one job of the study only.
     """
-    files: dict[str, set[str]] = defaultdict(set)  # job -> sha256 of the checkpoints that it has measured
-    measured: dict[tuple[str, str, int], list[Job]] = defaultdict(list)
-    for job in study.jobs:
-        measured[job.ckpt, job.task, job.seed].append(job)
+    files: dict[tuple[Any, ...], set[str]] = defaultdict(set)  # sha256 of the checkpoints that are on record
     for r in record.read_all(study.records):
-        candidates = measured[str(r.backbone["path"]), r.task, r.seed]
-        label = r.environment.get("job")
-        if label is not None or len(candidates) > 1:
-            candidates = [job for job in candidates if label == f"{study.name}/{job.key}"]
-        for job in candidates:
-            files[job.name].add(r.backbone["sha256"])
+        files[r.backbone["path"], r.task, r.seed, r.environment.get("job")].add(r.backbone["sha256"])
+    times = Counter((job.ckpt, job.task, job.seed) for job in study.jobs)
     by_checkpoint: dict[str, list[set[str]]] = defaultdict(list)
     for job in jobs:
         if job.key != PRETRAIN and (is_scheme(job.ckpt) or not Path(job.ckpt).exists()):
-            by_checkpoint[job.checkpoint].append(files[job.name])
+            key = (job.ckpt, job.task, job.seed)
+            labels = [f"{study.name}/{job.key}"] + [None] * (times[key] == 1)
+            by_checkpoint[job.checkpoint].append(set().union(*(files[*key, label] for label in labels)))
     recorded = {checkpoint for checkpoint, sets in by_checkpoint.items() if set.intersection(*sets)}
     kept = tuple(job for job in jobs if job.checkpoint not in recorded)
     if recorded:
@@ -190,7 +185,7 @@ def run(study: Study, jobs: Sequence[Job], options: Namespace, extra: Sequence[s
             slurm.wait_for_jobs(study.name)
         for job in filter(is_stale, jobs):
             Path(job.receipt).unlink()
-        logs = {job: _size(job) for job in jobs}
+        logs = {job: _size(job.log) for job in jobs}
         command = snakemake(study, jobs, slots, study.folder / "config.json", "--keep-going", *where, *extra)
         status, signal_number = follow(command, environment, held, in_slurm=slots == 0) if jobs else (0, 0)
         if signal_number:
@@ -266,24 +261,20 @@ def failures(jobs: Sequence[Job], before: dict[Job, int]) -> list[str]:
         before: size of each one's log before the start.
     """
     left = [job for job in jobs if not Path(job.receipt).exists()]
-    failed = [job for job in left if _size(job) != before[job]]
+    failed = [job for job in left if _size(job.log) != before[job]]
     lines = []
     for job in failed:
-        *text, status = [line for line in _log(job).read_text(errors="replace").splitlines() if line.strip()]
+        *text, status = [line for line in job.log.read_text(errors="replace").splitlines() if line.strip()]
         if not status.startswith("exit status"):
             text, status = [*text, status], "ended without an exit status"
-        lines.append(f"failed: {job.name}: {status}; log: {_log(job)}: {text[-1].strip()[:300]}")
+        lines.append(f"failed: {job.name}: {status}; log: {job.log}: {text[-1].strip()[:300]}")
     if len(left) > len(failed):
         lines.append(f"not run: {len(left) - len(failed)} jobs")
     return lines
 
 
-def _log(job: Job) -> Path:
-    return Path(job.receipt).with_suffix(".log")
-
-
-def _size(job: Job) -> int:
-    return _log(job).stat().st_size if _log(job).exists() else 0
+def _size(log: Path) -> int:
+    return log.stat().st_size if log.exists() else 0
 
 
 def run_after(command: Sequence[str], environment: dict[str, str]) -> int:

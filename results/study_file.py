@@ -22,6 +22,7 @@ from common.cli import did_you_mean
 PRETRAIN = "pretrain"
 STATE = Path("runs/study")  # receipts, logs and locks of a study lie in STATE/STUDY
 SCHEMA = Path(__file__).with_name("study_schema.yaml")
+DEFAULTS = {"runs": "runs", "records": "results/records", "pretrain": "bash pretrain/run.sh", "paths": {}, "after": []}
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,11 @@ class Job:
     seed: int = 0
     minutes: float | None = None
     gpus: int = 0
+
+    @property
+    def log(self) -> Path:
+        """The output of its command, and its exit status."""
+        return Path(self.receipt).with_suffix(".log")
 
 
 @dataclass(frozen=True)
@@ -131,7 +137,8 @@ def _check(tree: Any) -> None:
 
 
 def _expand(study: str, tree: dict[str, Any], replaced: Mapping[str, str]) -> Study:
-    paths = dict(tree.get("paths", {}))
+    tree = DEFAULTS | tree
+    paths = dict(tree["paths"])
     for key, folder in replaced.items():
         if key not in paths:
             raise ValueError(f"--path {key}: unknown{did_you_mean(key, paths)}; paths has {', '.join(paths) or 'none'}")
@@ -143,7 +150,7 @@ def _expand(study: str, tree: dict[str, Any], replaced: Mapping[str, str]) -> St
     tasks = [
         job
         for key, entry in tree["tasks"].items()
-        for job in _measurements(study, key, entry, checkpoints, paths, tree.get("records", "results/records"))
+        for job in _measurements(study, key, entry, checkpoints, paths, tree["records"])
     ]
     jobs: list[Job] = []
     for checkpoint in itertools.chain(*checkpoints.values()):
@@ -151,24 +158,23 @@ def _expand(study: str, tree: dict[str, Any], replaced: Mapping[str, str]) -> St
     for name, times in Counter(job.name for job in jobs).items():
         if times > 1:
             raise ValueError(f"{name} occurs {times} times; is a placeholder missing in a name?")
-    after = tuple(_words("after", entry, paths) for entry in tree.get("after", []))
-    records = Path(tree.get("records", "results/records"))
+    after = tuple(_words("after", entry, paths) for entry in tree["after"])
     folders = {key: Path(value) for key, value in paths.items()}
-    return Study(study, tuple(job for job in jobs if job.command), folders, records, after)
+    return Study(study, tuple(job for job in jobs if job.command), folders, Path(tree["records"]), after)
 
 
 def _checkpoints(key: str, entry: Any, tree: Any, paths: Mapping[str, str], folder: Path) -> Iterator[Job]:
     """Expand a family of checkpoints; the command is empty where there is nothing to train."""
     if ("pretrain" in entry) == ("ckpt" in entry):
         raise ValueError(f"{key}: give either pretrain (arguments) or ckpt (an existing checkpoint)")
-    over, runs = entry.get("over", {}), tree.get("runs", "runs")
+    over, runs = entry.get("over", {}), tree["runs"]
     for values in itertools.product(*over.values()):
         known = {**paths, **dict(zip(over, map(str, values), strict=True))}
         name = _fill(f"{key}.name", entry["name"], known)
         if not re.fullmatch(r"[\w.=+-]+", name):
             raise ValueError(f"{key}.name: {name}: may hold letters, digits and . _ = + -")
         if "pretrain" in entry:
-            front = _words("pretrain", tree.get("pretrain", "bash pretrain/run.sh"), paths)
+            front = _words("pretrain", tree["pretrain"], paths)
             command = (*front, "--runs", runs, "--name", name, *_words(f"{key}.pretrain", entry["pretrain"], known))
             ckpt, receipt = f"{runs}/{name}/last.pth", str(folder / PRETRAIN / f"{name}.done")
         else:
@@ -191,17 +197,18 @@ def _measurements(
             raise ValueError(f"tasks.{key}.only: {pattern}: matches no checkpoint{did_you_mean(pattern, names)}")
     words = _words(f"tasks.{key}.command", entry["command"], paths)
     cost = {name: entry[name] for name in ("minutes", "gpus") if name in entry}
-    for family, jobs in checkpoints.items():
-        for job in jobs:
-            if not any(fnmatch.fnmatch(name, pattern) for name in (family, job.checkpoint) for pattern in only):
-                continue
-            for seed in entry.get("seeds", [0]):
-                name = f"{key}/{job.checkpoint}_seed{seed}"
-                receipt = str(STATE / study / f"{name}.json")
-                command = (*words, "--ckpt", job.ckpt, "--seeds", str(seed), "--records", records, "--receipt", receipt)
-                needs = (job.receipt,) if job.receipt else ()
-                task = entry.get("task", key)
-                yield Job(name, command, key, job.checkpoint, job.ckpt, receipt, needs, task, seed, **cost)
+    meant = [
+        job
+        for family, jobs in checkpoints.items()
+        for job in jobs
+        if any(fnmatch.fnmatch(name, pattern) for name in (family, job.checkpoint) for pattern in only)
+    ]
+    for job, seed in itertools.product(meant, entry.get("seeds", [0])):
+        name = f"{key}/{job.checkpoint}_seed{seed}"
+        receipt = str(STATE / study / f"{name}.json")
+        command = (*words, "--ckpt", job.ckpt, "--seeds", str(seed), "--records", records, "--receipt", receipt)
+        needs = (job.receipt,) if job.receipt else ()
+        yield Job(name, command, key, job.checkpoint, job.ckpt, receipt, needs, entry.get("task", key), seed, **cost)
 
 
 def is_scheme(ckpt: str) -> bool:
@@ -212,14 +219,15 @@ def is_scheme(ckpt: str) -> bool:
 def _words(key: str, template: str, known: Mapping[str, str]) -> tuple[str, ...]:
     """Split a command or arguments into words and fill in the placeholders; a script has to exist."""
     try:
-        words = tuple(_fill(key, word, known) for word in shlex.split(template))
+        words = shlex.split(template)
     except ValueError as error:
-        raise ValueError(str(error) if str(error).startswith(key) else f"{key}: {template}: {error}") from error
+        raise ValueError(f"{key}: {template}: {error}") from error
+    words = [_fill(key, word, known) for word in words]
     script = Path(next((word for word in words if word.endswith((".py", ".sh"))), ""))
     if not words[0].startswith("-") and not script.exists():
         near = did_you_mean(str(script), map(str, script.parent.glob(f"*{script.suffix}")))
         raise ValueError(f"{key}: {script}: no such file{near}")
-    return words
+    return tuple(words)
 
 
 def _fill(key: str, template: Any, known: Mapping[str, str]) -> str:

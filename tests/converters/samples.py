@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from converters import arch as archs
-from converters import frameworks
 from converters.backbone import is_counter
-from converters.frameworks import stages_of
 from converters.targets import TARGETS
+from converters.verify import fcn, mask_rcnn, stages_of
 
 State = dict[str, Tensor]
 StageModules = Mapping[str, nn.Module]
@@ -224,7 +223,7 @@ def _detectron2(head: str) -> Callable[[str], Made]:
     def make(arch: str) -> Made:
         settings = TARGETS["detectron2"].settings
         assert settings is not None
-        built = frameworks.mask_rcnn(settings[1](arch, Path("sample.pkl"), ""), head)
+        built = mask_rcnn(settings[1](arch, Path("sample.pkl"), ""), head)
         randomise(built.model)
         return {"model": built.model.state_dict(), "iteration": 9}, built.run, built.stages
 
@@ -233,7 +232,7 @@ def _detectron2(head: str) -> Callable[[str], Made]:
 
 def _openmmlab(arch: str) -> Made:
     backbone = {"type": "ResNetV1c" if arch.endswith("c") else "ResNet", "depth": int(arch[6:].removesuffix("c"))}
-    built = frameworks.fcn({"model": {"backbone": backbone, "data_preprocessor": {}}})
+    built = fcn({"model": {"backbone": backbone, "data_preprocessor": {}}})
     randomise(built.model)
     return {"meta": {"epoch": 3}, "state_dict": built.model.state_dict()}, built.run, built.stages
 

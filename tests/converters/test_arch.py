@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from converters import arch as archs
+from converters import read_backbone
 
 PLAIN = [name for name in archs.ARCHS if not name.endswith("_pad2")]
 
@@ -64,8 +65,9 @@ def test_an_unknown_name_lists_the_known() -> None:
         archs.build("resnet51")
 
 
-def test_unfilled_weights_are_nan_and_loaded_ones_are_not() -> None:
-    with archs.Unfilled():
-        network = archs.build("resnet18")
-    assert torch.isnan(network.conv1.weight).all()
-    assert torch.isfinite(archs.build("resnet18").conv1.weight).all()
+def test_a_backbone_is_built_from_copies_of_its_tensors_without_random_numbers() -> None:
+    backbone, before = read_backbone("random:resnet18"), torch.random.get_rng_state()
+    state = backbone.build().state_dict()
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(torch.equal(state[name], tensor) for name, tensor in backbone.tensors.items())
+    assert not {tensor.data_ptr() for tensor in state.values()} & {t.data_ptr() for t in backbone.tensors.values()}
