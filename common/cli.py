@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import signal
 import sys
@@ -11,7 +12,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 USER_ERROR, NON_FINITE, INTERRUPTED = 2, 3, 130
 
@@ -47,6 +48,10 @@ def config_names(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the line breaks of a description."""
+
+
 class CommandParser(ArgumentParser):
     """An argument parser whose errors are one-line ValueErrors that name the nearest option.
 
@@ -66,7 +71,7 @@ class CommandParser(ArgumentParser):
         renamed: Mapping[str, str] | None = None,
         **settings: Any,
     ) -> None:
-        super().__init__(prog=prog, description=description, allow_abbrev=False, **settings)
+        super().__init__(prog=prog, description=description, allow_abbrev=False, formatter_class=_Formatter, **settings)
         self.recipes, self.renamed = recipes, dict(renamed or {})
         if recipes is not None:
             names = ", ".join(config_names(recipes))
@@ -81,8 +86,7 @@ class CommandParser(ArgumentParser):
     def parse(self, arguments: Sequence[str] | None = None) -> Namespace:
         """Parse a command line, by default the program's; options override the recipe, wherever --recipe stands.
 
-        Returns:
-            The options; `recipe` is the path of the recipe file, or None.
+        `recipe` of the returned options is the path of the recipe file, or None.
 
         Raises:
             ValueError: an option is unknown or malformed; the message names it and the nearest known one.

@@ -1,7 +1,7 @@
 """Convert any self-supervised checkpoint to detectron2, OpenMMLab, torchvision and timm, and verify the result.
 
 from converters import read_backbone
-backbone = read_backbone("checkpoint.pth")     # any format in converters/formats.py
+backbone = read_backbone("checkpoint.pth")     # any format in converters/formats.yaml
 network = backbone.build()                      # a torchvision-like ResNet with its weights
 """
 

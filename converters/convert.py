@@ -186,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return 0, 2 for a user's mistake, 1 for a converted file that is not equal."""
 
     def work() -> int:
-        given = parser().parse(sys.argv[1:] if arguments is None else arguments)
+        given = parser().parse(arguments)
         options = ReadOptions(given.branch, given["from"], tuple(given.drop), given.trust)
         try:
             done = convert(

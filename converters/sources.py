@@ -29,7 +29,7 @@ class ReadOptions:
 
     Attributes:
         branch: which encoder: query or key, student or teacher, …; None for the one that its authors transfer.
-        format: name of the checkpoint format (converters/formats.py); None to recognise it.
+        format: name of the checkpoint format (converters/formats.yaml); None to recognise it.
         drop: patterns of more keys to leave out.
         trust: let the file run any code while it is read.
     """
@@ -63,7 +63,7 @@ class Reading:
 
 
 def read_backbone(path: str | Path, options: ReadOptions = DEFAULT) -> Backbone:
-    """Read the backbone of a checkpoint in any format of converters/formats.py.
+    """Read the backbone of a checkpoint in any format of converters/formats.yaml.
 
     Args:
         path: a file, or timm:NAME, torchvision:NAME (both pre-trained; ?pretrained=false) or random:ARCH?seed=N.

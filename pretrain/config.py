@@ -219,14 +219,7 @@ class Config:
 
 
 def backbone_id(config: Config, images: ImageSet, kept: KeptLabels, epochs: float) -> str:
-    """Return METHOD-HASH12, which identifies a pre-training apart from its seeds. It needs no training.
-
-    Args:
-        config: its `labels`, `views`, `model` and `optim` count.
-        images: N training images, held-out ones left out.
-        kept: their labels; counts where the config names a list.
-        epochs: trained so far.
-    """
+    """Return METHOD-HASH12, which identifies a pre-training, `epochs` old, apart from its seeds."""
     labels = {"ratio": config.labels.ratio} if config.labels.list is None else {"list": kept.sha256}
     return f"{method(config)}-{_hash(_recipe(config, images, epochs) | {'labels': labels})}"
 

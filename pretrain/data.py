@@ -112,8 +112,6 @@ def labelled_only(images: ImageSet, kept: KeptLabels) -> tuple[ImageSet, np.ndar
     """
     labelled = np.flatnonzero(kept.labels != UNLABELLED)
     if not len(labelled):
-        raise ValueError(
-            "model.loss=cross_entropy: no image keeps its label; raise --labels.ratio or name --labels.list"
-        )
+        raise ValueError("model.loss=cross_entropy: no image keeps its label; raise --labels.ratio")
     rows = np.resize(labelled, len(images))
     return images.subset(rows), kept.labels[rows]

@@ -25,15 +25,10 @@ class Model(nn.Module):
     encoder_q: ResNet
 
     def training_step(self, t: Training, batch: Batch, measure: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the gradients of this rank's part of the global batch.
-
-        Args:
-            t: encodes in the precision of the run, and takes the losses.
-            batch: of this rank.
-            measure: return statistics of this step; they change nothing.
+        """Compute the gradients of this rank's part of the global batch in the precision of the run.
 
         Returns:
-            The mean loss and the statistics, scalars on the device.
+            The mean loss and, with `measure`, statistics of this step, which change nothing; scalars on the device.
         """
         raise NotImplementedError
 

@@ -20,16 +20,7 @@ WIDTH = 960  # pixels, of a copied picture at most
 
 
 def collect(run: Path, name: str, task: str | None = None, results: Path = RESULTS) -> Path:
-    """Copy the training curve of a finished pre-training, or with `task` the first of a benchmark's pictures.
-
-    Args:
-        run: run folder.
-        name: of the pre-training.
-        task: of the benchmark.
-        results: folder that holds curves/ and pictures/.
-
-    Returns:
-        The copy.
+    """Copy the curve of a finished pre-training or, with `task`, a benchmark's first picture; return the copy.
 
     Raises:
         ValueError: the run has not finished, or has no readable pictures.

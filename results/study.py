@@ -13,7 +13,6 @@ Stop it at any time: the same command resumes. Exit status: 0 all done; 1 jobs f
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import csv
 import fcntl
@@ -66,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parser() -> CommandParser:
     """Return the parser of the options."""
-    p = CommandParser("results/reproduce.sh", __doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = CommandParser("results/reproduce.sh", __doc__)
     many: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
     p.add_argument("--study", default="desk", help="a name in results/studies, or a YAML file (default: desk)")
     p.add_argument("--dry-run", action="store_true", help="list the jobs and their cost, run nothing")

@@ -11,7 +11,6 @@ With --records DIR it reads your records and writes only to --out. Each table co
 
 from __future__ import annotations
 
-import argparse
 import base64
 import re
 import sys
@@ -19,11 +18,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jsonargparse import Namespace
 
 if not __package__:  # run as a script: find the packages beside this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from common.cli import run_cli
+from common.cli import CommandParser, run_cli
 from common.files import write_text
 from results import contents, plots
 from results.frame import frame, load, published
@@ -106,11 +106,9 @@ def of_repository() -> dict[Path, str | None]:
     return wanted | {page: filled(page, tables) for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> CommandParser:
     """Return the parser of the command line."""
-    p = argparse.ArgumentParser(
-        prog="results/tables.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = CommandParser("results/tables.py", __doc__)
     p.add_argument("--records", type=Path, nargs="+", metavar="DIR", help="folders of your records")
     p.add_argument("--out", type=Path, metavar="DIR", help="where to write; default with --records: runs/tables")
     p.add_argument("--check", action="store_true", help="write nothing; fail where something differs")
@@ -119,10 +117,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return 1 where --check finds a difference, 2 for a broken record."""
-    return run_cli("tables", lambda: _run(parser().parse_args(arguments)), resumable=False)
+    return run_cli("tables", lambda: _run(parser().parse(arguments)), resumable=False)
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: Namespace) -> int:
     if options.records is None and options.out is None:
         wanted, report_file = of_repository(), RESULTS / "tables" / "index.html"
     else:

@@ -58,9 +58,9 @@ def parse(words: list[str]) -> None:
         entry = importlib.import_module(name.removesuffix(".py").replace("/", "."))
         (entry.parse if hasattr(entry, "parse") else entry.parser().parse)(arguments)
     elif name == "results/reproduce.sh":
-        importlib.import_module("results.study").parser().parse_args(arguments)
+        importlib.import_module("results.study").parser().parse(arguments)
     elif name == "results/tables.py":
-        importlib.import_module("results.tables").parser().parse_args(arguments)
+        importlib.import_module("results.tables").parser().parse(arguments)
     elif name == "converters/convert.py":
         importlib.import_module("converters.convert").parser().parse(arguments)
 

@@ -22,13 +22,7 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 def differences(
     before: Mapping[str, Any], after: Mapping[str, Any], ignore: Collection[str] = ()
 ) -> dict[str, tuple[Any, Any]]:
-    """Return the settings that differ, with both values; None stands for one that is absent.
-
-    Args:
-        before: from `flat`.
-        after: from `flat`.
-        ignore: keys that may differ.
-    """
+    """Return the flat settings that differ, `ignore` aside, with both values; None stands for one that is absent."""
     keys = sorted(key for key in {**before, **after} if key not in ignore)
     differ = [key for key in keys if (key in before, before.get(key)) != (key in after, after.get(key))]
     return {key: (before.get(key), after.get(key)) for key in differ}

@@ -11,13 +11,9 @@ from common.files import write_atomically
 
 
 def save_learning_curve(metrics: Path, path: Path, score: str, unit: float) -> None:
-    """Draw the training losses, the learning rate and a score of the evaluations over the iterations.
+    """Draw losses (columns with "loss" in their name), learning rate and a score of metrics.jsonl to a PNG file.
 
-    Args:
-        metrics: metrics.jsonl of a run folder; columns whose name contains "loss" are losses.
-        path: PNG file to write.
-        score: column of the score, e.g. "val/mIoU".
-        unit: what 1 % is in that column.
+    The score is a column such as "val/mIoU", where 1 % is `unit`.
     """
     rows = pd.read_json(metrics, lines=True).set_index("step")
     figure = Figure(figsize=(10, 3.6), layout="constrained")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import importlib.util
 import os
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import ArgumentParser, Namespace
 from tabulate import tabulate
 
 from common.cli import CommandParser
@@ -22,10 +21,6 @@ from transfer.changes import differences, flat
 from transfer.tasks import Tasks
 
 RECORDS = Path("runs/records")  # of users; results/records is written by the study alone
-
-
-class Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Keeps the line breaks of a description."""
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -55,7 +50,7 @@ def training_parser(prog: str, description: str | None, tasks: Tasks, data_root:
         data_root: describes the default of --data-root.
     """
     listed = "\n".join(f"  {task:24} {tasks.describe(task)}" for task in tasks.names())
-    parser = CommandParser(prog, description, epilog=f"tasks:\n{listed}", formatter_class=Formatter)
+    parser = CommandParser(prog, description, epilog=f"tasks:\n{listed}")
     add_options(parser)
     parser.add_argument("--task", type=str, help="what to measure; see below")
     parser.add_argument("--data-root", type=str, help=f"folder of the data sets; default: {data_root}")

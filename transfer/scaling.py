@@ -45,10 +45,8 @@ def for_batch(reference: Schedule, batch: int) -> Schedule:
     def stretched(iterations: int) -> int:
         return max(1, round(iterations / factor)) if iterations else 0
 
-    return Schedule(
-        batch, reference.lr * factor, stretched(reference.warmup), tuple(map(stretched, reference.steps)),
-        stretched(reference.iterations),
-    )  # fmt: skip
+    steps = tuple(map(stretched, reference.steps))
+    return Schedule(batch, factor * reference.lr, stretched(reference.warmup), steps, stretched(reference.iterations))
 
 
 def for_devices(reference: Schedule, reference_devices: int, devices: int, batch: int | None = None) -> Schedule:

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import matplotlib as mpl
 import numpy as np
 import torch
 from PIL import Image
@@ -40,7 +41,6 @@ from tqdm import tqdm
 
 from common.cli import CommandParser, run_cli
 from common.images import ImageSet, load_images
-from transfer.options import Formatter
 
 CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -52,10 +52,7 @@ VISIBLE = 0.6  # least visible fraction of a garment
 TRIES = 30  # positions tried per garment
 THRESHOLD = 24  # least gray value of a garment's pixel in Fashion-MNIST
 PINHOLE = 8  # most pixels of a hole that is filled
-PALETTE = np.array([
-    (31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189),
-    (140, 86, 75), (227, 119, 194), (127, 127, 127), (188, 189, 34), (23, 190, 207),
-], np.uint8)  # fmt: skip
+PALETTE = (255 * np.array(mpl.colormaps["tab10"].colors)).round().astype(np.uint8)  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -183,7 +180,7 @@ def _name(index: int) -> str:
 def write_scenes(
     out: Path, train: int = 2000, val: int = 500, size: int = 128, seed: int = 0, fashion_root: str = "data"
 ) -> Path:
-    """Write the data set to a new folder, atomically.
+    """Write the data set to a new folder, atomically, and return the folder.
 
     Args:
         out: folder to make; if it holds the same data set already, nothing is done.
@@ -192,9 +189,6 @@ def write_scenes(
         size: side of a scene in pixels.
         seed: data sets of different seeds share no scene.
         fashion_root: folder that holds FashionMNIST/raw.
-
-    Returns:
-        `out`.
 
     Raises:
         ValueError: a parameter out of range, no Fashion-MNIST, or a folder that holds something else.
@@ -289,7 +283,7 @@ def contact_sheet(scenes: list[Scene]) -> np.ndarray:
 
 def main(arguments: list[str] | None = None) -> int:
     """Write a data set; return 0, or 2 for a user's mistake."""
-    p = CommandParser("transfer/scenes.py", __doc__, formatter_class=Formatter)
+    p = CommandParser("transfer/scenes.py", __doc__)
     p.add_argument("--out", type=Path, required=True, help="folder to make")
     p.add_argument("--train", type=int, default=2000, help="number of training scenes")
     p.add_argument("--val", type=int, default=500, help="number of test scenes, of other garments")
@@ -298,7 +292,7 @@ def main(arguments: list[str] | None = None) -> int:
     p.add_argument("--fashion-root", default="data", help="folder that holds FashionMNIST/raw")
 
     def work() -> None:
-        options = p.parse(sys.argv[1:] if arguments is None else arguments)
+        options = p.parse(arguments)
         out = write_scenes(**vars(options))
         print(f"{out}: {options.train} + {options.val} scenes; examples: {out / 'sheet.png'}")
 

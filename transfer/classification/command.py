@@ -20,7 +20,7 @@ from converters import Backbone
 from transfer.benchmark import Measurement, Run, measure, summary
 from transfer.classification.data import VOC, source_names
 from transfer.classification.features import FeatureCache
-from transfer.options import Formatter, add_options
+from transfer.options import add_options
 
 RECIPES = Path(__file__).parents[1] / "configs" / "classification"
 STORES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -32,7 +32,7 @@ Processes = Literal["many", "one", "many on GPUs"]
 
 def classification_parser(name: str, description: str | None, precision: str = "fp32") -> CommandParser:
     """Return the parser of a command, with the options of all classification benchmarks; `precision` is a default."""
-    p = CommandParser(f"transfer/{name}.py", description, RECIPES, formatter_class=Formatter)
+    p = CommandParser(f"transfer/{name}.py", description, RECIPES)
     add_options(p)
     p.add_argument(
         "--data", type=str | list[str] | None, default="fashion",

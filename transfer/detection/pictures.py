@@ -42,17 +42,8 @@ class Objects:
 
 
 def side_by_side(image: np.ndarray, truth: Objects, predicted: Objects) -> np.ndarray:
-    """Draw ground truth and predictions of one image next to each other.
-
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        truth: annotated objects.
-        predicted: predicted objects.
-
-    Returns:
-        (H', W', 3) uint8 RGB, enlarged where the image is small.
-    """
-    panels = [("truth", truth), ("predicted", predicted)]
+    """Draw the truth and the predictions of an (H, W, 3) uint8 RGB image side by side, enlarged where it is small."""
+    panels = {"truth": truth, "predicted": predicted}.items()
     return np.hstack([_titled(f"{title}: {len(found.names)}", draw_objects(image, found)) for title, found in panels])
 
 

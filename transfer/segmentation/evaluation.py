@@ -16,11 +16,7 @@ class ClassIoU(IoUMetric):
     """
 
     def compute_metrics(self, results: list) -> dict[str, float]:
-        """Return the metrics over all images.
-
-        Args:
-            results: per image the areas of intersection, union, prediction and truth, each (classes,) pixels.
-        """
+        """Return the metrics from each image's areas of intersection, union, prediction and truth, in pixels."""
         # mmseg sums in float32, which is not exact above 2 ** 24 pixels.
         areas = np.stack([[part.numpy() for part in image] for image in results]).sum(axis=0, dtype=np.float64)
         intersection, union, _, truth = areas

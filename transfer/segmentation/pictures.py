@@ -23,13 +23,9 @@ Sample = tuple[str, np.ndarray, np.ndarray]  # path of an image; truth and predi
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray, strength: float = 0.65) -> np.ndarray:
-    """Overlay the class colours on the grayscale image; pixels without a colour are dimmed.
+    """Overlay class colours on an (H, W, 3) uint8 RGB image in grayscale; pixels without a colour are dimmed.
 
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        labels: (H, W) class indices; 255 and classes whose colour is black have no colour.
-        palette: (classes, 3) uint8 RGB.
-        strength: weight of the colour.
+    Labels (H, W) of 255, and classes whose colour in the palette (classes, 3) is black, have no colour.
     """
     known = labels != IGNORED
     colours = palette[np.where(known, labels, 0)]

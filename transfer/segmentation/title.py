@@ -11,13 +11,9 @@ AUTOCAST = {"AmpOptimWrapper": "float16 autocast", "CpuAmpOptimWrapper": "bfloat
 
 
 def compose_title(cfg: Config, batch: int, own_statistics: bool, changes: Sequence[str]) -> str:
-    """Return network, norm, data, schedule and test mode of a config; what is unusual comes last.
+    """Return network, norm, data, schedule and test mode of a resolved config with `batch` images per optimiser step.
 
-    Args:
-        cfg: resolved.
-        batch: images per optimiser step, over all processes.
-        own_statistics: whether batch norm has its own statistics in each of several processes.
-        changes: settings that --cfg-options changed.
+    Batch norm with `own_statistics` in each process and `changes` by --cfg-options are unusual and come last.
     """
     model, network = cfg.model, cfg.model.backbone
     wrapper, optimizer = cfg.optim_wrapper, cfg.optim_wrapper.optimizer
