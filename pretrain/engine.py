@@ -30,7 +30,7 @@ class Model(nn.Module):
         Returns:
             The mean loss and, with `measure`, statistics of this step, which change nothing; scalars on the device.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # each method has its own
 
 
 class Training:

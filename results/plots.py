@@ -71,7 +71,7 @@ def label_ratio(rows: pd.DataFrame, name: str, papers: pd.DataFrame) -> Figure |
     panels = 1 if theirs.empty else 2
     figure, axes = plt.subplots(1, panels, figsize=(4.75 * panels, 4.6), squeeze=False, layout="constrained")
     titles = f"{task.title}: ours", f"{PAPER_TITLES.get(paper, paper)}: published"
-    for panel, title in zip(axes.flat, titles, strict=False):
+    for panel, title in zip(axes.flat, titles, strict=False):  # one panel where nothing is published
         panel.set(title=title, xlabel="labels used in pre-training, %", ylabel=f"{METRICS[metric]}, %")
     for index, config in enumerate(configs):
         title = textwrap.shorten(config["config"].iloc[0], 60)
@@ -98,7 +98,7 @@ def every_task(rows: pd.DataFrame) -> Figure | None:
     across = min(3, len(panels))
     down = -(-len(panels) // across)
     figure, axes = plt.subplots(down, across, figsize=(3.6 * across, 2.9 * down), squeeze=False, layout="constrained")
-    for panel, (name, of_task) in zip(axes.flat, panels.items(), strict=False):
+    for panel, (name, of_task) in zip(axes.flat, panels.items(), strict=False):  # the last row may have room left
         _curve(panel, of_task, "C0")
         metric = TASKS[name].metrics[0]
         panel.set(title=TASKS[name].title, ylabel=f"{METRICS[metric]}, %", xlabel="labels used, %")
