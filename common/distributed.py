@@ -6,12 +6,17 @@ import datetime
 import os
 import platform
 import re
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 START_TIMEOUT = datetime.timedelta(minutes=10)
+WAIT_TIMEOUT = datetime.timedelta(days=1)  # of `on_first_rank`, which may read a whole data set
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -109,3 +114,29 @@ def gather_objects(value: object) -> list[object]:
     out: list[object] = [None] * world_size()
     dist.all_gather_object(out, value)
     return out
+
+
+def on_first_rank(work: Callable[[], T]) -> T:
+    """Call `work` on rank 0 while the other ranks wait, and return its result on every rank.
+
+    Raises:
+        Exception: what `work` raised, on every rank.
+    """
+    if world_size() == 1:
+        return work()
+    group: Any = dist.new_group(backend="gloo", timeout=WAIT_TIMEOUT)
+    outcome: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            outcome[0] = work()
+        except (ValueError, OSError) as error:
+            outcome[1] = error
+        except Exception as error:  # noqa: BLE001  it may not be picklable, and the others must not wait for ever
+            outcome[1] = RuntimeError(f"rank 0: {type(error).__name__}: {error}")
+            outcome[1].__cause__ = error
+    sent = [*outcome]
+    dist.broadcast_object_list(sent, src=0, group=group)
+    result, raised = outcome if rank() == 0 else sent  # of rank 0 the exception itself, with its traceback
+    if raised is not None:
+        raise raised
+    return result

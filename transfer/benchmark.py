@@ -24,7 +24,7 @@ from jsonargparse import Namespace
 from tabulate import tabulate
 
 from common.cli import run_cli
-from common.distributed import rank, stop
+from common.distributed import on_first_rank, rank, stop
 from common.files import write_atomically, write_text
 from common.run_folder import environment
 from converters import Backbone, VerificationError, read_backbone
@@ -92,15 +92,25 @@ class Run:
         name = re.sub(r"[^\w.=-]+", "-", name or path.stem)
         return self.out / f"{name}-{source.sha256[:8]}" / self.task / f"seed{self.seed}"
 
-    def record(self, measured: Measurement, device: torch.device, per_image: str | None = None) -> Record:
-        """Return the record of its measurement."""
+    def record(
+        self, measured: Measurement, device: torch.device, per_image: str | None = None, data_check: str | None = None
+    ) -> Record:
+        """Return the record of its measurement.
+
+        Args:
+            measured: its metrics and cost.
+            device: where it was computed.
+            per_image: name of the file of metrics per image.
+            data_check: "passed" or "skipped"; None: the command has no check.
+        """
         b, source = self.backbone, self.backbone.source
         facts = {"path": source.path, "sha256": source.sha256, "format": source.format, "arch": b.arch, **b.meta}
-        job = os.environ.get("UNIMOCO_JOB")
+        more = {"job": os.environ.get("UNIMOCO_JOB"), "data_check": data_check}
         return Record(
             backbone_id=b.backbone_id, backbone=facts, pretrain_seed=b.seed, task=self.task, config=self.config,
             title=self.title, seed=self.seed, metrics=measured.metrics, headline=self.headline, cost=measured.cost,
-            environment=environment(device, self.packages) | ({"job": job} if job else {}), per_image=per_image,
+            environment=environment(device, self.packages) | {name: value for name, value in more.items() if value},
+            per_image=per_image,
         )  # fmt: skip
 
 
@@ -134,35 +144,65 @@ def on_record(run: Run, folder: Path) -> Record | None:
 
 
 def measure(
-    runs: Iterable[R], work: Callable[[R], Measurement], options: Namespace, device: torch.device
+    runs: Iterable[R],
+    work: Callable[[R], Measurement],
+    options: Namespace,
+    device: torch.device,
+    check: Callable[[R], str] | None = None,
 ) -> list[Record]:
     """Measure run after run; write each record at once, and the receipt at the end.
 
     Args:
-        runs: one per seed.
+        runs: one per seed, of the same data.
         work: measures one run.
-        options: holds `records`, `receipt`, `force` and `dry_run`.
+        options: holds `records`, `receipt`, `force`, `dry_run`, `check_data` and `skip_check`.
         device: where it computes; goes into the record.
+        check: reads and scores all that a run will read, and raises a ValueError for what is wrong; returns what it
+            has checked, in words. It writes nothing but its cache. It is called once, on rank 0, before the first run
+            that is not on record.
 
     Returns:
         One record per run, read from its file where it was on record. With --dry-run none: the plan is printed as JSON.
+        With --check-data none: the data are checked.
+
+    Raises:
+        ValueError: the data are wrong, or options contradict each other.
     """
-    records = []
+    if options.check_data + options.skip_check + options.dry_run > 1:
+        raise ValueError("--check-data, --skip-check and --dry-run: give one of them")
+    records, data_check = [], None
     for run in runs:
+        if options.check_data:
+            if check is None:
+                raise ValueError(f"--check-data: {run.task} has no check of its data")
+            _check_data(run, check, skip=False)
+            break
         if options.dry_run:
             if rank() == 0:
                 print(json.dumps(_planned(run)), flush=True)
             continue
         record = None if options.force else on_record(run, options.records)
         if record is None:
-            record = _measure_one(run, work, options.records, device)
+            data_check = data_check or _check_data(run, check, options.skip_check)
+            record = _measure_one(run, work, options.records, device, data_check)
         elif rank() == 0:
             where = f"on record in {options.records}; --force measures it again"
             print(f"{run.task} seed {run.seed}: {where}", flush=True)
         records.append(record)
-    if options.receipt is not None and not options.dry_run and rank() == 0:
+    if options.receipt is not None and records and rank() == 0:
         write_text(options.receipt, json.dumps([str(options.records / r.path) for r in records]) + "\n")
     return records
+
+
+def _check_data(run: R, check: Callable[[R], str] | None, skip: bool) -> str | None:
+    """Check the data of a run on rank 0, and print one line; return "passed", "skipped", or None without a check."""
+    if check is None or skip:
+        return "skipped" if check else None
+    began = time.time()
+    checked = on_first_rank(partial(check, run))
+    if rank() == 0:
+        print(f"{run.task}: data check passed in {time.time() - began:.1f} s: {checked}", flush=True)
+    return "passed"
 
 
 def _planned(run: Run) -> dict[str, Any]:
@@ -172,12 +212,14 @@ def _planned(run: Run) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _measure_one(run: R, work: Callable[[R], Measurement], folder: Path, device: torch.device) -> Record:
+def _measure_one(
+    run: R, work: Callable[[R], Measurement], folder: Path, device: torch.device, data_check: str | None
+) -> Record:
     began = time.time()
     measured = work(run)
     cost = {"seconds": time.time() - began, **peak_memory(device), **measured.cost}
     per_image = (folder / run.record_path).with_suffix(".npz") if measured.per_image else None
-    record = run.record(replace(measured, cost=cost), device, per_image.name if per_image else None)
+    record = run.record(replace(measured, cost=cost), device, per_image.name if per_image else None, data_check)
     if rank() == 0:
         if per_image is not None:
             write_atomically(per_image, partial(_save_arrays, measured.per_image))

@@ -38,6 +38,8 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--receipt", type=Path, help="file to write on success: a JSON list of the record files")
     parser.add_argument("--force", action="store_true", help="measure again what is on record")
     parser.add_argument("--dry-run", action="store_true", help="print as JSON what would be recorded; measure nothing")
+    parser.add_argument("--check-data", action="store_true", help="check all the data that a run reads, and stop")
+    parser.add_argument("--skip-check", action="store_true", help="do not check the data; the record says so")
 
 
 def training_parser(prog: str, description: str | None, tasks: Tasks, data_root: str) -> CommandParser:

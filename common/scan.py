@@ -1,0 +1,170 @@
+"""Read every file of a data set once, in worker processes, and keep the results until a file changes."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect as introspection
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from common.files import write_text
+
+CACHE = Path("runs/checks")
+BATCH = 32  # files per message of a worker
+FEW = 64  # files per worker; below it, starting one takes longer than it saves
+
+Inspect = Callable[[Path], Any]
+
+
+class Scan(list[Any]):
+    """Results in the order of the files.
+
+    Attributes:
+        opened: how many of the files were read now; the results of the others come from the cache.
+    """
+
+    def __init__(self, results: Sequence[Any], opened: int) -> None:
+        super().__init__(results)
+        self.opened = opened
+
+    def describe(self, what: str) -> str:
+        """Return e.g. "20,210 masks (3 read, the others unchanged since an earlier check)"."""
+        unchanged = "unchanged since an earlier check"
+        others = f"{self.opened:,} read, the others {unchanged}" if self.opened else unchanged
+        return f"{len(self):,} {what}" + (f" ({others})" if self.opened < len(self) else "")
+
+
+def scan_files(paths: Sequence[Path], inspect: Inspect, title: str, cache: Path | None = None) -> Scan:
+    """Return `inspect(path)` of every file, in order; a file that has not changed since an earlier scan is not opened.
+
+    A file has changed if its size, its time of modification or the time of its last status change has. Results are
+    kept below the cache under a hash of the paths and of the code and arguments of `inspect`.
+
+    Args:
+        paths: the files.
+        inspect: a function of a module, or a `partial` of one. It returns what JSON can hold and raises a ValueError,
+            which names the file, where the file is wrong. It runs in worker processes, so it must not need a GPU.
+        title: what is read, e.g. "training masks"; of the progress bar and of errors.
+        cache: folder of the results; default: runs/checks.
+
+    Raises:
+        ValueError: files are wrong or cannot be read: the first of them, and how many there are; or a worker died.
+            The results of the other files are kept.
+    """
+    stored = (CACHE if cache is None else cache) / f"{_key(paths, inspect)}.json"
+    stamps = [_stamp(path) for path in paths]
+    known = _load(stored, len(paths)) or [[None, None]] * len(paths)
+    todo = [i for i, (stamp, row) in enumerate(zip(stamps, known, strict=True)) if stamp is None or row[0] != stamp]
+    results, failures = [row[1] for row in known], []
+    for i, result, reason in _inspect_all([(i, paths[i]) for i in todo], inspect, title):
+        results[i] = result
+        if reason:
+            failures.append(reason)
+            stamps[i] = None
+    if todo:
+        _store(stored, json.dumps(list(zip(stamps, results, strict=True))))
+    if failures:
+        more = f" ({len(failures):,} of {len(paths):,} {title} are wrong; this is the first)" * (len(failures) > 1)
+        raise ValueError(failures[0] + more)
+    return Scan(results, len(todo))
+
+
+def _key(paths: Sequence[Path], inspect: Inspect) -> str:
+    """Return a hash of the paths and of what is done with the files."""
+    arguments = ""
+    function: Any = inspect
+    if isinstance(inspect, partial):
+        function, arguments = inspect.func, repr((inspect.args, sorted(inspect.keywords.items())))
+    code = Path(introspection.getfile(function)).read_bytes()
+    digest = hashlib.sha256(f"{function.__module__}.{function.__qualname__}{arguments}".encode() + code)
+    for path in paths:
+        digest.update(b"\0" + os.fsencode(os.path.abspath(path)))
+    return digest.hexdigest()[:24]
+
+
+def _stamp(path: Path) -> str | None:
+    """Return what changes with a file; None where it cannot be found, which `inspect` will report."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return f"{status.st_size:x}.{status.st_mtime_ns:x}.{status.st_ctime_ns:x}"
+
+
+def _load(stored: Path, count: int) -> list[list[Any]] | None:
+    """Return [stamp, result] of each file of an earlier scan, None where there is none that can be read."""
+    try:
+        rows = json.loads(stored.read_text())
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(rows, list) and len(rows) == count and all(isinstance(r, list) and len(r) == 2 for r in rows)
+    return rows if whole else None
+
+
+def _store(stored: Path, text: str) -> None:
+    try:
+        write_text(stored, text)
+    except OSError as error:
+        reason = f"{stored.parent}: {error.strerror or error}"
+        print(f"results of the check are not kept, so it will take as long again: {reason}", file=sys.stderr)
+
+
+class _Inspections(Dataset[tuple[int, Any, str]]):
+    """Index, result and "" of each file; or index, None and what is wrong with it."""
+
+    def __init__(self, files: Sequence[tuple[int, Path]], inspect: Inspect) -> None:
+        self.files, self.inspect = files, inspect
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, place: int) -> tuple[int, Any, str]:
+        i, path = self.files[place]
+        try:
+            # As a later scan will read it from the cache.
+            return i, json.loads(json.dumps(self.inspect(path))), ""
+        except ValueError as error:
+            reason = str(error)
+        except OSError as error:
+            reason = f"{path}: {error.strerror or error}"
+        except Exception as error:  # noqa: BLE001  decoders raise whatever they like; the file is named below
+            reason = f"{path}: cannot be read, {type(error).__name__}: {error}"
+        return i, None, reason if str(path) in reason else f"{path}: {reason}"
+
+
+def _inspect_all(files: Sequence[tuple[int, Path]], inspect: Inspect, title: str) -> list[tuple[int, Any, str]]:
+    """Return (index, result, what is wrong) of each file, in order."""
+    workers = min(len(os.sched_getaffinity(0)), len(files) // FEW)
+    loader = DataLoader(
+        _Inspections(files, inspect), BATCH, num_workers=workers, collate_fn=list, worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # else the loader would draw from the generator of the run
+    )  # fmt: skip
+    rows: list[tuple[int, Any, str]] = []
+    try:
+        with tqdm(desc=f"check {title}", total=len(files), unit="file", leave=False, disable=None) as bar:
+            for batch in loader:
+                rows += batch
+                bar.update(len(batch))
+    except RuntimeError as error:
+        if "worker" not in str(error):
+            raise
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{title}: a process that read them died after {len(rows):,} of {len(files):,} files, at "
+            f"{files[len(rows)][1]} or soon after ({reason}); is there enough memory? --skip-check starts without"
+        ) from error
+    return rows
+
+
+def _start_worker(_worker: int) -> None:
+    cv2.setNumThreads(0)
