@@ -152,7 +152,7 @@ class CommandParser(ArgumentParser):
     def _read(self, recipe: Path) -> dict[str, Any]:
         """Read a recipe, with every key checked and renamed."""
         try:
-            content = yaml.safe_load(recipe.read_text())
+            content = yaml.safe_load(recipe.read_bytes())
         except yaml.YAMLError as error:
             raise ValueError(f"{recipe}: not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(content, dict):

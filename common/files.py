@@ -31,8 +31,8 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    write_atomically(path, lambda part: part.write_text(text))
+    """Write a text file atomically, in UTF-8; names of files that are not UTF-8 keep their bytes."""
+    write_atomically(path, lambda part: part.write_bytes(text.encode("utf-8", "surrogateescape")))
 
 
 def sha256(path: Path) -> str:

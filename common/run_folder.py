@@ -43,7 +43,7 @@ def git_state() -> dict[str, Any]:
 
     def git(*arguments: str) -> str | None:
         done = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, encoding="utf-8", check=False
         )
         return done.stdout.strip() if done.returncode == 0 else None
 
@@ -87,7 +87,7 @@ class RunFolder:
         if labels is not None:
             write_text(self.path / "labels.txt", labels)
         write_text(self.path / "environment.json", json.dumps(environment(device, packages), indent=2) + "\n")
-        with open(self.path / "command.txt", "a") as file:
+        with open(self.path / "command.txt", "a", encoding="utf-8", errors="surrogateescape") as file:
             file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} step {step}: {' '.join(sys.argv)}\n")
         rows = [json.loads(line) for line in self._metric_lines()]
         kept = [json.dumps(row) for row in rows if row["step"] <= step]
@@ -97,7 +97,7 @@ class RunFolder:
     def _metric_lines(self) -> list[str]:
         if not self.metrics_file.exists():
             return []
-        *lines, rest = self.metrics_file.read_text().split("\n")
+        *lines, rest = self.metrics_file.read_text(encoding="utf-8").split("\n")
         # A killed run may leave half a line at the end; its step will be repeated.
         return lines if not rest else [line for line in lines if line]
 
@@ -108,7 +108,7 @@ class RunFolder:
         row = {"step": step, "epoch": round(epoch, 6)} | {
             name: value if math.isfinite(value) else repr(value) for name, value in values.items()
         }
-        with open(self.metrics_file, "a") as file:
+        with open(self.metrics_file, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         assert self._tensorboard is not None
         for name, value in values.items():

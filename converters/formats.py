@@ -66,7 +66,7 @@ def _load(path: Path) -> tuple[Format, ...]:
         branches = {key: Branch(*([b] if isinstance(b, str) else b)) for key, b in entry.pop("branches").items()}
         return Format(name, branches=branches, **entry)
 
-    content = yaml.safe_load(path.read_text())["formats"]
+    content = yaml.safe_load(path.read_bytes())["formats"]
     return tuple(format_of(name, entry) for name, entry in content.items())
 
 

@@ -148,7 +148,7 @@ def published_results(papers: pd.DataFrame) -> Grid:
 
 def benchmarks(path: Path) -> Grid:
     """Return the ratios of the newest benchmark of pre-training in a JSON-lines file."""
-    record = json.loads(path.read_text().splitlines()[-1])
+    record = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
     precision = "bf16" if record["bf16"] else "fp32"
     note = (
         f"One run, medians of {record['rounds']} rounds, {record['threads']} CPU threads, {precision}, "

@@ -130,7 +130,7 @@ def read(path: Path) -> Record:
         ValueError: names the file and what is wrong with it.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_bytes())
         if not isinstance(content, dict):
             raise ValueError(f"a {type(content).__name__}, not a record")
         stored = content.pop("config_hash", None)

@@ -25,7 +25,7 @@ class Task:
     paper: str | None = None
 
 
-_CONTENT: dict[str, dict[str, str]] = yaml.safe_load(Path(__file__).with_name("registry.yaml").read_text())
+_CONTENT: dict[str, dict[str, str]] = yaml.safe_load(Path(__file__).with_name("registry.yaml").read_bytes())
 TABLES, SUMMARY, METRICS = _CONTENT["tables"], _CONTENT["summary"], _CONTENT["metrics"]
 METHODS, PUBLISHED_AS, PAPER_TITLES = _CONTENT["methods"], _CONTENT["published_as"], _CONTENT["papers"]
 TASKS = {name: Task(**fields) for name, fields in _CONTENT["tasks"].items()}  # type: ignore[arg-type]

@@ -41,7 +41,7 @@ def arguments(study: str, jobs: int | None, options: Mapping[str, str], environm
     if not given["time"].isdigit():
         raise ValueError(f"--slurm time={given['time']}: must be a whole number of minutes")
     flags = [_flag(name, value) for name, value in given.items()]
-    client = functools.partial(subprocess.run, env=environment, capture_output=True, text=True, check=False)
+    client = functools.partial(subprocess.run, env=environment, capture_output=True, encoding="utf-8", check=False)
     test = client(["sbatch", "--test-only", *flags, "--wrap=true"])
     if test.returncode:
         raise ValueError(f"--slurm: {test.stderr}")
@@ -84,10 +84,10 @@ def _queue(study: str) -> dict[str, str]:
     """Return the state of each job of the study in the queue."""
     command = ["squeue", "--me", "--noheader", "--format=%i|%T|%j"]
     try:
-        lines = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60, check=True)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         raise ValueError("--slurm: squeue does not answer, so jobs could be submitted twice; try later") from error
-    jobs = [line.split("|") for line in lines]
+    jobs = [line.split("|") for line in done.stdout.splitlines()]
     return {job: state for job, state, name in jobs if name.startswith(f"{job_name(study)}_")}
 
 

@@ -115,7 +115,7 @@ def is_stale(job: Job) -> bool:
     if job.key == PRETRAIN:
         run = (Path(job.ckpt), Path(job.ckpt).with_name("summary.json"))
         return any(not file.exists() or file.stat().st_mtime_ns > receipt.stat().st_mtime_ns for file in run)
-    return not all(Path(path).exists() for path in json.loads(receipt.read_text()))
+    return not all(Path(path).exists() for path in json.loads(receipt.read_bytes()))
 
 
 def snakemake(study: Study, jobs: Sequence[Job], slots: int, config: Path, *arguments: str) -> list[str]:
@@ -127,7 +127,7 @@ def snakemake(study: Study, jobs: Sequence[Job], slots: int, config: Path, *argu
         }
         for job in study.jobs
     }  # fmt: skip
-    config.write_text(json.dumps({"jobs": entries, "folder": str(study.folder), "slots": slots}))
+    config.write_text(json.dumps({"jobs": entries, "folder": str(study.folder), "slots": slots}), encoding="utf-8")
     return [
         sys.executable, "-m", "snakemake", "--snakefile", str(STUDIES / "Snakefile"), "--configfile", str(config),
         "--rerun-triggers", "mtime", "params", "input", "--rerun-incomplete", "--nolock", "--quiet", "host", "reason",
@@ -139,7 +139,7 @@ def list_jobs(study: Study, jobs: Sequence[Job], at_a_time: int) -> str:
     """Return a line for each job, and what is left in all."""
     with tempfile.TemporaryDirectory() as folder:
         command = snakemake(study, jobs, at_a_time, Path(folder, "config.json"), "--summary")
-        done = subprocess.run(command, capture_output=True, text=True, check=False) if jobs else None
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False) if jobs else None
     if done and done.returncode:
         raise ValueError(f"snakemake: {done.stderr}")
     summary = csv.DictReader(done.stdout.splitlines() if done else [], delimiter="\t")
@@ -202,7 +202,7 @@ def lock(study: Study) -> IO[str]:
     Raises:
         ValueError: another process runs the study.
     """
-    file = open(study.folder / "lock", "a+")  # noqa: SIM115 it is open as long as the study runs
+    file = open(study.folder / "lock", "a+", encoding="utf-8")  # noqa: SIM115 it is open as long as the study runs
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -263,7 +263,7 @@ def failures(jobs: Sequence[Job], before: dict[Job, int]) -> list[str]:
     failed = [job for job in left if _size(job.log) != before[job]]
     lines = []
     for job in failed:
-        *text, status = [line for line in job.log.read_text(errors="replace").splitlines() if line.strip()]
+        *text, status = filter(str.strip, job.log.read_text(encoding="utf-8", errors="replace").splitlines())
         if not status.startswith("exit status"):
             text, status = [*text, status], "ended without an exit status"
         lines.append(f"failed: {job.name}: {status}; log: {job.log}: {text[-1].strip()[:300]}")

@@ -113,7 +113,7 @@ def load(path: Path, paths: Mapping[str, str] | None = None) -> Study:
         ValueError: names file, key and mistake in one line.
     """
     try:
-        tree = yaml.load(path.read_text(), _Loader)
+        tree = yaml.load(path.read_bytes(), _Loader)
         _check(tree)
         return _expand(path.stem, tree, paths or {})
     except yaml.YAMLError as error:
@@ -124,7 +124,7 @@ def load(path: Path, paths: Mapping[str, str] | None = None) -> Study:
 
 def _check(tree: Any) -> None:
     """Compare a study file with its schema; name the key that does not fit."""
-    error = best_match(Draft202012Validator(yaml.safe_load(SCHEMA.read_text())).iter_errors(tree))
+    error = best_match(Draft202012Validator(yaml.safe_load(SCHEMA.read_bytes())).iter_errors(tree))
     if error is None:
         return
     key = error.json_path.removeprefix("$").lstrip(".") or "the file"

@@ -89,7 +89,7 @@ def filled(page: Path, tables: Mapping[str, str]) -> str:
             raise ValueError(f"{page}: the table {name} does not exist; the tables are {', '.join(sorted(tables))}")
         return f"<!-- table:{name} begin -->\n{tables[name].strip()}\n<!-- table:{name} end -->"
 
-    text = BLOCK.sub(block, page.read_text())
+    text = BLOCK.sub(block, page.read_text(encoding="utf-8"))
     if text.count("<!-- table:") != 2 * len(BLOCK.findall(text)):
         raise ValueError(f"{page}: a <!-- table:NAME begin --> or <!-- table:NAME end --> lacks its other half")
     return text
@@ -127,7 +127,8 @@ def _run(options: Namespace) -> int:
         out = options.out or Path("runs/tables")
         wanted = {out / name: text for name, text in made(options.records or [RESULTS / "records"]).items()}
         report_file = out / "index.html"
-    differing = {path: text for path, text in wanted.items() if text != (path.read_text() if path.is_file() else None)}
+    found = {path: path.read_text(encoding="utf-8") if path.is_file() else None for path in wanted}
+    differing = {path: text for path, text in wanted.items() if text != found[path]}
     if options.check and differing:
         names = ", ".join(sorted(path.name for path in differing))
         print(f"tables: these differ from the records: {names}; run: python results/tables.py", file=sys.stderr)

@@ -102,6 +102,20 @@ def test_the_code_keeps_its_floors() -> None:
                 assert fits, f"{file} imports {module}"
 
 
+def test_text_is_utf_8_whatever_the_locale() -> None:
+    """Text in the locale's encoding is another one on the next machine."""
+    lacking = []
+    for file in (path for room in FLOORS for path in (ROOT / room).rglob("*.py")):
+        for call in (node for node in ast.walk(ast.parse(file.read_bytes())) if isinstance(node, ast.Call)):
+            name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+            method, given = isinstance(call.func, ast.Attribute), {word.arg for word in call.keywords}
+            mode = next((a.value for a in call.args if isinstance(a, ast.Constant) and a.value in ("rb", "wb")), "")
+            text = (method and name in ("read_text", "write_text")) or (name == "open" and not method and not mode)
+            if (text and "encoding" not in given) or "text" in given:
+                lacking.append(f"{file}:{call.lineno}")
+    assert not lacking
+
+
 def test_no_file_and_no_function_is_long() -> None:
     files = run("git", "ls-files", "*.py").stdout.split() or [str(p) for p in ROOT.glob("[a-z]*/**/*.py")]
     assert len(files) > 50

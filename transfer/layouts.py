@@ -34,7 +34,7 @@ class Layout:
 
 
 FILE = Path(__file__).parent / "configs" / "layouts.yaml"
-LAYOUTS = {name: Layout(**entry) for name, entry in yaml.safe_load(FILE.read_text()).items()}
+LAYOUTS = {name: Layout(**entry) for name, entry in yaml.safe_load(FILE.read_bytes()).items()}
 
 
 def require_data(name: str, root: Path) -> None:

@@ -101,7 +101,7 @@ def should_resume(
     wanted: bool = options.resume or options.eval_only
     if wanted or not options.force:
         # First: a run with other settings may well be on record.
-        differ = differences(flat(yaml.safe_load((folder / "config.yaml").read_text())), flat(config), ignore)
+        differ = differences(flat(yaml.safe_load((folder / "config.yaml").read_bytes())), flat(config), ignore)
         if differ:
             listed = ", ".join(f"{key} {old} → {new}" for key, (old, new) in [*differ.items()][:4])
             raise ValueError(

@@ -209,7 +209,7 @@ def write_scenes(
             hashes[split] = _write_split(part, split, scenes)
             if split == "train":
                 Image.fromarray(contact_sheet(scenes[:24])).save(part / "sheet.png")
-        (part / "scenes.json").write_text(_json({"parameters": parameters, "sha256": hashes}))
+        (part / "scenes.json").write_text(_json({"parameters": parameters, "sha256": hashes}), encoding="utf-8")
         try:
             part.rename(out)
         except OSError:  # another process was faster
@@ -240,7 +240,7 @@ def _holds(out: Path, parameters: dict[str, int]) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     file = out / "scenes.json"
-    found = json.loads(file.read_text()).get("parameters") if file.is_file() else "something else"
+    found = json.loads(file.read_bytes()).get("parameters") if file.is_file() else "something else"
     if found != parameters:
         raise ValueError(f"{out} holds {found}, not {parameters}: name another folder with --out or remove it")
     return True
@@ -257,7 +257,7 @@ def _write_split(root: Path, split: str, scenes: list[Scene]) -> str:
         digest.update(scene.image.tobytes() + scene.semantic.tobytes())
     (root / "annotations").mkdir(exist_ok=True)
     text = _json(coco(scenes))
-    (root / "annotations" / f"instances_{split}.json").write_text(text)
+    (root / "annotations" / f"instances_{split}.json").write_text(text, encoding="utf-8")
     digest.update(text.encode())
     return digest.hexdigest()
 

@@ -38,7 +38,9 @@ class Tasks:
 
     def describe(self, task: str) -> str:
         """Return the description of a task: the second line of its file, up to the colon."""
-        return self.find(task).read_text().splitlines()[1].removeprefix("# ").partition(":")[0].rstrip(".")
+        return (
+            self.find(task).read_text(encoding="utf-8").splitlines()[1].removeprefix("# ").partition(":")[0].rstrip(".")
+        )
 
 
 DETECTION = Tasks(CONFIGS / "detection")

@@ -51,7 +51,7 @@ def _write_part(file: Path, part: str, begin: float, end: float) -> Path:
     """Write the images between two fractions of an annotation file to a file beside it, once; return its path."""
     target = file.with_name(f"{file.stem}_{part}.json")
     if not target.exists():
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_bytes())
         count = len(content["images"])
         content["images"] = content["images"][round(begin * count) : round(end * count)]
         kept = {image["id"] for image in content["images"]}

@@ -62,7 +62,8 @@ def _set_rendezvous_from_slurm() -> None:
         raise ValueError(f"--launcher slurm: srun has not started this, {error.args[0]} is not set") from error
     if "MASTER_ADDR" not in os.environ:
         try:
-            found = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+            command = ["scontrol", "show", "hostnames", nodes]
+            found = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
         except (OSError, subprocess.CalledProcessError) as error:
             raise ValueError(f"scontrol cannot name the first of {nodes} ({error}): set MASTER_ADDR to it") from error
         os.environ["MASTER_ADDR"] = found.stdout.split()[0]

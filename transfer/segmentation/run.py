@@ -114,7 +114,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
     pointer = folder / POINTER
     if not pointer.is_file():
         return None
-    path = folder / Path(pointer.read_text().strip()).name  # by name: the folder may have been moved
+    path = folder / Path(pointer.read_text(encoding="utf-8").strip()).name  # by name: the folder may have been moved
     return path if path.is_file() else None
 
 

@@ -63,7 +63,7 @@ def _register_lvis(name: str, file: Path, images: Path) -> None:
     """Register LVIS without the package `lvis`, which needs an older numpy. Class ids start at 1."""
 
     def load() -> list[Row]:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_bytes())
         found: dict[int, list[Row]] = {image["id"]: [] for image in content["images"]}
         for row in content["annotations"]:
             found[row["image_id"]].append({

@@ -74,7 +74,7 @@ class CocoEvaluator(DatasetEvaluator):
             row | {"category_id": back.get(row["category_id"], row["category_id"] + 1)}
             for row in itertools.chain(*gathered)
         ]
-        (self.folder / "predictions.json").write_text(json.dumps(rows))
+        (self.folder / "predictions.json").write_text(json.dumps(rows), encoding="utf-8")
         truth = load_coco(self.metadata.json_file)
         return {kind: coco_metrics(truth, rows, kind, self.limit, self.lvis) for kind in self.kinds}
 
@@ -98,7 +98,7 @@ class VocEvaluator(PascalVOCDetectionEvaluator):
         values: dict[str, float] = {}
         with tempfile.TemporaryDirectory() as folder:
             for label, name in enumerate(self._class_names):
-                (Path(folder) / f"{name}.txt").write_text("\n".join(lines.get(label, [""])))
+                (Path(folder) / f"{name}.txt").write_text("\n".join(lines.get(label, [""])), encoding="utf-8")
             for prefix, eleven in (("", self._is_2007), ("area-", False)):
                 ap = np.array([self._class_ap(folder, name, eleven) for name in self._class_names])
                 values |= {f"{prefix}AP": ap.mean(), f"{prefix}AP50": ap[:, 0].mean(), f"{prefix}AP75": ap[:, 5].mean()}
@@ -122,9 +122,8 @@ class CityscapesEvaluator(CityscapesInstanceEvaluator):
         scripts = importlib.import_module("cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling")
 
         def write(content: Any, path: str) -> None:
-            Path(path).write_text(
-                json.dumps(content, default=lambda value: getattr(value, "__dict__", None) or int(value))
-            )
+            text = json.dumps(content, default=lambda value: getattr(value, "__dict__", None) or int(value))
+            Path(path).write_text(text, encoding="utf-8")
 
         with mock.patch.object(np, "in1d", np.isin, create=True), mock.patch.object(scripts, "writeDict2JSON", write):
             return super().evaluate() or {}

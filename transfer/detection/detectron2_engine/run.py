@@ -129,8 +129,8 @@ def work(run: DetectionRun, cfg: CfgNode, root: Path, eval_only: bool) -> None:
 
 def read_results(run: DetectionRun, cfg: CfgNode) -> Measurement:
     """Return what `work` left in the run folder; `images` counts all starts of a resumed run."""
-    found = json.loads((run.folder / RESULTS).read_text())
-    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    found = json.loads((run.folder / RESULTS).read_bytes())
+    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     times = [row["time"] for row in rows if "time" in row]
     cost = found["cost"] | {"images": float(cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.MAX_ITER)}
     if times:
