@@ -66,6 +66,11 @@ def start(device: str) -> torch.device:
     return target
 
 
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """Return a CPU tensor on a device. The host does not wait: the copy to a GPU is made from pinned memory."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
 def stop() -> None:
     """Leave the process group, if there is one."""
     if dist.is_initialized():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,14 @@ from common.transforms import MEAN, STD
 
 def network_input(images: Tensor, device: torch.device) -> Tensor:
     """Normalise views with ImageNet's mean and std: (n, S, S, 3) uint8 -> (n, 3, S, S) float32, channels_last."""
-    x = images.to(device, non_blocking=True).permute(0, 3, 1, 2).float()
-    mean = torch.tensor(MEAN, device=device).view(1, 3, 1, 1) * 255
-    std = torch.tensor(STD, device=device).view(1, 3, 1, 1) * 255
-    return (x - mean) / std
+    mean, std = _mean_and_std(device)
+    return (images.to(device, non_blocking=True).permute(0, 3, 1, 2).float() - mean) / std
+
+
+@cache  # a copy to the device at each call would make the host wait for it
+def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
+    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) * 255 for values in (MEAN, STD))
+    return mean, std
 
 
 def pooled_features(encoder: nn.Module, x: Tensor) -> Tensor:

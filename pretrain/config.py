@@ -94,7 +94,8 @@ class OptimConfig:
             the same: batch-norm groups, shuffling and the queue see the whole batch. The running statistics of batch
             norm, which training does not read, weight the micro-batches of a step slightly unequally.
         precision: "auto" (bf16 where the device is fast at it, else fp32), "fp32", "bf16" or "fp16".
-        compile: compile the encoders with torch.compile (pays on GPUs).
+        compile: compile the encoders with torch.compile and replay them as CUDA graphs: "auto" (on a GPU), true or
+            false. Where that fails, the run continues without, and says so.
     """
 
     base_lr: float = 0.03
@@ -108,7 +109,7 @@ class OptimConfig:
     warmup: float = 0.0
     accumulate: int = 1
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    compile: bool = False
+    compile: bool | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         for name in ("batch", "accumulate"):
@@ -251,6 +252,8 @@ def method(config: Config) -> str:
 def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Return `key: old -> new` for each option that differs and changes what is computed."""
     old, new = flatten(old), flatten(new)
+    if "auto" in (old.get("optim.compile"), new.get("optim.compile")):  # it decides for each machine
+        old["optim.compile"] = new["optim.compile"] = "auto"
     differ = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
     return [f"{n}: {old.get(n)} -> {new.get(n)}" for n in differ if not f"{n}.".startswith(MAY_DIFFER)]
 

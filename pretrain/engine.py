@@ -16,6 +16,7 @@ from common.features import network_input
 from common.loaders import Batch
 from common.precision import autocast_dtype
 from pretrain.batch_norm import running_statistics, set_groups
+from pretrain.compilation import compile_encoders
 from pretrain.config import Config, OptimConfig
 
 
@@ -58,10 +59,8 @@ class Training:
             for p in self.model.encoder_q.parameters():
                 self.optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
         self.skipped_steps = torch.zeros((), dtype=torch.int64, device=self.device)
-        if c.compile:
-            for encoder in self.model.children():
-                encoder.compile()
         self.encode_q: nn.Module = self.model.encoder_q
+        self.compiled = compile_encoders(self)
         if world_size() > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
             # Running statistics are averaged when they are needed, not at every step.
@@ -145,7 +144,7 @@ class Training:
             self.skipped_steps += scale < before
             if measure:
                 statistics |= {"loss_scale": scale.clone(), "skipped_steps": self.skipped_steps.double()}
-        self.optimizer.zero_grad(set_to_none=world_size() == 1)
+        self.optimizer.zero_grad(set_to_none=world_size() == 1 and self.compiled == "eager")
         return statistics
 
     def average_statistics(self) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from common.distributed import all_gather, rank, world_size
+from common.distributed import all_gather, rank, to_device, world_size
 from common.images import UNLABELLED
 from common.loaders import Batch
 from pretrain.batch_norm import all_to_all, shuffle, split_batch_norm
@@ -134,7 +134,7 @@ class UniMoCo(Model):
         order = shuffle(len(views) * world_size(), self.config.bn_groups, (t.config.seed, t.step))
         shuffled = all_to_all(views.to(t.device, non_blocking=True), order)
         parts = [embed(t, self.encoder_k, part) for part in shuffled.chunk(t.config.optim.accumulate)]
-        return all_gather(torch.cat(parts))[order.argsort().to(t.device)]
+        return all_gather(torch.cat(parts))[to_device(order.argsort(), t.device)]
 
     @torch.no_grad()
     def update_key_encoder(self) -> None:

@@ -94,7 +94,7 @@ class Monitor:
         self.lr = lr
         self.loss_sum += loss
         bad = (self.first_bad < 0) & ~torch.isfinite(loss)
-        self.first_bad = torch.where(bad, self.t.step, self.first_bad)
+        self.first_bad.masked_fill_(bad, self.t.step)
         self.count += 1
         self.bar.update()
 
