@@ -8,6 +8,7 @@ group has equally many images of every query group. One process with 8 groups co
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -135,13 +136,14 @@ def all_to_all(x: Tensor, order: Tensor) -> Tensor:
     n, world, me = x.shape[0], world_size(), rank()
     if world == 1:
         return x[to_device(order, x.device)]
-    owner = (order // n).view(world, n)  # [destination, position] -> rank that has the image
-    send = torch.cat([order.view(world, n)[to][owner[to] == me] for to in range(world)]) - me * n
-    send_counts = [int((owner[to] == me).sum()) for to in range(world)]
-    receive_counts = torch.bincount(owner[me], minlength=world).tolist()
+    images = np.array(order.tolist()).reshape(world, n)  # [rank that gets it, position there] -> image
+    owner = images // n  # the rank that has it
+    send, send_counts = images[owner == me] - me * n, (owner == me).sum(1).tolist()
+    receive_counts = np.bincount(owner[me], minlength=world).tolist()
+    positions = np.argsort(owner[me], kind="stable")  # received rows are sorted by sender
     received = torch.empty_like(x, memory_format=torch.contiguous_format)
-    dist.all_to_all_single(received, x[to_device(send, x.device)].contiguous(), receive_counts, send_counts)
-    positions = torch.argsort(owner[me], stable=True)  # received rows are sorted by sender
+    outgoing = x[to_device(torch.from_numpy(send), x.device)].contiguous()
+    dist.all_to_all_single(received, outgoing, receive_counts, send_counts)
     out = torch.empty_like(received)
-    out[to_device(positions, x.device)] = received
+    out[to_device(torch.from_numpy(positions), x.device)] = received
     return out

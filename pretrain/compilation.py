@@ -63,7 +63,7 @@ def _try(t: Training, encoder: nn.Module) -> None:
         with torch.set_grad_enabled(trained):
             output = t.encode(encoder, views)
         if trained:
-            output.float().square().sum().backward()  # type: ignore[no-untyped-call]
+            output.float().square().sum().backward()
     with torch.no_grad():
         for name, buffer in encoder.named_buffers():
             buffer.copy_(buffers[name])
