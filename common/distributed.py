@@ -6,6 +6,7 @@ import datetime
 import os
 import platform
 import re
+from pathlib import Path
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -34,36 +35,64 @@ def local_processes() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
+def has_gpu() -> bool:
+    """Return whether torch can use a GPU.
+
+    Raises:
+        ValueError: there is one and torch cannot use it, mostly because the driver is too old for this torch.
+    """
+    if torch.cuda.is_available():
+        return True
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if torch.version.cuda and not hidden and Path("/dev/nvidiactl").exists():
+        raise ValueError(
+            f"torch {torch.__version__}, built for CUDA {torch.version.cuda}, cannot use the NVIDIA GPU of this machine: "
+            "update the driver, install a torch for an older CUDA, or ask for the CPU with --device cpu"
+        )
+    return False
+
+
 def start(device: str) -> torch.device:
-    """Join torchrun's process group, if there is one, and return the device of this process.
+    """Join torchrun's process group, if there is one, and return the device of this process, the current one of torch.
 
     Args:
         device: "auto", "cpu", "cuda" or "cuda:N".
 
     Raises:
-        ValueError: the device is malformed or not there.
+        ValueError: the device is malformed or not there, or this process has no GPU of its own.
     """
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise ValueError(f"device={device}: must be auto, cpu, cuda or cuda:N")
-    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    if kind.startswith("cuda") and not torch.cuda.is_available():
+    kind, _, index = (("cuda" if has_gpu() else "cpu") if device == "auto" else device).partition(":")
+    if kind == "cuda" and not has_gpu():
         raise ValueError(f"device={device}: torch finds no GPU; use --device cpu or auto")
-    if ":" in kind and int(kind.partition(":")[2]) >= torch.cuda.device_count():
+    if index and int(index) >= torch.cuda.device_count():
         raise ValueError(f"device={device}: this machine has {torch.cuda.device_count()} GPUs, counted from 0")
-    if "RANK" not in os.environ:
-        return torch.device(kind)
-    local = int(os.environ["LOCAL_RANK"])
-    target = torch.device("cuda", local) if kind.startswith("cuda") else torch.device("cpu")
-    if target.type == "cuda":
+    if "RANK" in os.environ:
+        index = os.environ["LOCAL_RANK"]
+        if kind == "cuda" and int(index) >= torch.cuda.device_count():
+            raise ValueError(
+                f"process {index} of this machine has no GPU: torch sees {torch.cuda.device_count()}; start as many "
+                "processes (NPROC), or use --device cpu"
+            )
+    target = torch.device(kind, int(index or 0)) if kind == "cuda" else torch.device("cpu")
+    if kind == "cuda":
         torch.cuda.set_device(target)
+    if "RANK" in os.environ:
+        _join(target)
+    return target
+
+
+def _join(device: torch.device) -> None:
+    """Join torchrun's process group."""
     address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     print(
-        f"rank {os.environ['RANK']}/{os.environ['WORLD_SIZE']} on {platform.node()} ({target}) joins {address}; "
+        f"rank {os.environ['RANK']}/{os.environ['WORLD_SIZE']} on {platform.node()} ({device}) joins {address}; "
         "if this hangs, check that every node can reach it",
         flush=True,
     )
-    dist.init_process_group("nccl" if target.type == "cuda" else "gloo", timeout=START_TIMEOUT)
-    return target
+    backend, device_id = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+    dist.init_process_group(backend, timeout=START_TIMEOUT, device_id=device_id)
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:

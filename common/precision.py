@@ -5,6 +5,11 @@ from __future__ import annotations
 import torch
 
 
+def use_exact_fp32() -> None:
+    """Let convolutions compute in fp32 what is called fp32; by default a GPU rounds their factors to TF32, 10 bits."""
+    torch.backends.cudnn.allow_tf32 = False
+
+
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     """Return the autocast dtype of a precision option; None = fp32.
 

@@ -45,7 +45,9 @@ class Checkpoints:
 
     def __init__(self, t: Training, monitor: Monitor, data: TrainingData, folder: Path) -> None:
         self.t, self.monitor, self.data, self.folder = t, monitor, data, folder
-        self.fixed_meta = describe(t.config, data) if rank() == 0 else {}
+        precision = str(t.dtype or torch.float32).removeprefix("torch.")
+        ran_as = {"precision": precision, "compiled": t.compiled}
+        self.fixed_meta = describe(t.config, data) | ran_as if rank() == 0 else {}
 
     def save(self, name: str | None = None) -> None:
         """Write last.pth, or `name`, on rank 0; all ranks call it.

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from common.distributed import all_mean_, world_size
 from common.features import network_input
 from common.loaders import Batch
-from common.precision import autocast_dtype
+from common.precision import autocast_dtype, use_exact_fp32
 from pretrain.batch_norm import running_statistics, set_groups
 from pretrain.compilation import compile_encoders
 from pretrain.config import Config, OptimConfig
@@ -50,6 +50,8 @@ class Training:
         self.model.to(self.device).to(memory_format=torch.channels_last)
         set_groups(self.model, local_groups(self.config.model.bn_groups, c), c.accumulate)
         self.dtype = autocast_dtype(c.precision, self.device)
+        use_exact_fp32()
+        torch.backends.cudnn.benchmark = True  # every batch has the same shape
         self.optimizer = torch.optim.SGD(
             self.model.encoder_q.parameters(), c.lr, c.momentum, weight_decay=c.weight_decay, fused=True
         )

@@ -233,7 +233,7 @@ def log_start(t: Training, data: TrainingData, folder: Path) -> None:
         f"{t.steps} steps, {c.optim.epochs:g} epochs"
     )
     log(
-        f"{t.device} x {world_size()}, {t.dtype or 'fp32'}, {c.model.bn_groups} batch-norm groups of "
+        f"{t.device} x {world_size()}, {t.dtype or 'fp32'}, {t.compiled}, {c.model.bn_groups} batch-norm groups of "
         f"{c.optim.batch // c.model.bn_groups} images" + (", keys shuffled between them" if contrastive else "")
     )
     if contrastive and c.model.bn_groups == 1:

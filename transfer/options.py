@@ -16,6 +16,7 @@ from jsonargparse import ArgumentParser, Namespace
 from tabulate import tabulate
 
 from common.cli import CommandParser
+from common.distributed import has_gpu
 from common.run_folder import PACKAGES
 from transfer.changes import differences, flat
 from transfer.tasks import Tasks
@@ -73,7 +74,7 @@ def device_kind(device: str) -> str:
     """
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"--device {device}: use auto, cpu or cuda (CUDA_VISIBLE_DEVICES chooses among GPUs)")
-    return ("cuda" if torch.cuda.device_count() else "cpu") if device == "auto" else device
+    return ("cuda" if has_gpu() else "cpu") if device == "auto" else device
 
 
 def should_resume(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import itertools
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -59,7 +60,8 @@ def share(slot: int, jobs: int) -> dict[str, str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None and shutil.which("nvidia-smi"):
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, encoding="utf-8", check=False).stdout
-        visible = ",".join(str(index) for index, line in enumerate(listed.splitlines()) if line.startswith("GPU"))
+        parts = re.findall(r"^\s+MIG .*UUID: (MIG-[\w/-]+)", listed, re.M)  # of GPUs that are split
+        visible = ",".join(parts or map(str, range(len(re.findall(r"^GPU \d+:", listed, re.M)))))
     devices = [device for device in (visible or "").split(",") if device]
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // jobs))
     own = devices[slot::jobs] or devices[slot % max(len(devices), 1) :][:1]

@@ -22,6 +22,65 @@ def global_batch() -> Tensor:
     return torch.arange(BATCH * 6).view(BATCH, 2, 3)
 
 
+class FakeGpus:
+    """Some GPUs that only answer to their number."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+        self.current: list[torch.device] = []
+        self.joined: list[tuple[str, Any]] = []
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "set_device", self.current.append)
+        monkeypatch.setattr(dist, "init_process_group", lambda name, **given: self.joined.append((name, given)))
+
+
+class TestDevices:
+    @pytest.mark.parametrize(("name", "index"), [("auto", 0), ("cuda", 0), ("cuda:1", 1)])
+    def test_the_device_becomes_the_current_one(self, monkeypatch: pytest.MonkeyPatch, name: str, index: int) -> None:
+        monkeypatch.delenv("RANK", raising=False)
+        gpus = FakeGpus(monkeypatch, 2)
+        assert distributed.start(name) == torch.device("cuda", index)
+        assert gpus.current == [torch.device("cuda", index)]
+        assert gpus.joined == []
+
+    def launched(self, monkeypatch: pytest.MonkeyPatch, local_rank: int) -> None:
+        for variable, value in {"RANK": 9, "LOCAL_RANK": local_rank, "WORLD_SIZE": 16}.items():
+            monkeypatch.setenv(variable, str(value))
+
+    def test_a_process_joins_with_its_own_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        gpus = FakeGpus(monkeypatch, 2)
+        self.launched(monkeypatch, 1)
+        own = torch.device("cuda", 1)
+        assert distributed.start("auto") == own
+        assert gpus.current == [own]
+        assert gpus.joined == [("nccl", {"timeout": distributed.START_TIMEOUT, "device_id": own})]
+
+    def test_more_processes_than_gpus(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        gpus = FakeGpus(monkeypatch, 2)
+        self.launched(monkeypatch, 2)
+        with pytest.raises(ValueError, match="process 2 of this machine has no GPU: torch sees 2"):
+            distributed.start("auto")
+        assert gpus.joined == []
+
+    @pytest.mark.parametrize("name", ["auto", "cuda"])
+    def test_a_gpu_that_torch_cannot_use_is_no_reason_to_train_on_the_cpu(
+        self, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        FakeGpus(monkeypatch, 0)
+        for variable in ("RANK", "CUDA_VISIBLE_DEVICES"):
+            monkeypatch.delenv(variable, raising=False)
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        there = distributed.Path.exists
+        monkeypatch.setattr(distributed.Path, "exists", lambda p: str(p) == "/dev/nvidiactl" or there(p))
+        with pytest.raises(
+            ValueError, match=r"built for CUDA 13\.0, cannot use the NVIDIA GPU of this machine: update"
+        ):
+            distributed.start(name)
+        assert distributed.start("cpu") == CPU
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        assert not distributed.has_gpu()  # hidden on purpose
+
+
 class TestAlone:
     def test_there_is_one_process(self) -> None:
         assert (distributed.world_size(), distributed.rank()) == (1, 0)
@@ -64,8 +123,7 @@ class TestAlone:
             distributed.start(device)
 
     def test_a_gpu_number_that_is_too_high_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        FakeGpus(monkeypatch, 2)
         monkeypatch.delenv("RANK", raising=False)
         assert distributed.start("cuda:1") == torch.device("cuda", 1)
         with pytest.raises(ValueError, match="device=cuda:2: this machine has 2 GPUs, counted from 0"):

@@ -326,6 +326,18 @@ def test_jobs_that_run_together_have_gpus_of_their_own(tmp_path: Path) -> None:
     assert {entry[4] for entry in small.measured(tmp_path)} == {"3"}
 
 
+def test_parts_of_a_split_gpu_are_shared_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`nvidia-smi -L` lists a GPU under MIG once, and below it its parts, which CUDA knows by UUID alone."""
+    listed = "GPU 0: a card (UUID: GPU-a)\n" + "".join(
+        f"  MIG 1g.10gb     Device  {i}: (UUID: MIG-{i}b-4c)\n" for i in range(3)
+    )
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\ncat <<END\n{listed}END\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [share(i, 2)["CUDA_VISIBLE_DEVICES"] for i in (0, 1)] == ["MIG-0b-4c,MIG-2b-4c", "MIG-1b-4c"]
+
+
 def test_shares_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))

@@ -15,7 +15,7 @@ from common.cli import CommandParser
 from common.files import sha256
 from common.images import text_lines
 from common.labels import LabelConfig
-from common.precision import autocast_dtype
+from common.precision import autocast_dtype, use_exact_fp32
 from converters import Backbone
 from transfer.benchmark import Measurement, Run, measure, summary
 from transfer.classification.data import VOC, source_names
@@ -69,6 +69,7 @@ def evaluate_seeds(options: Namespace, plan: Plan, evaluate: Evaluate, processes
     """
     require_data(options)
     device = distributed.start(options.device)
+    use_exact_fp32()
     if distributed.world_size() > 1 and processes == "one":
         raise ValueError("this benchmark runs in one process")
     if distributed.world_size() > 1 and processes == "many on GPUs" and device.type == "cpu":
