@@ -6,8 +6,8 @@ import datetime
 import os
 import platform
 import re
-from pathlib import Path
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -46,7 +46,7 @@ def has_gpu() -> bool:
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     if torch.version.cuda and not hidden and Path("/dev/nvidiactl").exists():
         raise ValueError(
-            f"torch {torch.__version__}, built for CUDA {torch.version.cuda}, cannot use the NVIDIA GPU of this machine: "
+            f"torch {torch.__version__} for CUDA {torch.version.cuda} cannot use the NVIDIA GPU of this machine: "
             "update the driver, install a torch for an older CUDA, or ask for the CPU with --device cpu"
         )
     return False

@@ -72,9 +72,7 @@ class TestDevices:
         monkeypatch.setattr(torch.version, "cuda", "13.0")
         there = distributed.Path.exists
         monkeypatch.setattr(distributed.Path, "exists", lambda p: str(p) == "/dev/nvidiactl" or there(p))
-        with pytest.raises(
-            ValueError, match=r"built for CUDA 13\.0, cannot use the NVIDIA GPU of this machine: update"
-        ):
+        with pytest.raises(ValueError, match=r"for CUDA 13\.0 cannot use the NVIDIA GPU of this machine: update"):
             distributed.start(name)
         assert distributed.start("cpu") == CPU
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
