@@ -17,6 +17,14 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 USER_ERROR, NON_FINITE, INTERRUPTED = 2, 3, 130
 
 
+def printable(text: str) -> str:
+    """Return a text on one line, its control and other invisible characters as Python's escapes.
+
+    A name in a stranger's file may hold sequences that a terminal obeys.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return the end of an error message: the known name nearest to `name`, or nothing."""
     near = difflib.get_close_matches(name, list(known), n=1)

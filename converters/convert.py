@@ -17,7 +17,7 @@ if not __package__:  # run as a script: import the packages beside this folder, 
 
 from tabulate import tabulate
 
-from common.cli import CommandParser, run_cli
+from common.cli import CommandParser, printable, run_cli
 from common.files import write_atomically
 from converters import named, sources
 from converters.backbone import VerificationError, is_counter
@@ -58,20 +58,21 @@ class Conversion:
         rows += [[f"dropped, {rule}", len(keys), shorten(keys, 2)] for rule, keys in reading.dropped.items()]
         if self.written < len(backbone.tensors):
             rows.append(["not written, step counters", len(counters), shorten(counters, 2)])
-        rows.append(["written", self.written, str(self.path)])
+        path = printable(str(self.path))
+        rows.append(["written", self.written, path])
         dropped = sum(map(len, reading.dropped.values()))
         lines = [
-            f"{source.path}: {source.format} format{origin}, {reading.branch} encoder, {backbone.arch}, "
+            f"{printable(source.path)}: {source.format} format{origin}, {reading.branch} encoder, {backbone.arch}, "
             f"sha256 {source.sha256[:12]}",
             tabulate(rows, headers=["", "tensors", "which"]),
             f"{reading.total} keys found, {reading.total - dropped} read, {dropped} dropped on purpose, "
-            f"{self.written} tensors written to {self.path}",
+            f"{self.written} tensors written to {path}",
             *(f"note: {note}" for note in reading.notes),
             *(f"verified: {check}" for check in self.checks),
             *([f"not verified: {self.unverified}"] if self.unverified else []),
             f"use: {self.target.usage(backbone.arch, self.path)}",
         ]
-        return "\n".join(lines)
+        return "\n".join(printable(line) for text in lines for line in text.split("\n"))
 
 
 def convert(

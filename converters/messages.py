@@ -1,11 +1,23 @@
-"""Lists of tensor names, shortened for messages."""
+"""Names from files of unknown origin, for messages and generated files."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
+
+from common.cli import printable
+
+_SHOWN = 200  # characters of a name
+
+
+def literal(text: str | Path) -> str:
+    """Return a string literal of both Python and YAML, which no character can end and no template language reads."""
+    return printable(json.dumps(str(text), ensure_ascii=False)).replace("{{", r"\x7b\x7b")
 
 
 def shorten(names: list[str], limit: int = 4) -> str:
-    """Join the first `limit` names and count the rest."""
-    return ", ".join(names[:limit]) + (f", … {len(names) - limit} more" if len(names) > limit else "")
+    """Join the first `limit` names, control characters escaped and long ones cut, and count the rest."""
+    shown = [printable(name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…") for name in names[:limit]]
+    return ", ".join(shown) + (f", … {len(names) - limit} more" if len(names) > limit else "")
 
 
 def summarize(groups: Mapping[str, list[str]]) -> str:

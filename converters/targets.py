@@ -13,6 +13,7 @@ from torch import Tensor
 from converters import arch as archs
 from converters.backbone import MEAN255, STD255, Backbone, is_counter
 from converters.formats import Rules
+from converters.messages import literal
 
 _AUTHOR = "unimoco-suite"  # any name but Caffe2, which would make detectron2 rename the keys
 _PLAIN = {"resnet18", "resnet34", "resnet50", "resnet101", "resnet152"}
@@ -37,7 +38,7 @@ class Target:
         write: writes the tensors to a path, with a prefix before every key; returns how many.
         builds: returns whether the framework itself can build a network (a name in converters/arch.py).
         package: what must be installed to verify the file.
-        loading: the line that loads it, with {arch}, {file} and {stem} (the file without its suffix).
+        loading: the line of Python that loads it, with {arch}, {file} and {settings} (string literals).
         settings: suffix of the settings file beside it, and a function of (arch, path, prefix) that returns its text.
     """
 
@@ -64,7 +65,8 @@ class Target:
     def usage(self, arch: str, path: Path) -> str:
         """Return the line of Python or configuration that loads the file."""
         plain = re.sub("_cifar(_pad2)?$", "", arch)
-        return self.loading.format(arch=plain, file=path, stem=path.with_suffix(""))
+        beside = path.with_suffix(self.settings[0]) if self.settings else path
+        return self.loading.format(arch=plain, file=literal(path), settings=literal(beside))
 
     def check(self, backbone: Backbone) -> None:
         """Raise a ValueError that names the layer which the framework's own networks do not have."""
@@ -74,7 +76,8 @@ class Target:
         if self.builds(archs.names(backbone.arch)[0]):  # then it is the stem
             stem = archs.parts(backbone.arch)[1]
             layers = [n for n, t in backbone.tensors.items() if n.startswith("conv1.") and t.ndim == 4]
-            layers += ["layer1.0.downsample.1.weight"] if stem.avg_down else []
+            shortcuts = [n for n in backbone.tensors if re.fullmatch(r"layer\d\.0\.downsample\.1\.weight", n)]
+            layers += shortcuts[:1] if stem.avg_down else []  # a BasicBlock network has none in layer1
             hint = "" if stem.pool else "; --to torchvision keeps it"
         else:
             layers = [name for name in backbone.tensors if re.fullmatch(r"layer3\.\d+\.conv2\.weight", name)][-1:]
@@ -133,9 +136,10 @@ def _depth(arch: str) -> int:
 
 def _detectron2_settings(arch: str, path: Path, prefix: str) -> str:
     stages, _ = archs.parts(arch)
+    name = literal(path.name)  # detectron2 reads YAML that may run code: no line break may end the comment
     return f"""\
-# The input and the network that {path.name} was trained for. Merge it over any detectron2 config:
-#   cfg.merge_from_file("{path.stem}.yaml"); cfg.MODEL.WEIGHTS = "{path.name}"
+# The input and the network that {name} was trained for. Merge it over any detectron2 config:
+#   cfg.merge_from_file({literal(path.stem + ".yaml")}); cfg.MODEL.WEIGHTS = {name}
 VERSION: 2
 INPUT:
   FORMAT: "RGB"
@@ -177,12 +181,14 @@ def _openmmlab_settings(arch: str, path: Path, prefix: str) -> str:
         network += f", deep_stem=True, avg_down={stem.avg_down}, stem_channels={stem.widths[-1]}"
     kind = "ResNeXt" if stages.groups > 1 else "ResNet"
     head = _C4_HEAD.format(depth=depth) if stages.groups == 1 else ""
-    wanted = f", prefix={prefix!r}" if prefix else ""
+    wanted = f", prefix={literal(prefix)}" if prefix else ""
+    # Not mmengine's {{ fileDirname }}: it is pasted into the code, where a folder's name could end the string.
     return f"""\
-# The input and the network that {path.name} was trained for. Merge it over any OpenMMLab config:
-#   cfg.merge_from_dict(Config.fromfile('{path.stem}.py').to_dict())
+# The input and the network that {literal(path.name)} was trained for. Merge it over any OpenMMLab config:
+#   cfg.merge_from_dict(Config.fromfile({literal(path.stem + ".py")}).to_dict())
 # or put _base_ = 'that_config.py' at the top of this file and train with it.
-init_cfg = dict(type='Pretrained', checkpoint='{{{{ fileDirname }}}}/{path.name}'{wanted})
+__folder = (lambda: 0).__code__.co_filename.rpartition('/')[0]  # of this file
+init_cfg = dict(type='Pretrained', checkpoint=__folder + {literal("/" + path.name)}{wanted})
 model = dict(
     data_preprocessor=dict(mean={list(MEAN255)}, std={list(STD255)}, bgr_to_rgb=True),
     pretrained=None,  # for mmseg, whose base configs name other weights; remove it for mmdet, which has no such option
@@ -213,19 +219,19 @@ def _openmmlab_builds(arch: str) -> bool:
 _TARGETS = (
     Target(
         "detectron2", (".pkl",), _write_detectron2, lambda arch: arch in _PLAIN | _WIDE | _RESNEXTS, "detectron2",
-        'cfg.merge_from_file("{stem}.yaml"); cfg.MODEL.WEIGHTS = "{file}"', (".yaml", _detectron2_settings),
+        "cfg.merge_from_file({settings}); cfg.MODEL.WEIGHTS = {file}", (".yaml", _detectron2_settings),
     ),
     Target(
         "openmmlab", (".pth",), _write_openmmlab, _openmmlab_builds, "mmseg",
-        "cfg.merge_from_dict(mmengine.Config.fromfile('{stem}.py').to_dict())", (".py", _openmmlab_settings),
+        "cfg.merge_from_dict(mmengine.Config.fromfile({settings}).to_dict())", (".py", _openmmlab_settings),
     ),
     Target(
         "torchvision", (".pth", ".safetensors"), _write_tensors, _torchvision_builds, "torchvision",
-        'm = torchvision.models.{arch}(); m.fc = torch.nn.Identity(); m.load_state_dict(torch.load("{file}"))',
+        "m = torchvision.models.{arch}(); m.fc = torch.nn.Identity(); m.load_state_dict(torch.load({file}))",
     ),
     Target(
         "timm", (".safetensors", ".pth"), _write_tensors, _timm_builds, "timm",
-        'timm.create_model("{arch}", num_classes=0, checkpoint_path="{file}")',
+        'timm.create_model("{arch}", num_classes=0, checkpoint_path={file})',
     ),
 )  # fmt: skip
 TARGETS = {target.name: target for target in _TARGETS}

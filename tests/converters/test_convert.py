@@ -110,7 +110,7 @@ def test_detectron2_and_openmmlab_settings_are_written_beside(sample: Callable[.
         "style='pytorch'",
         "bgr_to_rgb=True",
         "type='ResLayer', depth=18, stage=3",
-        "checkpoint='{{ fileDirname }}/x.pth'",
+        'checkpoint=__folder + "/x.pth"',
     ):
         assert part in config
 

@@ -126,10 +126,13 @@ def test_torchvision_and_timm_load_strict(suffix: str, sample: Callable[..., Pat
         ("openmmlab", "resnet18_cifar", r"conv1.weight \(64, 3, 3, 3\)"),
         ("openmmlab", "resnet50t", r"conv1.0.weight \(24, 3, 3, 3\)"),
         ("torchvision", "resnet50d", r"conv1.0.weight"),
+        ("torchvision", "resnet18d", r"conv1.0.weight.*layer2.0.downsample.1.weight \(128, 64, 1, 1\)"),
+        ("detectron2", "resnet34d", r"conv1.0.weight.*layer2.0.downsample.1.weight \(128, 64, 1, 1\)"),
         ("torchvision", "resnext101_32x4d", r"layer3.22.conv2.weight \(512, 16, 3, 3\)"),
         ("timm", "resnet18c", r"conv1.0.weight"),
     ],
 )
+@pytest.mark.fault("converters", "convert", "a network that the framework does not have, such as resnet18d")
 def test_what_a_framework_cannot_hold_is_named(target: str, arch: str, layer: str, tmp_path: Path) -> None:
     backbone = converters.read_backbone(f"random:{arch}")
     with pytest.raises(ValueError, match=f"{target} builds no {arch}: it has no layer for {layer}"):
