@@ -8,7 +8,8 @@ A source is a path, alone or after its kind:
     fashion:train, fashion:test     Fashion-MNIST, in the folder that the option `data.root` names
     folders:P, flat:P, manifest:P   path P with its kind given; flat: takes images at any depth
 
-Several sources form one data set; classes of the same name are the same class.
+Several sources form one data set; classes of the same name are the same class. `common/folders.py` says what is left
+out of folders. In names of files and classes, bytes that are not UTF-8 become escapes, so that any file can hold them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,18 +28,27 @@ import numpy as np
 import torchvision
 
 from common.files import write_atomically
+from common.folders import EXTENSIONS, Walk, printable, some, tell, walk
 from common.transforms import Image
 
 UNLABELLED = -1
 IDENTITY_FILES = 1024  # files of a data set that its identity reads
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+# Parts of a data set, in lower case: folders of these names are no classes.
+SPLITS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing"))
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 # In the coded pixels a byte FF is followed by 00 or a restart marker (D0 ... D7); anything else opens a segment.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+_BINARY = re.compile("[\x00-\x08\x0e-\x1f]")  # never in text
 
 
 class CorruptImageError(ValueError):
-    """An image file cannot be read."""
+    """An image file cannot be read.
+
+    A DataLoader raises an error of its process again with the whole traceback as the message; its last line is kept.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.strip().rpartition("\n")[2].removeprefix(f"{__name__}.CorruptImageError: "))
 
 
 @dataclass(frozen=True)
@@ -99,6 +110,14 @@ class ImageSet:
             [self.paths[i] for i in chosen] if self.paths else [],
         )
 
+    def describe(self) -> str:
+        """Return the number of images, and of classes with their first names and sizes."""
+        count = np.bincount(self.labels[self.labels != UNLABELLED], minlength=len(self.classes))
+        if not len(count):
+            return f"{len(self)} images without labels"
+        sizes = f"{count.min()}" if count.min() == count.max() else f"{count.min()} to {count.max()}"
+        return f"{len(self)} images, {len(count)} classes ({some(self.classes)}), {sizes} images each"
+
     @property
     def in_memory(self) -> bool:
         """Whether all pixels are in memory."""
@@ -132,18 +151,21 @@ def _file_bytes(path: Path) -> bytes:
     return f"{len(content)}\0".encode() + content
 
 
-def load_images(sources: Iterable[str], root: str = "data", classes: str | None = None) -> ImageSet:
-    """Read the lists of images (not yet the images) of all sources.
+def load_images(
+    sources: Iterable[str], root: str = "data", classes: str | None = None, complete: bool = False
+) -> ImageSet:
+    """Read the lists of images (not yet the images) of all sources. What is left out of folders is told on stderr.
 
     Args:
         sources: see the head of this file.
         root: folder of Fashion-MNIST.
         classes: text file with one class name per line that fixes the class map; None: the sorted names found.
+        complete: whether a class folder without images is an error, in place of being told.
 
     Raises:
         ValueError: a source is missing, empty, ambiguous or malformed; or `classes` lacks a label.
     """
-    entries = [entry for spec in sources for entry in _load_source(spec, root)]
+    entries = [entry for spec in sources for entry in _load_source(spec, root, complete)]
     if not entries:
         raise ValueError("no images: name at least one source, e.g. --data.train /path/to/images")
     names = _class_names(entries, classes)
@@ -195,15 +217,15 @@ def _ends_early(jpeg: bytes) -> bool:
 
 
 def text_lines(path: Path) -> list[str]:
-    """Return the lines of a UTF-8 text file.
+    """Return the lines of a text file; bytes that are not UTF-8 come as in the names of files (PEP 383).
 
     Raises:
         ValueError: it is not text.
     """
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text file ({error.reason} at byte {error.start})") from error
+    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    if binary := _BINARY.search(text):
+        raise ValueError(f"{path}: not a text file in UTF-8 (control character at position {binary.start()})")
+    return text.removesuffix("\n").split("\n")  # names may hold the other characters at which str.splitlines splits
 
 
 def _class_names(entries: list[Entry], classes: str | None) -> list[str]:
@@ -213,7 +235,7 @@ def _class_names(entries: list[Entry], classes: str | None) -> list[str]:
     path = Path(classes)
     if not path.is_file():
         raise ValueError(f"data.classes={classes}: no such file; it must hold one class name per line")
-    names = [line.strip() for line in text_lines(path) if line.strip()]
+    names = [printable(line.strip()) for line in text_lines(path) if line.strip()]
     if len(names) != len(set(names)):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{classes}: class {twice!r} is listed twice")
@@ -224,59 +246,85 @@ def _class_names(entries: list[Entry], classes: str | None) -> list[str]:
     return names
 
 
-def _load_source(spec: str, root: str) -> list[Entry]:
+def _load_source(spec: str, root: str, complete: bool) -> list[Entry]:
     kind, _, rest = spec.partition(":")
     if kind == "fashion":
         return _fashion(rest, root)
-    if kind in ("folders", "flat", "manifest") and rest:
-        path = Path(rest)
-    else:
-        path = Path(spec)
-        kind = _guess_kind(path)
+    given = kind if kind in ("folders", "flat", "manifest") and rest else None
+    path = Path(rest if given else spec)
     if not path.exists():
-        raise ValueError(f"{path}: no such file or folder (from data source {spec!r})")
-    entries = {"folders": _class_folders, "flat": _flat, "manifest": _manifest}[kind](path)
+        raise ValueError(f"{path.absolute()}: no such file or folder (from data source {spec!r})")
+    if given == "manifest" or (given is None and not path.is_dir()):
+        entries = _manifest(path)
+    else:
+        entries = _folder(walk(path), given, complete)
     if not entries:
         raise ValueError(f"{path}: no images here (looked for {', '.join(EXTENSIONS)})")
     return entries
 
 
-def _guess_kind(path: Path) -> str:
-    if not path.is_dir():
-        return "manifest"
-    here = any(_is_image(name) for name in os.listdir(path))
-    below = any(_images_below(entry) for entry in sorted(path.iterdir()) if entry.is_dir())
-    if here and below:
-        raise ValueError(
-            f"{path}: images both here and in sub-folders; write flat:{path} (all unlabelled) or folders:{path}"
-        )
-    return "folders" if below else "flat"
+def _folder(found: Walk, kind: str | None, complete: bool) -> list[Entry]:
+    """Return the images of a folder: of class folders, or without labels."""
+    path, left_out = found.folder, found.left_out()
+    below = sorted((name for name in found.images if "/" in name), key=lambda name: name.partition("/"))
+    here = len(found.images) - len(below)
+    if left_out:
+        tell(f"{printable(str(path))}: {len(found.images)} images; left out: {left_out}")
+    if kind is None:
+        _refuse_splits(found)
+        if here and below:
+            raise ValueError(
+                f"{path}: images both here and in sub-folders; write flat:{path} (all unlabelled) or folders:{path}"
+            )
+    if kind == "flat" or not (kind or below):
+        return [Entry(printable(name), None, path / name) for name in sorted(found.images)]
+    if here:
+        tell(f"{printable(str(path))}: {here} images beside the class folders are left out")
+    _check_class_folders(found, below, complete)
+    tops = ((name, name.partition("/")[0]) for name in below)
+    return [Entry(printable(name), printable(top), path / name, where=f"{path / top}") for name, top in tops]
 
 
-def _class_folders(path: Path) -> list[Entry]:
-    folders = sorted(entry for entry in path.iterdir() if entry.is_dir())
-    return [
-        Entry(f"{folder.name}/{name}", folder.name, folder / name, where=str(folder))
-        for folder in folders
-        for name in _images_below(folder)
-    ]
+def _refuse_splits(found: Walk) -> None:
+    """Raise a ValueError where folders named train, val or test would be classes, alone or inside of each class."""
+    inside: dict[str, list[str]] = {}
+    for name in {os.path.dirname(image) for image in found.images}:
+        parts = name.split("/") if name else []
+        for depth, part in enumerate(parts[:2]):
+            inside.setdefault("/".join(parts[:depth]), []).append(part)
+    for parent, names in sorted(inside.items()):
+        splits = sorted(name for name in set(names) if name.lower() in SPLITS)
+        if len(splits) > 1 or (splits and not parent and len(set(names)) == 1):
+            first = min(splits, key=lambda name: not name.lower().startswith("train"))
+            raise ValueError(
+                f"{found.folder / parent}: {', '.join(splits)} are parts of a data set and no classes: name "
+                f"{found.folder / parent / first} (or write folders:{found.folder} if they are classes)"
+            )
 
 
-def _flat(path: Path) -> list[Entry]:
-    return [Entry(name, None, path / name) for name in _images_below(path)]
+def _check_class_folders(found: Walk, images: list[str], complete: bool) -> None:
+    """Refuse a folder that is in two classes; refuse or tell class folders without images; tell names that are alike.
 
-
-def _images_below(folder: Path) -> list[str]:
-    """Return the image files at any depth, relative to the folder, sorted."""
-    found = []
-    for directory, _, files in os.walk(folder, followlinks=True):
-        relative = Path(directory).relative_to(folder)
-        found += [(relative / name).as_posix() for name in files if _is_image(name)]
-    return sorted(found)
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(EXTENSIONS)
+    With `complete`, class folders without images are refused.
+    """
+    for path, first in found.again:
+        if path.partition("/")[0] != first.partition("/")[0]:
+            raise ValueError(
+                f"{found.folder / path} and {found.folder / first} are one folder: its images would be in two classes"
+            )
+    filled = {name.partition("/")[0] for name in images}
+    if empty := [top for top in found.tops if top not in filled]:
+        message = f"{found.folder / empty[0]}: a class folder without images; fill it or remove it"
+        if complete:
+            raise ValueError(message)
+        tell(f"{printable(message)} ({len(empty)} of {len(found.tops)})")
+    alike: dict[str, str] = {}
+    for top in sorted(filled):
+        other = alike.setdefault(unicodedata.normalize("NFC", top).casefold(), top)
+        if other != top:
+            tell(
+                f"{printable(str(found.folder))}: {other!r} and {top!r} are two classes, and differ in case or form alone"
+            )
 
 
 def _manifest(path: Path) -> list[Entry]:
@@ -292,7 +340,7 @@ def _manifest(path: Path) -> list[Entry]:
         if not file.is_file():
             raise ValueError(f"{where}: no such image: {file}")
         label = label.strip()
-        entries.append(Entry(name.strip(), None if label in ("", "-1") else label, file, where))
+        entries.append(Entry(printable(name.strip()), None if label in ("", "-1") else printable(label), file, where))
     return entries
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common.folders import printable
 from common.images import UNLABELLED, ImageSet, text_lines
 
 
@@ -132,7 +133,7 @@ def match_list(images: ImageSet, path: str) -> np.ndarray:
             by_name.setdefault(key, []).append(i)
     seen: dict[int, int] = {}
     for number, line in enumerate(text_lines(file), 1):
-        name = line.strip()
+        name = printable(line.strip())
         if not name:
             continue
         where, matches = f"{path}:{number}", by_name.get(name, [])
