@@ -322,9 +322,7 @@ def _check_class_folders(found: Walk, images: list[str], complete: bool) -> None
     for top in sorted(filled):
         other = alike.setdefault(unicodedata.normalize("NFC", top).casefold(), top)
         if other != top:
-            tell(
-                f"{printable(str(found.folder))}: {other!r} and {top!r} are two classes, and differ in case or form alone"
-            )
+            tell(f"{printable(str(found.folder))}: {other!r} and {top!r} are two classes; is one a slip of the other?")
 
 
 def _manifest(path: Path) -> list[Entry]:
@@ -336,11 +334,13 @@ def _manifest(path: Path) -> list[Entry]:
         where = f"{path}:{number}"
         if "\t" in label:
             raise ValueError(f"{where}: more than one tab; a line must be `path<TAB>label`")
-        file = path.parent / name.strip()
+        if not (path.parent / name).is_file():
+            name = name.strip()
+        file = path.parent / name
         if not file.is_file():
             raise ValueError(f"{where}: no such image: {file}")
         label = label.strip()
-        entries.append(Entry(printable(name.strip()), None if label in ("", "-1") else printable(label), file, where))
+        entries.append(Entry(printable(name), None if label in ("", "-1") else printable(label), file, where))
     return entries
 
 

@@ -133,9 +133,11 @@ def match_list(images: ImageSet, path: str) -> np.ndarray:
             by_name.setdefault(key, []).append(i)
     seen: dict[int, int] = {}
     for number, line in enumerate(text_lines(file), 1):
-        name = printable(line.strip())
-        if not name:
+        if not line.strip():
             continue
+        name = printable(line)
+        if name not in by_name:
+            name = printable(line.strip())
         where, matches = f"{path}:{number}", by_name.get(name, [])
         if not matches:
             raise ValueError(f"{where}: {name!r} is not among the {len(images)} images")
