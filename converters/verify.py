@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from common.openmmlab import prepare_mmseg
 from converters import arch as archs
 from converters.backbone import MEAN255, STAGE_NAMES, STD255, Backbone, VerificationError, is_counter
 from converters.sources import backbone_state
@@ -133,7 +134,7 @@ def verify(
     if reference is None:
         network = backbone.build()
         reference = stage_outputs(stages_of(network), lambda: network(normalize(image)))
-    if rival := next((name for name in RIVALS.get(target, ()) if name in sys.modules), None):
+    if rival := next((name for name in RIVALS.get(target, ()) if sys.modules.get(name)), None):
         raise ValueError(f"{rival} is loaded in this process: verify for {target} in another (convert.py is one)")
     try:
         models = _BUILDERS[target](backbone, path)
@@ -216,6 +217,7 @@ def fcn(settings: Path | Mapping[str, Any]) -> BuiltModel:
 
     `init_weights` runs, so that an init_cfg loads its checkpoint the way OpenMMLab does.
     """
+    prepare_mmseg()
     with _quiet():
         from mmengine.config import Config
         from mmseg.registry import MODELS

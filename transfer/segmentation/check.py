@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 from mmengine.device import get_device
 from mmengine.optim import build_optim_wrapper
@@ -11,6 +9,7 @@ from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
+from common.openmmlab import prepare_mmseg
 from transfer.options import machine
 from transfer.segmentation.config import read_task, replace_sync_batch_norm
 from transfer.segmentation.quiet import quiet
@@ -26,8 +25,8 @@ def report() -> str:
         samples = [SegDataSample(gt_sem_seg=PixelData(data=torch.randint(0, 11, (1, 96, 96)))) for _ in range(2)]
         batch = {"inputs": [torch.randint(0, 256, (3, 96, 96), dtype=torch.uint8)] * 2, "data_samples": samples}
         loss = model.train_step(batch, build_optim_wrapper(model, cfg.optim_wrapper))["loss"]
-    compiled = "found" if importlib.util.find_spec("mmcv._ext") else "not compiled; no task here needs them"
+    operations = "compiled" if prepare_mmseg() == "mmcv" else "torchvision's; no task here needs them"
     return (
         f"{machine(PACKAGES)}\n\nmmseg: a training step of an FCN on {get_device()} works, loss {loss.item():.2f}\n"
-        f"mmcv.ops: {compiled}"
+        f"mmcv.ops: {operations}"
     )
