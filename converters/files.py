@@ -1,36 +1,43 @@
 """Read checkpoint files of unknown origin without running code in them."""
 
-import _codecs
-import argparse
+import io
+import mmap
 import pickle
 import re
+import struct
 import zipfile
-from collections import OrderedDict
-from collections.abc import Callable
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from converters.messages import shorten
+from converters.pickles import Unpickler
+from converters.stand_ins import Budget, Inert
 
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number that torch < 1.6 wrote first
+_MAX_DIRECTORY = 8 << 20  # bytes of a zip's directory and of a safetensors header: about 80,000 tensors
+_BIG_ENDIAN = "load it there and save it as safetensors"
+_MAX_KEYS, _MAX_KEY = 20_000, 300  # tensors in one mapping, and characters in the name of one
 
 
 def read(path: Path, trust: bool = False) -> Any:
     """Return the content of a checkpoint file, tensors on the CPU and memory-mapped where possible.
 
     The kind of file is recognised by its content: safetensors, torch (zip or the older stream), or a pickle of numpy
-    arrays.
+    arrays. Every object that is none of tensors, arrays and builtins is an `Inert`, of which no code has run.
 
     Args:
         path: the file.
         trust: let the file import and call any Python class and function.
 
     Raises:
-        ValueError: no such file, or one that is truncated, claims more bytes than it has, or asks for more than
-            arrays and builtins.
+        ValueError: no such file, or one that is damaged, claims more bytes than it has, takes more memory than its size
+            and 256 MiB to read, or names functions that run code.
     """
     if path.is_dir():
         inside = sorted(p.name for p in path.iterdir() if p.is_file())
@@ -45,130 +52,178 @@ def read(path: Path, trust: bool = False) -> Any:
     if not head:
         raise ValueError(f"{path} is empty")
     try:
-        if path.suffix == ".safetensors" or head[8:10] == b'{"':
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        if head.startswith((b"PK", _LEGACY_TORCH)):
-            return _torch_load(path, trust, zipped=head.startswith(b"PK"))
-        if head.startswith((b"\x80", b"(", b"c", b"}")):
-            return _read_pickle(path, trust)
+        content = _read_kind(path, head, trust)
     except ImportError as error:
         raise ValueError(f"{path} needs {error.name or error} to be read, which is not installed") from error
     except _Refused:
         raise
     except Exception as error:  # torch, zipfile and pickle raise almost anything on damaged bytes
         raise ValueError(f"{path} is cut off or damaged: {' '.join(str(error).split())[:200]}") from error
-    hint = ", an HTML page: the download failed" if head.lstrip().startswith(b"<") else ""
-    raise ValueError(f"{path} is no torch, safetensors or pickle file (it starts with {head[:8]!r}{hint})")
+    _check_keys(content, path)
+    return content
+
+
+def _read_kind(path: Path, head: bytes, trust: bool) -> Any:
+    if path.suffix == ".safetensors" or head[8:10] == b'{"':
+        from safetensors.torch import load_file
+
+        if (size := int.from_bytes(head[:8], "little")) > _MAX_DIRECTORY:
+            raise ValueError(f"a header of {size:,} bytes, more than {_MAX_DIRECTORY:,}")
+        return load_file(path)
+    zipped, legacy = head.startswith(b"PK"), head.startswith(_LEGACY_TORCH)
+    if not (zipped or legacy or head.startswith((b"\x80", b"(", b"c", b"}"))):
+        hint = ", an HTML page: the download failed" if head.lstrip().startswith(b"<") else ""
+        raise _Refused(f"{path} is no torch, safetensors or pickle file (it starts with {head[:8]!r}{hint})")
+    with path.open("rb") as file:
+        if trust and not zipped and not legacy:
+            return pickle.load(file, encoding="latin1")
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # torch wants memory that may be written
+    records = _check_zip(mapped, path) if zipped else {}
+    if trust:
+        return torch.load(path, map_location="cpu", mmap=zipped, weights_only=False)
+    budget = Budget(len(mapped))
+    if zipped:
+        return _read_zip(mapped, records, budget, path)
+    return _read_legacy(mapped, budget, path) if legacy else _load(Unpickler(mapped, budget), path)
 
 
 class _Refused(ValueError):
-    """The file is undamaged but not safe to read."""
+    """The file is undamaged but not safe to read, or no checkpoint."""
 
 
-def _refused(path: Path, names: list[str]) -> _Refused:
-    return _Refused(
-        f"{path} asks for {shorten(sorted(set(names)), 8)}: more than arrays and builtins, so it was not read; "
-        "--trust reads it and lets it run any code"
-    )
+def _load(unpickler: Unpickler, path: Path) -> Any:
+    """Return the content of a pickle; raise _Refused where it names what runs code, or is one object of a class."""
+    try:
+        content = unpickler.load()
+    finally:
+        if unpickler.code:
+            raise _Refused(
+                f"{path} asks for {shorten(sorted(set(unpickler.code)), 8)}: code to run, which no checkpoint needs, "
+                "so it was not read; --trust reads it and lets it run any code"
+            )
+    if isinstance(content, Inert):
+        raise _Refused(
+            f"{path} asks for {shorten([content.name])}: an object of that class and no mapping of tensors, so it was "
+            "not read; save its state_dict(), or --trust reads it and lets it run any code"
+        )
+    return content
 
 
-def _check_zip(path: Path) -> None:
-    """Refuse zip files that torch.save does not write: compressed ones, which would grow when read, and TorchScript."""
-    with zipfile.ZipFile(path) as archive:
-        records = archive.infolist()
+class _Bounded(io.BufferedReader):
+    """A zip file whose directory is not read where it is too large."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _MAX_DIRECTORY:
+            raise zipfile.BadZipFile(f"a directory of {size:,} bytes, more than {_MAX_DIRECTORY:,}")
+        return super().read(size)
+
+
+def _check_zip(mapped: mmap.mmap, path: Path) -> dict[str, tuple[int, int]]:
+    """Return where each record's bytes begin and end, with every checksum compared.
+
+    torch.save writes no zip whose records are compressed, which would grow when read, or overlap.
+    """
+    with _Bounded(io.FileIO(path)) as file, zipfile.ZipFile(file) as archive:
+        records, limit = sorted(archive.infolist(), key=lambda r: r.header_offset), archive.start_dir
     if any("/code/" in r.filename for r in records):
         raise _Refused(f"{path} is a TorchScript program, not a checkpoint; save its state_dict() with torch.save")
-    claimed, size = sum(r.file_size for r in records), path.stat().st_size
+    claimed, size = sum(r.file_size for r in records), len(mapped)
     if claimed > size or any(r.compress_type != zipfile.ZIP_STORED for r in records):
         raise _Refused(f"{path} claims {claimed:,} bytes in a file of {size:,}: torch.save writes no such file")
+    checked = any(r.CRC for r in records)  # torch.serialization.set_crc32_options(False) writes zeros
+    found: dict[str, tuple[int, int]] = {}
+    end = 0
+    for r in records:
+        header = mapped[r.header_offset : r.header_offset + 30] if r.header_offset >= end else b""
+        if header[:4] != b"PK\3\4" or r.filename in found:
+            raise zipfile.BadZipFile(f"the record {r.filename[:80]!r} overlaps another")
+        start = r.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
+        end = start + r.file_size
+        if end > limit:
+            raise zipfile.BadZipFile(f"the record {r.filename[:80]!r} ends behind the file")
+        with memoryview(mapped) as view:
+            if checked and zlib.crc32(view[start:end]) != r.CRC:
+                raise zipfile.BadZipFile(f"the record {r.filename[:80]!r} does not match its checksum")
+        found[r.filename] = start, end
+    return found
 
 
-def _torch_load(path: Path, trust: bool, zipped: bool) -> Any:
-    if zipped:
-        _check_zip(path)
-    with torch.serialization.safe_globals(_TORCH_ALLOWED):
-        try:  # --trust: the user vouches for the file
-            return torch.load(path, map_location="cpu", mmap=zipped, weights_only=not trust)
-        except pickle.UnpicklingError as error:
-            # Not torch's own message: it recommends the unsafe flag before it names the class.
-            names = re.findall(r"(?:GLOBAL|class|type|function) ([\w.]+\.[\w.]+)", str(error))
-            if not names or "nsupported" not in str(error):
-                raise
-            if zipped:
-                names += torch.serialization.get_unsafe_globals_in_checkpoint(path)
-            raise _refused(path, names) from error
+def _read_zip(mapped: mmap.mmap, records: Mapping[str, tuple[int, int]], budget: Budget, path: Path) -> Any:
+    """Read what torch ≥ 1.6 writes: a pickle, and a record for each storage."""
+    root = next((name.removesuffix("data.pkl") for name in records if re.fullmatch("[^/]*/data.pkl", name)), None)
+    if root is None:
+        raise _Refused(f"{path} is a zip file that torch.save did not write")
+
+    def content(name: str) -> bytes:
+        start, end = records.get(root + name, (0, 0))
+        budget.spend(end - start)
+        return mapped[start:end]
+
+    def storage(key: str, dtype: torch.dtype, count: int) -> Tensor:
+        start, end = records[f"{root}data/{key}"]
+        return _numbers(mapped, start, end, dtype, count, budget)
+
+    if content("byteorder") == b"big":
+        raise _Refused(f"{path} was written by a big-endian computer: {_BIG_ENDIAN}")
+    return _load(Unpickler(io.BytesIO(content("data.pkl")), budget, storage), path)
 
 
-class _ArrayType:
-    """Stand-in for numpy.ndarray in a pickle: an argument of _reconstruct, never called with a shape."""
+def _numbers(mapped: mmap.mmap, start: int, end: int, dtype: torch.dtype, count: int, budget: Budget) -> Tensor:
+    """Return `count` numbers at `start` of the file, memory-mapped where they are aligned."""
+    size = count * dtype.itemsize
+    if not 0 <= size <= end - start:
+        raise ValueError(f"a storage of {size:,} bytes in {end - start:,}")
+    if not count:
+        return torch.empty(0, dtype=dtype)
+    if start % dtype.itemsize:
+        budget.spend(size)
+        return torch.frombuffer(bytearray(mapped[start : start + size]), dtype=dtype)
+    return torch.frombuffer(mapped, dtype=dtype, count=count, offset=start)
 
 
-def _blank_array(kind: type, shape: tuple[int, ...], code: bytes) -> np.ndarray:
-    """Replace numpy's _reconstruct, which allocates any shape asked for; pickles ask for (0,)."""
-    if kind is not _ArrayType or shape != (0,):
-        raise pickle.UnpicklingError(f"an array of shape {shape} before its bytes")
-    return np.ndarray((0,), dtype=np.int8)
+def _read_legacy(mapped: mmap.mmap, budget: Budget, path: Path) -> Any:
+    """Read what torch < 1.6 writes: pickles, the last of which lists the storages that follow."""
+    storages: dict[str, Tensor] = {}
 
+    def storage(key: str, dtype: torch.dtype, count: int) -> Tensor:
+        if key not in storages:
+            budget.spend(max(0, count) * dtype.itemsize)
+            storages[key] = torch.empty(count, dtype=dtype)  # filled below
+        if (storages[key].dtype, storages[key].numel()) != (dtype, count):
+            raise ValueError(f"two storages {key[:80]!r}")
+        return storages[key]
 
-def _encode(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"bytes in encoding {encoding!r}")
-    return _codecs.encode(text, encoding)
-
-
-_CORES = ("numpy.core", "numpy._core")  # before and after numpy 2
-_SCALAR = np._core.multiarray.scalar  # type: ignore[attr-defined]
-_TORCH_ALLOWED: list[Any] = [
-    argparse.Namespace,
-    np.dtype,
-    *(type(np.dtype(code)) for code in ("f2", "f4", "f8", "i4", "i8", "u1", "?")),
-    *((_SCALAR, f"{core}.multiarray.scalar") for core in _CORES),
-]
-_PICKLE_ALLOWED: dict[str, Callable[..., Any]] = {
-    "collections.OrderedDict": OrderedDict,
-    "numpy.ndarray": _ArrayType,
-    "numpy.dtype": np.dtype,
-    "_codecs.encode": _encode,
-    **{f"{core}.multiarray._reconstruct": _blank_array for core in _CORES},
-    **{f"{core}.multiarray.scalar": _SCALAR for core in _CORES},
-    **{f"{core}.numeric._frombuffer": np._core.numeric._frombuffer for core in _CORES},  # type: ignore[attr-defined]
-    **{f"{m}.{kind.__name__}": kind for m in ("builtins", "__builtin__") for kind in (set, frozenset, complex)},
-}
-
-
-class _Inert:
-    """Stand-in for a class that is not allowed: does nothing, so that one pass finds all such names."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
-
-    def __setstate__(self, state: Any) -> None: ...
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    def __init__(self, file: BinaryIO) -> None:
-        super().__init__(file, encoding="latin1")  # as detectron2 reads its zoo, pickled by Python 2
-        self.refused: list[str] = []
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (full := f"{module}.{name}") in _PICKLE_ALLOWED:
-            return _PICKLE_ALLOWED[full]
-        self.refused.append(full)
-        return _Inert
-
-
-def _read_pickle(path: Path, trust: bool) -> Any:
-    with path.open("rb") as file:
-        if trust:
-            return pickle.load(file, encoding="latin1")
-        unpickler = _ArrayUnpickler(file)
-        try:
-            content = unpickler.load()
-        except Exception:
-            if unpickler.refused:  # the stand-in lacks what the file called
-                raise _refused(path, unpickler.refused) from None
-            raise
-    if unpickler.refused:
-        raise _refused(path, unpickler.refused)
+    for _ in ("magic number", "version"):
+        Unpickler(mapped, budget).load()
+    if Unpickler(mapped, budget).load()["little_endian"] is not True:
+        raise _Refused(f"{path} was written by a big-endian computer: {_BIG_ENDIAN}")
+    content = _load(Unpickler(mapped, budget, storage), path)
+    keys = Unpickler(mapped, budget).load()
+    if any(type(key) is not str for key in keys) or sorted(keys) != sorted(storages):
+        raise ValueError("the storages are not those of the tensors")
+    start = mapped.tell()
+    for flat in map(storages.__getitem__, keys):
+        if int.from_bytes(mapped[start : start + 8], "little") != flat.numel():
+            raise ValueError("a storage of another size")
+        start += 8
+        flat.copy_(_numbers(mapped, start, len(mapped), flat.dtype, flat.numel(), budget))
+        start += flat.nbytes
     return content
+
+
+def _check_keys(content: Any, path: Path) -> None:
+    """Raise ValueError where a mapping has more or longer names of tensors than the rules of formats can sort."""
+    left, seen = [content], set()
+    while left:
+        node = left.pop()
+        if not isinstance(node, Mapping) or id(node) in seen:
+            continue
+        seen.add(id(node))
+        left += node.values()
+        names = [str(key) for key, value in node.items() if isinstance(value, Tensor | np.ndarray)]
+        if len(names) > _MAX_KEYS:
+            raise ValueError(f"{path} holds {len(names):,} tensors in one mapping, more than {_MAX_KEYS:,}")
+        if longest := next((name for name in names if len(name) > _MAX_KEY), None):
+            raise ValueError(
+                f"{path} holds a name of {len(longest):,} characters, more than {_MAX_KEY}: {shorten([longest])}"
+            )

@@ -228,6 +228,8 @@ def _sort_keys(
             dropped.setdefault(rule, []).append(key)
         elif name is None and other is not None:
             dropped.setdefault(f"the {other} encoder", []).append(key)
+        elif name is not None and isinstance(value, files.Inert):
+            raise ValueError(f"{path}: {key} is stored as {value.name}, not as a plain tensor")
         elif name is None or not isinstance(value, _TENSORS):
             unknown.append(key)
         elif name in found:
