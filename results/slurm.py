@@ -17,10 +17,25 @@ RESOURCES |= {"partition": "slurm_partition", "account": "slurm_account", "time"
 POLL = 5.0  # seconds between two looks at the queue
 
 
-def environment(inherited: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment without what an allocation sets: sbatch and srun would take it for options of the job."""
-    own = re.compile(r"(SLURM|SBATCH|SRUN|SALLOC)_(?!CONF$)")
-    return {name: value for name, value in inherited.items() if not own.match(name)}
+# Set by Slurm, MPI and torchrun for the process that runs the study. A job would take them for options of its own
+# (sbatch, srun), or wait for processes that do not exist (torch.distributed). A profile is of other workflows.
+OF_THE_STUDY = re.compile(
+    r"(SLURM|SBATCH|SRUN|SALLOC)_(?!CONF$)|(PMI|PMI2|PMIX|OMPI|TORCHELASTIC)_|((LOCAL|GROUP|ROLE)_)?(RANK|WORLD_SIZE)$"
+    r"|(ROLE_NAME|NODE_RANK|MASTER_ADDR|MASTER_PORT|NNODES|RDZV|SNAKEMAKE_PROFILE)$"
+)
+# Devices and temporary folder of an allocation, which another job does not have.
+OF_THE_ALLOCATION = ("CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES", "TMPDIR")
+
+
+def environment(inherited: Mapping[str, str], in_slurm: bool) -> dict[str, str]:
+    """Return the environment for the jobs of a study: without what describes the process that runs the study.
+
+    Args:
+        inherited: of that process.
+        in_slurm: whether the jobs get allocations of their own; jobs on this machine use the devices of this one.
+    """
+    left_out = OF_THE_ALLOCATION if in_slurm and "SLURM_JOB_ID" in inherited else ()
+    return {n: value for n, value in inherited.items() if not OF_THE_STUDY.match(n) and n not in left_out}
 
 
 def arguments(study: str, jobs: int | None, options: Mapping[str, str], environment: Mapping[str, str]) -> list[str]:

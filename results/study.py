@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import fcntl
+import functools
 import json
 import os
 import platform
@@ -130,8 +131,8 @@ def snakemake(study: Study, jobs: Sequence[Job], slots: int, config: Path, *argu
     config.write_text(json.dumps({"jobs": entries, "folder": str(study.folder), "slots": slots}), encoding="utf-8")
     return [
         sys.executable, "-m", "snakemake", "--snakefile", str(STUDIES / "Snakefile"), "--configfile", str(config),
-        "--rerun-triggers", "mtime", "params", "input", "--rerun-incomplete", "--nolock", "--quiet", "host", "reason",
-        *arguments, "--", *(job.receipt for job in jobs),
+        "--workflow-profile", "none", "--rerun-triggers", "mtime", "params", "input", "--rerun-incomplete", "--nolock",
+        "--quiet", "host", "reason", *arguments, "--", *(job.receipt for job in jobs),
     ]  # fmt: skip
 
 
@@ -139,9 +140,11 @@ def list_jobs(study: Study, jobs: Sequence[Job], at_a_time: int) -> str:
     """Return a line for each job, and what is left in all."""
     with tempfile.TemporaryDirectory() as folder:
         command = snakemake(study, jobs, at_a_time, Path(folder, "config.json"), "--summary")
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False) if jobs else None
+        own = slurm.environment(os.environ, in_slurm=False)
+        call = functools.partial(subprocess.run, env=own, capture_output=True, encoding="utf-8", check=False)
+        done = call(command) if jobs else None
     if done and done.returncode:
-        raise ValueError(f"snakemake: {done.stderr}")
+        raise ValueError(f"snakemake: {done.stderr.strip().splitlines()[-1]}")
     summary = csv.DictReader(done.stdout.splitlines() if done else [], delimiter="\t")
     plan = {row["output_file"]: row["plan"] for row in summary}
     stale = {job.receipt for job in jobs if is_stale(job)}
@@ -169,24 +172,27 @@ def run(study: Study, jobs: Sequence[Job], options: Namespace, extra: Sequence[s
     for name, path in study.paths.items():
         if not path.exists():
             raise ValueError(f"paths.{name}: {path}: no such folder; name yours: --path {name}=FOLDER")
-    environment, slots = dict(os.environ), options.jobs or 1
+    if "DRY_RUN" in os.environ:  # pretrain/run.sh would print its command, and the job count as done
+        raise ValueError("DRY_RUN is set: unset it, or add --dry-run")
+    in_slurm, slots = options.launcher == "slurm" or bool(options.slurm), options.jobs or 1
+    environment = slurm.environment(os.environ, in_slurm)
     where = ["--cores", str(slots)]
     if options.launcher == "local" and options.slurm:
         raise ValueError("--launcher local: --slurm runs the study in Slurm; leave one of them out")
     if options.launcher:
         print("--launcher is deprecated: --slurm alone runs the study in Slurm", file=sys.stderr)
-    if options.launcher == "slurm" or options.slurm:
-        environment, slots = slurm.environment(environment), 0
+    if in_slurm:
+        slots = 0
         where = slurm.arguments(study.name, options.jobs, _pairs("--slurm", options.slurm), environment)
     study.folder.mkdir(parents=True, exist_ok=True)
     with lock(study) as held:
-        if slots == 0:
+        if in_slurm:
             slurm.wait_for_jobs(study.name)
         for job in filter(is_stale, jobs):
             Path(job.receipt).unlink()
         logs = {job: _size(job.log) for job in jobs}
         command = snakemake(study, jobs, slots, study.folder / "config.json", "--keep-going", *where, *extra)
-        status, signal_number = follow(command, environment, held, in_slurm=slots == 0) if jobs else (0, 0)
+        status, signal_number = follow(command, environment, held, in_slurm) if jobs else (0, 0)
         if signal_number:
             print("stopped; the same command resumes", file=sys.stderr)
             return 128 + signal_number

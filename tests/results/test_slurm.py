@@ -29,6 +29,7 @@ for i in range(256):
 ALLOCATION = {
     "SLURM_JOB_ID": "4711", "SLURM_CPU_BIND": "mask_cpu:0x4711", "SLURM_MEM_PER_NODE": "4711000",
     "SLURM_CPUS_PER_TASK": "4711", "SBATCH_PARTITION": "p4711", "SRUN_CPUS_PER_TASK": "4711",
+    "RANK": "4711", "MASTER_ADDR": "host4711",
 }  # fmt: skip
 SLURM = ("--slurm", "time=30", "cpus_per_task=1", "--", "--slurm-init-seconds-before-status-checks", "5")
 pytestmark = pytest.mark.skipif(bool(slurm_cluster.missing()), reason=slurm_cluster.missing())
@@ -64,6 +65,7 @@ def job_of(checkpoint: str) -> str:
     return next((line.split()[0] for line in lines if line.strip().endswith(f"pretrain_{checkpoint}")), "")
 
 
+@pytest.mark.fault("surroundings", "study", "started inside an allocation and a process group, with --slurm")
 def test_a_study(folder: Path) -> None:
     """From inside an allocation. One job fails, one is near the end of its time, one is preempted; all others run."""
     small.write(
