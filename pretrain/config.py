@@ -258,7 +258,29 @@ def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [f"{n}: {old.get(n)} -> {new.get(n)}" for n in differ if not f"{n}.".startswith(MAY_DIFFER)]
 
 
+@dataclass(frozen=True)
+class PlanOptions:
+    """What would be trained on; see pretrain/plan.py.
+
+    Args:
+        dry_run: print what the run would take, and train nothing. It needs neither a GPU nor the images.
+        gpus: --dry-run: number of GPUs.
+        gpu: --dry-run: h100, a100, v100 or 4090.
+        images: --dry-run: size of the training set; default: counted, or that of the recipe's data set.
+    """
+
+    dry_run: bool = False
+    gpus: int = 8
+    gpu: str = "h100"
+    images: int | None = None
+
+
 def parse(arguments: list[str] | None) -> Config:
+    """Return the configuration of a command line; see `parse_command`."""
+    return parse_command(arguments)[0]
+
+
+def parse_command(arguments: list[str] | None) -> tuple[Config, PlanOptions]:
     """Return the configuration of a command line; options override the recipe, wherever `--recipe` stands.
 
     Raises:
@@ -268,12 +290,17 @@ def parse(arguments: list[str] | None) -> Config:
         "pretrain/run.sh", "UniMoCo pre-training on labelled and unlabelled images.", RECIPES, RENAMED
     )
     parser.add_class_arguments(Config, nested_key=None, as_group=False, skip={"recipe"})
+    parser.add_argument("--dry-run", action="store_true", help="print what the run would take, and train nothing")
+    parser.add_argument("--gpus", type=int, default=8, help="--dry-run: number of GPUs")
+    parser.add_argument("--gpu", default="h100", help="--dry-run: h100, a100, v100 or 4090")
+    parser.add_argument("--images", type=int | None, help="--dry-run: training images; default: counted, or known")
     values = parser.parse(arguments)
-    recipe = values.pop("recipe")
+    recipe, plan = values.pop("recipe"), PlanOptions(*(values.pop(n) for n in ("dry_run", "gpus", "gpu", "images")))
     config = Config(**vars(parser.instantiate(values)))
     if recipe:
         config = dataclasses.replace(config, recipe=recipe.stem if recipe.parent == RECIPES else str(recipe))
-    return config if config.name else dataclasses.replace(config, name=recipe.stem if recipe else "unnamed")
+    name = config.name or (recipe.stem if recipe else "unnamed")
+    return dataclasses.replace(config, name=name), plan
 
 
 def rename_options(config: dict[str, Any]) -> dict[str, Any]:

@@ -61,14 +61,18 @@ class Training:
             for p in self.model.encoder_q.parameters():
                 self.optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
         self.skipped_steps = torch.zeros((), dtype=torch.int64, device=self.device)
-        self.encode_q: nn.Module = self.model.encoder_q
         self.compiled = compile_encoders(self)
-        if world_size() > 1:
-            ids = [self.device.index] if self.device.type == "cuda" else None
-            # Running statistics are averaged when they are needed, not at every step.
-            self.encode_q = DistributedDataParallel(
-                self.encode_q, device_ids=ids, forward_sync_buffers=False, gradient_as_bucket_view=True
-            )
+        self.encode_q = self.wrap()
+
+    def wrap(self) -> nn.Module:
+        """Return the query encoder, with its gradients exchanged between processes where there are several."""
+        if world_size() == 1:
+            return self.model.encoder_q
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        # Running statistics are averaged when they are needed, not at every step.
+        return DistributedDataParallel(
+            self.model.encoder_q, device_ids=ids, forward_sync_buffers=False, gradient_as_bucket_view=True
+        )
 
     @property
     def epoch(self) -> float:

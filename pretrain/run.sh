@@ -27,6 +27,7 @@ if [[ " $* " != *" --recipe"* ]]; then # a bare run is the demo; your own images
     fi
     set -- --recipe "$recipe" "$@"
 fi
+[[ " $* " != *" --dry-run"* ]] || { nproc=1 && nnodes=1; } # it plans for any number of GPUs
 if [ "$nproc" = 1 ] && [ "$nnodes" = 1 ]; then
     command=("$python" -m pretrain.train "$@")
 else

@@ -14,7 +14,7 @@ from common.images import save_png
 from common.loaders import GlobalBatches, train_loader
 from common.run_folder import RunFolder
 from pretrain.checkpoint import Checkpoints, find_checkpoint, restore
-from pretrain.config import Config, parse
+from pretrain.config import Config, PlanOptions, parse_command
 from pretrain.data import TrainingData, load_data
 from pretrain.engine import Training, training_step
 from pretrain.model import build_model
@@ -30,12 +30,22 @@ def main(arguments: list[str] | None = None) -> int:
         by SIGTERM or SIGINT, with the state saved.
     """
     try:
-        return run_cli("pretrain", lambda: pretrain(parse(arguments)), resumable=False)
+        return run_cli("pretrain", lambda: command(*parse_command(arguments)), resumable=False)
     except NonFiniteError as error:
         print(f"pretrain: stopped: {error}", file=sys.stderr)
         return NON_FINITE
     finally:
         distributed.stop()
+
+
+def command(config: Config, options: PlanOptions) -> int:
+    """Train, or with --dry-run print what that would take; return the exit status."""
+    if not options.dry_run:
+        return pretrain(config)
+    from pretrain.plan import report
+
+    print(report(config, options))
+    return 0
 
 
 def pretrain(config: Config) -> int:

@@ -15,15 +15,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from common import features
 from common.loaders import Batch
 from pretrain import engine
-from pretrain import model as model_module
-from pretrain.batch_norm import shuffle
 from pretrain.config import Config
 from pretrain.engine import Training, training_step
+from pretrain.fake_cuda import CUDA, fake_cuda, move
 from pretrain.model import Classifier, UniMoCo
-from tests.pretrain.fake_cuda import CUDA, fake_cuda, move
+from tests.pretrain.host_waits import HostWaits
 from tests.pretrain.test_engine import CONFIG
 
 BATCH, SIZE = 64, 32
@@ -32,13 +30,11 @@ BATCH, SIZE = 64, 32
 @pytest.fixture(params=[1, 8], ids=["one process", "rank 1 of 8"])
 def world(request: pytest.FixtureRequest) -> Iterator[int]:
     """Processes; the others exist in name only, so what they send is undefined."""
-    features._mean_and_std.cache_clear()
     if request.param > 1:
         dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=request.param)
     yield request.param
     if dist.is_initialized():
         dist.destroy_process_group()
-    features._mean_and_std.cache_clear()
 
 
 def configuration(world: int, precision: Any, accumulate: int) -> Config:
@@ -83,10 +79,8 @@ def test_a_step_never_waits(
 
     config = configuration(world, precision, accumulate)
     model = UniMoCo(config.model, True) if method == "unimoco" else Classifier(config.model, 10)
-    order = shuffle(BATCH * world, world * accumulate, (0,))  # on the host, so it has numbers
     monkeypatch.setattr(engine, "DistributedDataParallel", OneOfMany)
-    monkeypatch.setattr(model_module, "shuffle", lambda *_: order)
-    with fake_cuda() as waits:
+    with fake_cuda(), HostWaits() as waits:
         t, given = Training(config, move(model), CUDA, 100), batch()
         with mock.patch.object(Tensor, "backward", backward(t)):
             training_step(t, given)  # constants are copied to the device once
@@ -106,7 +100,7 @@ def test_a_step_never_waits(
     ],
 )  # fmt: skip
 def test_the_probe_sees_a_wait(wait: Any) -> None:
-    with fake_cuda() as waits:
+    with fake_cuda(), HostWaits() as waits:
         x = torch.ones(3, device=CUDA)
         with suppress(DataDependentOutputException, DynamicOutputShapeException):  # there is no number to return
             wait(x)

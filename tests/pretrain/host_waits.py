@@ -1,24 +1,17 @@
-"""A GPU that holds no numbers: torch's FakeTensorMode on "cuda", and a list of what would make the host wait for it.
-
-Fake tensors have shapes, types and devices, so operands on two devices are an error here as on a GPU. Autograd's engine
-does not run on them, so a test has to replace the backward pass.
-"""
+"""A probe for what would make the host wait for a GPU."""
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-CUDA = torch.device("cuda", 0)
+from pretrain.fake_cuda import CUDA
+
 READS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim", "is_nonzero"}
 
 
@@ -57,28 +50,5 @@ class HostWaits(TorchDispatchMode):
             for f in traceback.extract_stack()
             if "site-packages" not in f.filename and "/lib/python" not in f.filename
         ]
-        ours = [f for f in frames if not f.filename.endswith("fake_cuda.py")]
+        ours = [f for f in frames if not f.filename.endswith(("fake_cuda.py", "host_waits.py"))]
         self.found.append(f"{what}: {ours[-1].filename}:{ours[-1].lineno}")
-
-
-@contextmanager
-def fake_cuda() -> Iterator[HostWaits]:
-    """Let "cuda" hold fake tensors, and yield the list of waits."""
-    pinned = mock.patch.object(Tensor, "pin_memory", lambda self: self)  # there is no driver to pin memory with
-    autocast = mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False)
-    bf16 = mock.patch("torch.cuda.is_bf16_supported", return_value=True)
-    with pinned, autocast, bf16, FakeTensorMode(allow_non_fake_inputs=True), HostWaits() as waits:
-        yield waits
-
-
-def move(module: nn.Module) -> nn.Module:
-    """Replace parameters and buffers by fake ones on the GPU, where they stay: `to` does nothing any more."""
-    for part in module.modules():
-        for name, p in part._parameters.items():
-            if p is not None:
-                part._parameters[name] = nn.Parameter(torch.empty_like(p, device=CUDA), p.requires_grad)
-        for name, b in part._buffers.items():
-            if b is not None:
-                part._buffers[name] = torch.empty_like(b, device=CUDA)
-    module.to = lambda *_, **__: module  # type: ignore[method-assign]  # it cannot swap fake tensors
-    return module
