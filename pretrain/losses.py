@@ -7,6 +7,7 @@ neither positive nor negative.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ LossFn = Callable[..., Tensor]
 CHUNK = {"cpu": 4096, "cuda": 32768}
 # Fraction of a block below which positives are added one by one on the CPU; measured: break-even at about 1 in 64.
 SPARSE = 1 / 64
+EXPONENT = 80.0  # exp of it, and of its negative, is a normal number in fp32
 
 
 def positives(labels: Tensor, queue_labels: Tensor) -> Tensor:
@@ -160,17 +162,13 @@ class _UniCon(torch.autograd.Function):
             to_key = (scaled * k32).sum(1, keepdim=True)  # (N, 1)
             pos = _WeightedSum(-to_key, torch.ones_like(to_key), k32.clone())
             neg = _WeightedSum(torch.full_like(to_key, -torch.inf), torch.zeros_like(to_key), torch.zeros_like(k32))
+            if q.device.type == "cpu" and (bound := _bound(scaled, queue32)) <= EXPONENT / 2:
+                neg.fix(bound)
             step = CHUNK.get(q.device.type, CHUNK["cpu"])
             for start in range(0, queue.shape[1], step):
                 columns = queue32[:, start : start + step]
-                s = scaled @ columns
-                is_pos = positives(labels, queue_labels[start : start + step])
-                not_neg = is_pos
-                if ignore is not None:
-                    ignored = ignore[:, start : start + step]
-                    is_pos, not_neg = is_pos & ~ignored, is_pos | ignored
-                pos.add_masked(-s, is_pos, columns)
-                neg.add(s.masked_fill_(not_neg, -torch.inf), columns)
+                ignored = None if ignore is None else ignore[:, start : start + step]
+                _add_block(pos, neg, scaled @ columns, columns, labels, queue_labels[start : start + step], ignored)
             log_ab = neg.logsumexp() + pos.logsumexp()  # (N,)
             gate = torch.sigmoid(log_ab)[:, None] / temperature
             grad_q = gate * (neg.mean() - pos.mean())
@@ -188,14 +186,68 @@ class _UniCon(torch.autograd.Function):
         return dq, dk, None, None, None, None, None
 
 
+def _bound(scaled: Tensor, queue: Tensor) -> float:
+    """Return an upper bound of |s|, by Cauchy and Schwarz. On a GPU the host would wait for it."""
+    longest = max(float(block.square().sum(0).max()) for block in queue.split(CHUNK["cpu"], dim=1))
+    return float(scaled.norm(dim=1).max()) * math.sqrt(longest)
+
+
+def _add_block(
+    pos: _WeightedSum, neg: _WeightedSum, s: Tensor, columns: Tensor, labels: Tensor, queue_labels: Tensor,
+    ignored: Tensor | None,
+) -> None:  # fmt: skip
+    """Add s (N, block), which is overwritten, to the sums over positives and negatives."""
+    # On the CPU it pays to look for the positives first: few of them (many classes, or no labels) need no pass over
+    # the whole block. On a GPU the host would wait for their number.
+    pairs = _few_pairs(labels, queue_labels) if s.device.type == "cpu" else None
+    if pairs is None:
+        is_pos = not_neg = positives(labels, queue_labels)
+        if ignored is not None:
+            is_pos, not_neg = is_pos & ~ignored, is_pos | ignored
+        pos.add((-s).masked_fill_(~is_pos, -torch.inf), columns)
+        neg.add(s.masked_fill_(not_neg, -torch.inf), columns)
+        return
+    rows, positions = pairs
+    if ignored is not None:
+        rows, positions = (x[~ignored[pairs]] for x in pairs)
+        s.masked_fill_(ignored, -torch.inf)
+    if len(rows):
+        pos.add_entries(-s[rows, positions], rows, columns.T[positions])
+    s[pairs] = -torch.inf
+    neg.add(s, columns)
+
+
+def _few_pairs(labels: Tensor, queue_labels: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return row and position of each positive in a block; None where they are not few."""
+    in_order, order = queue_labels.sort()
+    first = torch.searchsorted(in_order, labels)
+    count = (torch.searchsorted(in_order, labels, right=True) - first) * (labels != UNLABELLED)
+    total = int(count.sum())
+    if total >= len(labels) * len(queue_labels) * SPARSE:
+        return None
+    rows = torch.repeat_interleave(count)
+    within = torch.arange(total) - (count.cumsum(0) - count)[rows]
+    return rows, order[first[rows] + within]
+
+
 class _WeightedSum:
     """Running sums of exp(x) and of exp(x) * column over blocks of x (N, block), scaled by exp(-maximum)."""
 
     def __init__(self, maximum: Tensor, total: Tensor, vectors: Tensor) -> None:
         self.maximum, self.total, self.vectors = maximum, total, vectors  # (N, 1), (N, 1), (N, C)
+        self.fixed = False
+
+    def fix(self, maximum: float) -> None:
+        """Scale by exp(-maximum) from now on, so that `add` need not look for one; nothing has been added yet."""
+        self.maximum, self.fixed = torch.full_like(self.maximum, maximum), True
 
     def add(self, x: Tensor, columns: Tensor) -> None:
         """Add a block: x (N, block) is overwritten, -inf where an entry does not count; columns (C, block)."""
+        if self.fixed:
+            weights = x.sub_(self.maximum).exp_()
+            self.total += weights.sum(1, keepdim=True)
+            self.vectors.addmm_(weights, columns.T)
+            return
         maximum = torch.maximum(self.maximum, x.amax(1, keepdim=True))
         shift = maximum.masked_fill(maximum == -torch.inf, 0)  # all -inf so far: exp(-inf - 0) = 0, not nan
         weights = x.sub_(shift).exp_()
@@ -204,28 +256,15 @@ class _WeightedSum:
         self.vectors = torch.addmm(self.vectors * keep, weights, columns.T)
         self.maximum = maximum
 
-    def add_masked(self, x: Tensor, mask: Tensor, columns: Tensor) -> None:
-        """Add the entries of x (N, block) where mask is set; x is not changed."""
-        # On the CPU it pays to count first: few positives (many classes, or no labels) need no product with the
-        # whole block. On a GPU counting would make the host wait for the device.
-        if x.device.type == "cpu":
-            count = int(mask.count_nonzero())
-            if count < mask.numel() * SPARSE:
-                if count:
-                    rows, positions = mask.nonzero(as_tuple=True)
-                    self.add_entries(x, rows, positions, columns)
-                return
-        self.add(x.masked_fill(~mask, -torch.inf), columns)
-
-    def add_entries(self, x: Tensor, rows: Tensor, positions: Tensor, columns: Tensor) -> None:
-        """Add only the entries x[rows, positions]; x is not changed."""
-        values, rest = x[rows, positions], torch.full_like(self.maximum, -torch.inf).squeeze(1)
+    def add_entries(self, values: Tensor, rows: Tensor, columns: Tensor) -> None:
+        """Add single entries: values (P,), the query of each (P,), and its column (P, C)."""
+        rest = torch.full_like(self.maximum, -torch.inf).squeeze(1)
         highest = rest.scatter_reduce(0, rows, values, "amax")[:, None]
         maximum = torch.maximum(self.maximum, highest)
         weights = torch.exp(values - maximum[rows, 0])
         keep = torch.exp(self.maximum - maximum)
         self.total = (self.total * keep).index_add(0, rows, weights[:, None])
-        self.vectors = (self.vectors * keep).index_add(0, rows, weights[:, None] * columns.T[positions])
+        self.vectors = (self.vectors * keep).index_add(0, rows, weights[:, None] * columns)
         self.maximum = maximum
 
     def logsumexp(self) -> Tensor:

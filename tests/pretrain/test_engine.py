@@ -288,8 +288,10 @@ class Waits(TorchDispatchMode):
         by_mask = name == "index" and any(t is not None and t.dtype == torch.bool for t in args[1])
         if by_mask or name in (w.lstrip("_") for w in self.WAITING):
             stack = [f"{frame.filename}:{frame.name}" for frame in traceback.extract_stack()]
-            # On the CPU, and only there, the loss asks whether a block has positives at all.
-            if not any(frame.endswith("losses.py:add_masked") for frame in stack):
+            # On the CPU, and only there, the loss reads bounds and the number of positives.
+            if not any(
+                frame.endswith(("losses.py:_few_pairs", "losses.py:_bound", "losses.py:_add_block")) for frame in stack
+            ):
                 self.found.append(f"{name} from {[f for f in stack if '/pretrain/' in f][-1:]}")
         return func(*args, **(kwargs or {}))
 

@@ -30,11 +30,15 @@ def gradients(loss: Tensor, case: Case) -> tuple[Tensor, ...]:
     return torch.autograd.grad(loss, [case.q, case.k])
 
 
-@pytest.fixture(params=[0.0, 2.0], ids=["positives-by-block", "positives-one-by-one"])
+WAYS = {"positives-by-block": (0.0, 80.0), "positives-one-by-one": (2.0, 80.0), "running-maxima": (2.0, 0.0)}
+
+
+@pytest.fixture(params=WAYS.values(), ids=list(WAYS))
 def small_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several blocks of the queue, the last one not full; positives added in either way."""
+    """Several blocks of the queue, the last one not full; positives added and sums scaled in each way."""
     monkeypatch.setitem(losses.CHUNK, "cpu", BLOCK)
-    monkeypatch.setattr(losses, "SPARSE", request.param)
+    monkeypatch.setattr(losses, "SPARSE", request.param[0])
+    monkeypatch.setattr(losses, "EXPONENT", request.param[1])
 
 
 @pytest.mark.usefixtures("small_blocks")
