@@ -16,18 +16,16 @@ if TYPE_CHECKING:
 PASSES = 3  # inductor compiles in the first, warms up in the second and records CUDA graphs in the third
 
 
-def compile_encoders(t: Training) -> str:
+def compile_encoders(t: Training) -> None:
     """Compile the encoders of a training as `optim.compile` asks, before they are wrapped for several processes.
 
-    Each encoder is tried on a blank micro-batch. Where that fails, all of them run as they were and one line says why.
-
-    Returns:
-        What the encoders run as: "eager", "compiled" or "CUDA graphs".
+    `t.compiled` becomes what they run as: "eager", "compiled" or "CUDA graphs". Each encoder is tried on a blank
+    micro-batch; where that fails, all of them run eagerly, and one line says why.
     """
-    wanted = t.config.optim.compile
+    t.compiled, wanted = "eager", t.config.optim.compile
     if not (t.device.type == "cuda" if wanted == "auto" else wanted):
-        return "eager"
-    encoders = list(t.model.children())
+        return
+    encoders, t.compiled = list(t.model.children()), "CUDA graphs" if t.device.type == "cuda" else "compiled"
     for encoder in encoders:
         if t.device.type == "cuda":
             encoder.compile(mode="reduce-overhead")
@@ -40,31 +38,37 @@ def compile_encoders(t: Training) -> str:
         for encoder in encoders:
             encoder._compiled_call_impl = None
             encoder.zero_grad(set_to_none=True)
+        t.compiled = "eager"
         if rank() == 0:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             print(f"warning: not compiled, training is slower ({reason}); --optim.compile false skips this", flush=True)
-        return "eager"
-    return "CUDA graphs" if t.device.type == "cuda" else "compiled"
+
+
+def keeps_gradients(t: Training) -> bool:
+    """Return whether gradients stay allocated between steps.
+
+    Those of several processes are parts of larger buffers. Those of several micro-batches must add up outside the
+    memory of a CUDA graph, which the next micro-batch writes over.
+    """
+    return world_size() > 1 or (t.config.optim.accumulate > 1 and t.compiled != "eager")
 
 
 def _try(t: Training, encoder: nn.Module) -> None:
-    """Run an encoder on a blank micro-batch, with gradients where it is trained; leave its state as it was.
-
-    The gradients stay allocated: those of micro-batches add up outside the memory that a CUDA graph writes over.
-    """
+    """Run an encoder on a blank micro-batch, with gradients where it is trained; leave its state as it was."""
     c = t.config
     images = c.optim.batch // world_size() // c.optim.accumulate
     views = torch.zeros((images, c.views.size, c.views.size, 3), dtype=torch.uint8, device=t.device)
     trained = any(p.requires_grad for p in encoder.parameters())
-    for p in encoder.parameters():
-        p.grad = torch.zeros_like(p) if p.requires_grad else None
     buffers = copy.deepcopy(dict(encoder.named_buffers()))
+    if trained and keeps_gradients(t):
+        for p in encoder.parameters():
+            p.grad = torch.zeros_like(p)
     for _ in range(PASSES):
         with torch.set_grad_enabled(trained):
             output = t.encode(encoder, views)
         if trained:
             output.float().square().sum().backward()
+            encoder.zero_grad(set_to_none=not keeps_gradients(t))
     with torch.no_grad():
         for name, buffer in encoder.named_buffers():
             buffer.copy_(buffers[name])
-    encoder.zero_grad(set_to_none=False)

@@ -16,7 +16,7 @@ from common.features import network_input
 from common.loaders import Batch
 from common.precision import autocast_dtype, use_exact_fp32
 from pretrain.batch_norm import running_statistics, set_groups
-from pretrain.compilation import compile_encoders
+from pretrain.compilation import compile_encoders, keeps_gradients
 from pretrain.config import Config, OptimConfig
 
 
@@ -61,7 +61,8 @@ class Training:
             for p in self.model.encoder_q.parameters():
                 self.optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
         self.skipped_steps = torch.zeros((), dtype=torch.int64, device=self.device)
-        self.compiled = compile_encoders(self)
+        self.compiled = ""
+        compile_encoders(self)
         self.encode_q = self.wrap()
 
     def wrap(self) -> nn.Module:
@@ -150,7 +151,7 @@ class Training:
             self.skipped_steps += scale < before
             if measure:
                 statistics |= {"loss_scale": scale.clone(), "skipped_steps": self.skipped_steps.double()}
-        self.optimizer.zero_grad(set_to_none=world_size() == 1 and self.compiled == "eager")
+        self.optimizer.zero_grad(set_to_none=not keeps_gradients(self))
         return statistics
 
     def average_statistics(self) -> None:
