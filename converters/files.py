@@ -17,7 +17,7 @@ from torch import Tensor
 
 from converters.messages import shorten
 from converters.pickles import Unpickler
-from converters.stand_ins import Budget, Inert
+from converters.stand_ins import Budget, Inert, TooLarge
 
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number that torch < 1.6 wrote first
 _MAX_DIRECTORY = 8 << 20  # bytes of a zip's directory and of a safetensors header: about 80,000 tensors
@@ -57,6 +57,8 @@ def read(path: Path, trust: bool = False) -> Any:
         raise ValueError(f"{path} needs {error.name or error} to be read, which is not installed") from error
     except _Refused:
         raise
+    except TooLarge as error:
+        raise ValueError(f"{path} was not read: {error}; --trust reads it and lets it run any code") from error
     except Exception as error:  # torch, zipfile and pickle raise almost anything on damaged bytes
         raise ValueError(f"{path} is cut off or damaged: {' '.join(str(error).split())[:200]}") from error
     _check_keys(content, path)

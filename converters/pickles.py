@@ -35,6 +35,9 @@ _RUNS_CODE = re.compile(
     r"(os|posix|nt|sys|subprocess|pty|shutil|socket|importlib|imp|runpy|ctypes|_ctypes|code|pdb|timeit|webbrowser)\."
     r"|builtins\.(eval|exec|compile|open|__import__|input|breakpoint|globals|locals|vars|setattr|delattr)$"
 )
+_COSTS = [INSTRUCTION] * 256
+for _code in (pickle.EMPTY_DICT, pickle.EMPTY_LIST, pickle.EMPTY_SET, pickle.MARK):  # objects for the collector
+    _COSTS[_code[0]] = 3 * INSTRUCTION
 _STORAGES = {
     f"torch.{name}Storage": dtype
     for name, dtype in {
@@ -53,7 +56,7 @@ class _Dispatch(dict[int, Callable[..., None]]):
         self.budget = budget
 
     def __getitem__(self, instruction: int) -> Callable[..., None]:
-        self.budget.spend(INSTRUCTION)
+        self.budget.spend(_COSTS[instruction])
         return super().__getitem__(instruction)
 
 
@@ -93,6 +96,7 @@ class Unpickler(pickle._Unpickler):  # the one in Python: instructions can be re
         """Return the stand-in for a name; nothing is imported."""
         if len(module) + len(name) > MAX_NAME:
             raise pickle.UnpicklingError(f"a name of {len(module) + len(name):,} characters")
+        self.budget.spend(CALL)
         full = f"{OLD_MODULES.get(module, module)}.{name}"
         if full in _STORAGES:
             return _STORAGES[full]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 _ALLOWANCE = 256 << 20  # bytes that reading a file may take besides its size
-INSTRUCTION, CALL = 64, 1024  # bytes that are counted for each: both take memory and time
+INSTRUCTION, CALL = 128, 1024  # bytes that are counted for each: both take memory and time
 _MAX_ARGUMENTS, _MAX_DIMS, _MAX_NUMBERS, MAX_NAME = 16, 32, 1 << 48, 500
 _MAX_KEY = 1 << 60  # smaller integers have hashes of their own
 _PLAIN_DTYPE = re.compile(r"b1|[iu][1248]|f[248]|c8|c16")
@@ -74,6 +74,10 @@ class Storage(Inert):
         self.flat = flat
 
 
+class TooLarge(pickle.UnpicklingError):
+    """Reading the file takes more memory or time than its size justifies."""
+
+
 class Budget:
     """How many bytes reading a file may still take: by instructions, calls and copies of data."""
 
@@ -81,10 +85,12 @@ class Budget:
         self.total = self.left = size + _ALLOWANCE
 
     def spend(self, count: int) -> None:
-        """Subtract `count`; raise UnpicklingError where it is more than what is left."""
+        """Subtract `count`; raise TooLarge where it is more than what is left."""
         self.left -= count
         if self.left < 0:
-            raise pickle.UnpicklingError(f"reading it would take more than {self.total >> 20:,} MiB")
+            raise TooLarge(
+                f"reading it would take more than {self.total >> 20:,} MiB ({_ALLOWANCE >> 20} MiB and its size)"
+            )
 
 
 def call(budget: Budget, function: Any, arguments: Any) -> Any:

@@ -1,0 +1,149 @@
+"""Files made to do harm: refused in one line, within the limits of time and memory, and no made-up content returned."""
+
+import json
+import pickle
+import re
+import struct
+import subprocess
+import sys
+import time
+import timeit
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import converters
+from converters import files
+from converters.formats import FORMATS
+from tests.converters import hostile
+
+
+@pytest.mark.fault("hostile files", "convert", "sizes, counts, nesting and hashes meant to take memory and time")
+def test_reading_is_bounded_in_time_and_memory(tmp_path: Path) -> None:
+    names = hostile.write(tmp_path)
+    command = [sys.executable, "-m", "tests.converters.hostile", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert set(found) == set(names)
+    wrong = {
+        name: (how, seconds, memory >> 20)
+        for name, (how, seconds, memory) in found.items()
+        if not how.startswith("refused: ") or "\n" in how or seconds > hostile.SECONDS or memory > hostile.MEMORY
+    }
+    assert wrong == {}
+
+
+def _numbers(content: Any) -> list[Any]:
+    """Return the arrays of plain numbers in the content of a file."""
+    if isinstance(content, dict):
+        return [found for value in content.values() for found in _numbers(value)]
+    return [content] if isinstance(content, np.ndarray | np.generic) and content.dtype != object else []
+
+
+@pytest.mark.fault("hostile files", "convert", "numpy's state of a dtype, which reaches memory outside of the array")
+@pytest.mark.parametrize("name", [name for name in hostile.pickles() if name.startswith("a dtype's")])
+def test_no_array_is_made_from_the_state_of_a_dtype(name: str, tmp_path: Path) -> None:
+    data = hostile.pickles()[name]
+    path = tmp_path / "x.pkl"
+    path.write_bytes(data[:2] + b"}U\x01a" + data[2:-1] + b"s.")
+    content = files.read(path)
+    assert set(content) == {"a"}
+    assert _numbers(content) == []
+
+
+def _records(path: Path, change: Callable[[bytearray, zipfile.ZipInfo], None], name: str) -> None:
+    with zipfile.ZipFile(path) as archive:
+        record = next(r for r in archive.infolist() if r.filename.endswith(name))
+    content = bytearray(path.read_bytes())
+    change(content, record)
+    path.write_bytes(content)
+
+
+@pytest.mark.fault("hostile files", "convert", "a run of zeros inside a zip")
+@pytest.mark.parametrize("name", ["data/0", "data.pkl", "data/60"])
+def test_a_run_of_zeros_inside_a_zip_is_damage(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    torch.save(converters.read_backbone("random:resnet18").tensors, path)
+
+    def zero(content: bytearray, record: zipfile.ZipInfo) -> None:
+        start = content.index(b"PK\x03\x04", record.header_offset) + 30
+        middle = start + len(record.filename) + 64 + record.file_size // 2
+        content[middle : middle + 16] = bytes(16)
+
+    _records(path, zero, name)
+    with pytest.raises(
+        ValueError, match=rf"is cut off or damaged: the record '\w+/{name}' does not match its checksum"
+    ):
+        converters.read_backbone(path)
+
+
+def test_a_file_without_checksums_is_read(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"a": torch.arange(3)}, tmp_path / "x.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert files.read(tmp_path / "x.pth")["a"].tolist() == [0, 1, 2]
+
+
+def test_storages_that_are_not_aligned_are_read(tmp_path: Path) -> None:
+    content = hostile.tensor(3, 1, 2, 1) % b""
+    for shift in range(4):
+        data = hostile.zipped(content, struct.pack("<3f", 1, 2, 3), **{"x" * (shift + 1): b""})
+        (tmp_path / "x.pth").write_bytes(data)
+        assert files.read(tmp_path / "x.pth")["a"].tolist() == [2, 3]
+
+
+@pytest.mark.parametrize("kind", [b"Float", b"Half", b"BFloat16", b"Long", b"Double", b"Bool"])
+def test_a_view_is_within_its_storage_and_not_one_number_more(kind: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    size = torch.tensor([], dtype=getattr(torch, {b"Half": "float16", b"BFloat16": "bfloat16", b"Long": "int64"}.get(
+        kind, kind.decode().lower()))).element_size()  # fmt: skip
+    path.write_bytes(hostile.zipped(hostile.tensor(4, 1, 2, 2, kind) % b"", bytes(4 * size)))
+    assert files.read(path)["a"].shape == (2,)
+    for claim in ((4, 2, 2, 2), (4, 0, 5, 1), (4, 4, 1, 1), (5, 0, 1, 1)):
+        path.write_bytes(hostile.zipped(hostile.tensor(*claim, kind) % b"", bytes(4 * size)))
+        with pytest.raises(ValueError, match=r"is cut off or damaged: a (tensor of shape|storage of)"):
+            files.read(path)
+
+
+@pytest.mark.fault("hostile files", "convert", "keys of 100,000 characters, and 100,000 keys")
+def test_long_and_many_keys_are_refused_at_once(tmp_path: Path) -> None:
+    start = time.process_time()
+    for key in (
+        "projector_" + "1" * 100_000,
+        "projection_head" * 10_000,
+        "backbone" * 20_000,
+        "encoder_q." + "a" * 301,
+    ):
+        torch.save({"state_dict": {key: torch.ones(1), "layer1.0.conv1.weight": torch.ones(1)}}, tmp_path / "x.pth")
+        with pytest.raises(ValueError, match=r"holds a name of \d+(,\d+)? characters, more than 300: ") as error:
+            converters.read_backbone(tmp_path / "x.pth")
+        assert len(str(error.value)) < 600
+    arrays = {f"layer1.{n}.conv1.weight": np.ones(1, np.float32) for n in range(20_001)}
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(arrays))
+    with pytest.raises(ValueError, match="holds 20,001 tensors in one mapping, more than 20,000"):
+        converters.read_backbone(tmp_path / "x.pkl")
+    assert time.process_time() - start < 5
+
+
+@pytest.mark.fault("hostile files", "convert", "keys that make a key rule's regular expression backtrack")
+def test_key_rules_take_linear_time() -> None:
+    patterns = {mark for entry in FORMATS for mark in entry.marks} | {p for e in FORMATS for p in e.drop.values()}
+    patterns |= {pattern for entry in FORMATS for pattern, _ in entry.names}
+    patterns |= {branch.prefix for entry in FORMATS for branch in entry.branches.values()}
+    words = {word for pattern in patterns for word in re.findall(r"[a-z_]{3,}", pattern)} | {"1", "_", "a.", "."}
+    keys = [(word * 300)[:300] for word in words] + [(f"{word}_" + "1_" * 300)[:300] for word in words]
+    slow = {
+        (pattern, key)
+        for pattern in patterns
+        for key in keys
+        if min(timeit.repeat(lambda p=re.compile(pattern), k=key: p.search(k), number=1, repeat=3)) > 1e-4  # type: ignore[misc]
+    }
+    assert slow == set()
