@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -166,6 +167,22 @@ def converters(path: Path) -> Grid:
     by_layout = table.pivot_table("text", ["read", "made_with"], "written", aggfunc=" / ".join, sort=False)
     table = by_layout.reset_index().rename(columns={"made_with": "made with"})
     return Grid("converters", "Converters", [*map(str, table)], table.to_numpy().tolist())
+
+
+def mmcv_operations(path: Path) -> Grid:
+    """Return the differences of the stand-in for mmcv's operations, of a JSON-lines file of bench_mmcv_ops.py."""
+    table = pd.read_json(path, lines=True)
+    times = table.dropna(subset="milliseconds").set_index("operation")["milliseconds"]
+    rows: list[list[Entry | str]] = []
+    for name, group in table.dropna(subset="against").groupby("operation", sort=False):
+        found = group.set_index(["against", "dtype"])
+        row: list[Entry | str] = [str(name)]
+        for key in ((against, dtype) for against in ("loops", "compiled mmcv") for dtype in ("float32", "float64")):
+            parts = found.loc[key, ["forward", "backward"]] if key in found.index else [math.nan, math.nan]
+            row.append(" / ".join(MISSING if pd.isna(delta) else f"{delta:.0e}" if delta else "0" for delta in parts))
+        rows.append([*row, " / ".join(f"{ms:.3g}" for ms in times[name]) if name in times.index else MISSING])
+    head = ["loops, fp32", "loops, fp64", "compiled, fp32", "compiled, fp64", "ms, compiled / here"]
+    return Grid("mmcv", "mmcv's operations", ["operation", *head], rows)
 
 
 def _columns(rows: pd.DataFrame) -> list[Column]:

@@ -101,6 +101,7 @@ def of_repository() -> dict[Path, str | None]:
     tables = {Path(name).stem: text for name, text in files.items() if name.endswith(".md")}
     tables["benchmarks"] = contents.benchmarks(RESULTS / "benchmarks" / "pretrain.jsonl").markdown()
     tables["converters"] = contents.converters(RESULTS / "converters.jsonl").markdown()
+    tables["mmcv"] = contents.mmcv_operations(RESULTS / "mmcv_operations.jsonl").markdown()
     wanted: dict[Path, str | None] = dict.fromkeys((RESULTS / "tables").glob("*.*"))
     wanted |= {RESULTS / "tables" / name: text for name, text in files.items()}
     return wanted | {page: filled(page, tables) for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}

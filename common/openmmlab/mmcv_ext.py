@@ -68,7 +68,7 @@ def _gradients(function: Callable[..., Tensor], tensors: Sequence[Tensor], gradi
         return torch.autograd.grad(function(*leaves), leaves, _wide(gradient))
 
 
-# Boxes (x1, y1, x2, y2); `offset` is 1 where a box includes the pixel at its x2, y2
+# Boxes (x1, y1, x2, y2); `offset` is 1 where a box includes the pixel at x2, y2. softnms and nms_match get CPU tensors.
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
@@ -83,20 +83,15 @@ def softnms(
 ) -> Tensor:  # fmt: skip
     """Return the indices of the boxes (N, 4) that are kept, best first; `dets` (N, 5) gets them and their new scores.
 
-    Soft-NMS (arXiv 1704.04503). Each step depends on the one before: numpy has the smaller cost per call. mmcv passes
-    tensors on the CPU.
+    Soft-NMS (arXiv 1704.04503). Each step depends on the one before: numpy has the smaller cost per call.
     """
     corners, left = _wide_boxes(boxes).numpy().T.copy(), _wide(scores).numpy().copy()
-    areas = (corners[2:] - corners[:2] + offset).prod(0)
     rivals, kept = np.ones(len(left), bool), []
     while rivals.any():
         best = int(np.where(rivals, left, -np.inf).argmax())
         kept.append(best)
         rivals[best] = False
-        sides = np.minimum(corners[2:], corners[2:, [best]]) - np.maximum(corners[:2], corners[:2, [best]]) + offset
-        both = sides.clip(0).prod(0)
-        union = areas[best] + areas - both
-        iou = np.divide(both, union, out=np.zeros_like(both), where=union > 0)
+        iou = _iou(best, corners, offset)
         if method == GAUSSIAN:
             decay = np.exp(-(iou * iou) / sigma)
         else:
@@ -110,14 +105,25 @@ def softnms(
 
 def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
     """Return, for each box of `dets` (N, 5) kept by NMS, its index and those of the boxes it suppresses, best first."""
-    boxes, groups = _wide_boxes(dets[:, :4]), []
-    left = dets[:, 4].sort(descending=True).indices
-    while len(left):
-        inside = _overlaps(boxes[left[:1]], boxes[left])[0] >= iou_threshold
-        inside[0] = True  # a box without area overlaps nothing, itself included
-        groups.append(left[inside].tolist())
-        left = left[~inside]
+    order, groups = dets[:, 4].argsort(descending=True), []
+    corners, left = _wide_boxes(dets[order, :4]).numpy().T.copy(), np.ones(len(dets), bool)
+    for best in range(len(dets)):
+        if left[best]:
+            inside = left & (_iou(best, corners) >= iou_threshold)
+            inside[best] = True  # a box without area overlaps nothing, itself included
+            groups.append(order.numpy()[inside].tolist())
+            left &= ~inside
     return groups
+
+
+def _iou(best: int, corners: np.ndarray, offset: int = 0) -> np.ndarray:
+    """Return the intersection over union (N,) of a box with each of `corners` (4, N); 0 for two without area."""
+    x1, y1, x2, y2 = corners
+    width = np.minimum(x2, x2[best]) - np.maximum(x1, x1[best]) + offset
+    height = np.minimum(y2, y2[best]) - np.maximum(y1, y1[best]) + offset
+    both, areas = np.maximum(width, 0) * np.maximum(height, 0), (x2 - x1 + offset) * (y2 - y1 + offset)
+    union = areas[best] + areas - both
+    return np.divide(both, union, out=np.zeros_like(both), where=union > 0)
 
 
 def bbox_overlaps(bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode: int, aligned: bool, offset: int) -> None:

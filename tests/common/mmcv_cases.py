@@ -142,6 +142,20 @@ def ms_deform_attn(choose: Choose, random: torch.Generator) -> Case:
     return Case([value, locations, weights.view(images, queries, heads, len(shapes), points)], run, loop)
 
 
+def masked_conv2d(choose: Choose, random: torch.Generator) -> Case:
+    kernel, share = choose([1, 3]), choose([0.0, 0.3, 1.0])
+    mask = (torch.rand(1, 5, 6, generator=random) < share).double()
+    inputs = [normal(random, 1, 2, 5, 6), normal(random, 3, 2, kernel, kernel), normal(random, 3)]
+
+    def run(image: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return ops.masked_conv2d(image, mask.to(image), weight, bias, kernel // 2)
+
+    def loop(image: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return loops.masked_conv(image, mask, weight, bias, kernel // 2)
+
+    return Case(inputs, run, loop)
+
+
 CASES: dict[str, Callable[[Choose, torch.Generator], Case]] = {
     "roi_align": roi_align,
     "roi_pool": roi_pool,
@@ -150,6 +164,7 @@ CASES: dict[str, Callable[[Choose, torch.Generator], Case]] = {
     "modulated_deform_conv": modulated_deform_conv,
     "ms_deform_attn": ms_deform_attn,
 }
+WITHOUT_GRADIENT = {"masked_conv2d": masked_conv2d}
 
 
 def differences(case: Case, dtype: torch.dtype, random: torch.Generator) -> tuple[float, float]:
@@ -161,14 +176,23 @@ def differences(case: Case, dtype: torch.dtype, random: torch.Generator) -> tupl
     output, wide = case.run(*inputs), [tensor.detach().double().requires_grad_() for tensor in inputs]
     expected = case.loop(*wide) + sum(0 * tensor.sum() for tensor in wide)  # so that it has a gradient if it is empty
     assert output.dtype == dtype
-    assert output.shape == expected.shape
     gradient = normal(random, *output.shape).to(dtype)
     found = torch.autograd.grad(output, inputs, gradient)
     wanted = torch.autograd.grad(expected, wide, gradient.double(), materialize_grads=True)
     return largest([output.detach()], [expected.detach()]), largest(found, wanted)
 
 
-def largest(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-    """Return the largest |difference| of tensors, 0 where they are empty."""
-    pairs = zip(found, wanted, strict=True)
-    return max((float((a.double() - b.double()).abs().max()) for a, b in pairs if a.numel()), default=0.0)
+@torch.no_grad()
+def output_difference(case: Case, dtype: torch.dtype) -> float:
+    """Return the largest |difference| of outputs, as `differences` does."""
+    inputs = [tensor.to(dtype) for tensor in case.inputs]
+    return largest([case.run(*inputs)], [case.loop(*(tensor.double() for tensor in inputs))])
+
+
+def largest(found: Sequence[Any], wanted: Sequence[Any]) -> float:
+    """Return the largest |difference| of tensors or lists of numbers; infinity where their shapes differ."""
+    lists = zip(found, wanted, strict=False)
+    pairs = [(torch.as_tensor(a, dtype=torch.double), torch.as_tensor(b, dtype=torch.double)) for a, b in lists]
+    if len(found) != len(wanted) or any(a.shape != b.shape for a, b in pairs):
+        return float("inf")
+    return max((float((a - b).abs().max()) for a, b in pairs if a.numel()), default=0.0)

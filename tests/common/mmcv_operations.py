@@ -16,7 +16,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from common.openmmlab import check_operations
 from tests.common import mmcv_loops as loops
-from tests.common.mmcv_cases import CASES, boxes, differences, ops
+from tests.common.mmcv_cases import CASES, boxes, differences, masked_conv2d, ops, output_difference
 
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-11}
 SEEDS = st.integers(0, 2**31)
@@ -217,16 +217,12 @@ def test_boxes_in_bfloat16_are_refused(call: str) -> None:
 # Convolution at chosen positions
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @settings(deadline=None, max_examples=10)
-@given(kernel=st.sampled_from([1, 3]), share=st.sampled_from([0.0, 0.3, 1.0]), seed=SEEDS)
-def test_masked_convolution_equals_that_of_loops(kernel: int, share: float, seed: int) -> None:
-    random = seeded(seed)
-    layer = ops.MaskedConv2d(2, 3, kernel, padding=kernel // 2).eval()
-    image, mask = torch.randn(1, 2, 5, 6, generator=random), (torch.rand(1, 5, 6, generator=random) < share).float()
-    with torch.no_grad():
-        found = layer(image, mask)
-        wanted = loops.masked_conv(image, mask, layer.weight, layer.bias, kernel // 2)
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+@given(data=st.data(), seed=SEEDS)
+def test_masked_convolution_equals_that_of_loops(dtype: torch.dtype, data: st.DataObject, seed: int) -> None:
+    case = masked_conv2d(lambda options: data.draw(st.sampled_from(options)), seeded(seed))
+    assert output_difference(case, dtype) <= TOLERANCE[dtype]
 
 
 # What is not here

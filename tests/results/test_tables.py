@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from results import tables
-from results.contents import all_grids, benchmarks, converters
+from results.contents import all_grids, benchmarks, converters, mmcv_operations
 from results.frame import frame, published
 from results.grid import Grid
 from results.record import Record, write
@@ -229,7 +229,7 @@ def test_tables_replace_those_between_their_markers(tmp_path: Path) -> None:
 def test_every_marker_of_the_pages_is_filled() -> None:
     names = {name for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
              for name in tables.BLOCK.findall(path.read_text())}  # fmt: skip
-    assert {"summary", "overview", "claims", "benchmarks", "converters"} <= names
+    assert {"summary", "overview", "claims", "benchmarks", "converters", "mmcv"} <= names
 
 
 def test_benchmarks_and_converters_come_from_their_logs() -> None:
@@ -239,6 +239,9 @@ def test_benchmarks_and_converters_come_from_their_logs() -> None:
     assert texts(table)["mmseg V1c"] == {
         "made with": "mmseg", "detectron2": "– / –", "openmmlab": "0 / 0", "torchvision": "– / –", "timm": "– / 0",
     }  # fmt: skip
+    operations = texts(mmcv_operations(ROOT / "results" / "mmcv_operations.jsonl"))
+    assert operations["roi_align"]["compiled, fp32"] == operations["roi_align"]["compiled, fp64"] == "0 / 0"
+    assert operations["ms_deform_attn"]["compiled, fp32"] == "– / –"
 
 
 def test_without_records_there_are_only_published_results() -> None:
