@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -26,6 +25,7 @@ TEST = (
 IMAGES = (
     "[a, b]: single checkpoints, 95 % bootstrap interval of the difference over test images, not over pre-trainings."
 )
+PARTS = ("forward", "backward")
 Column = tuple[str, str, str]  # task, config hash, metric
 
 
@@ -172,17 +172,20 @@ def converters(path: Path) -> Grid:
 def mmcv_operations(path: Path) -> Grid:
     """Return the differences of the stand-in for mmcv's operations, of a JSON-lines file of bench_mmcv_ops.py."""
     table = pd.read_json(path, lines=True)
-    times = table.dropna(subset="milliseconds").set_index("operation")["milliseconds"]
-    rows: list[list[Entry | str]] = []
-    for name, group in table.dropna(subset="against").groupby("operation", sort=False):
-        found = group.set_index(["against", "dtype"])
-        row: list[Entry | str] = [str(name)]
-        for key in ((against, dtype) for against in ("loops", "compiled mmcv") for dtype in ("float32", "float64")):
-            parts = found.loc[key, ["forward", "backward"]] if key in found.index else [math.nan, math.nan]
-            row.append(" / ".join(MISSING if pd.isna(delta) else f"{delta:.0e}" if delta else "0" for delta in parts))
-        rows.append([*row, " / ".join(f"{ms:.3g}" for ms in times[name]) if name in times.index else MISSING])
-    head = ["loops, fp32", "loops, fp64", "compiled, fp32", "compiled, fp64", "ms, compiled / here"]
-    return Grid("mmcv", "mmcv's operations", ["operation", *head], rows)
+    deltas = ([MISSING if pd.isna(part) else f"{part:.0e}" if part else "0" for part in table[name]] for name in PARTS)
+    table["text"] = [" / ".join(pair) for pair in zip(*deltas, strict=True)]
+    compared = table[table["against"].notna()].set_index(["operation", "against", "dtype"])["text"].to_dict()
+    times = table[table["against"].isna()].set_index("operation")["milliseconds"].to_dict()
+    sides = [(against, dtype) for against in ("loops", "compiled mmcv") for dtype in ("float32", "float64")]
+    rows: list[list[Entry | str]] = [
+        [
+            name, *(compared.get((name, *side), MISSING) for side in sides),
+            " / ".join(f"{time:.3g}" for time in times.get(name, ())) or MISSING,
+        ]
+        for name in dict.fromkeys(name for name, *_ in compared)
+    ]  # fmt: skip
+    head = [f"{against}, {dtype}" for against, dtype in sides]
+    return Grid("mmcv", "mmcv's operations", ["operation", *head, "ms, compiled / here"], rows)
 
 
 def _columns(rows: pd.DataFrame) -> list[Column]:
