@@ -143,9 +143,8 @@ def saturation(image: Image, factor: float) -> Image:
 def hue(image: Image, shift: float) -> Image:
     """Rotate the hue by `shift` of the colour circle (-0.5 ... 0.5)."""
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
-    table = np.stack([np.arange(256, dtype=np.uint8)] * 3, axis=-1)[None]
-    table[0, :, 0] += np.uint8(int(shift * 255) % 256)
-    return cv2.cvtColor(cv2.LUT(hsv, table), cv2.COLOR_HSV2RGB_FULL)
+    hsv[..., 0] += np.uint8(int(shift * 255) % 256)  # modulo 256, a whole turn
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
 
 
 def to_grayscale(image: Image) -> Image:
