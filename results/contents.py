@@ -159,6 +159,42 @@ def benchmarks(path: Path) -> Grid:
     return Grid("benchmarks", "Speed", ["ours / reference", "ratio"], rows, [note])
 
 
+def plans(path: Path) -> Grid:
+    """Return what each recipe would take, from the record of tests/benchmarks/bench_plans.py."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    header = ["recipe", "GPUs", "images/GPU", "GFLOP/image", "GiB/GPU", "MiB sent", "ms/step", "img/s", "hours"]
+    grid = Grid("plans", "Plans", header, [])
+    for row in record["rows"]:
+        numbers = [MISSING] * 7
+        if "refused" not in row:
+            values = [row["batch"] / row["gpus"], row["flops"] / 1e9, row["memory"], row["network"] * 1024]
+            values += [row["seconds"] * 1e3, row["images_per_second"], row["hours"]]
+            numbers = [f"{value:,.{digits}f}" for value, digits in zip(values, (0, 1, 1, 0, 0, 0, 1), strict=True)]
+        grid.rows.append([row["recipe"], f"{row['gpus']} x {row['gpu']}", *numbers])
+    grid.notes = [
+        f"Counted on a fake GPU, eager; seconds and hours are estimated. One core of the machine that planned makes "
+        f"{record['views_per_second']:.0f} pairs of views of 224 pixels in a second. Without numbers: does not divide."
+    ]
+    return grid
+
+
+def gpu_steps(path: Path) -> Grid:
+    """Return launches, host time and memory of a step, from the newest record of tests/benchmarks/bench_gpu.py."""
+    record = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
+    grid = Grid("gpu", "Steps on a GPU", ["ResNet-50, 224 px, bf16", "launches", "host, ms", "GiB", "step, ms"], [])
+    for name, row in record["cases"].items():
+        graphs = row["ran_as"] == "CUDA graphs"  # their memory is a pool of its own
+        step = MISSING if row["step_ms"] is None else f"{row['step_ms']:.0f}"
+        memory = row["reserved_gib"] if graphs else row["allocated_gib"]
+        grid.rows.append([name, f"{row['launches']:,}", f"{row['host_ms']:.1f}", f"{memory:.1f}", step])
+    stand_in = " without a GPU: torch's CUDA host code on a stand-in for the runtime, whose kernels do nothing"
+    grid.notes = [
+        f"256 images and 8 batch-norm groups where nothing else is said; measured{stand_in * record['null_gpu']}. "
+        "Memory: the peak of the allocator; with CUDA graphs what it reserves."
+    ]
+    return grid
+
+
 def converters(path: Path) -> Grid:
     """Return the round trips of a JSON-lines file: max |Δ| of the features by layout read and framework written."""
     table = pd.read_json(path, lines=True).sort_values("arch", kind="stable")
@@ -174,7 +210,9 @@ def mmcv_operations(path: Path) -> Grid:
     table = pd.read_json(path, lines=True)
     deltas = ([MISSING if pd.isna(part) else f"{part:.0e}" if part else "0" for part in table[name]] for name in PARTS)
     table["text"] = [" / ".join(pair) for pair in zip(*deltas, strict=True)]
-    compared = table[table["against"].notna()].set_index(["operation", "against", "dtype"])["text"].to_dict()
+    pairs = table[table["against"].notna()]
+    names = zip(pairs["operation"], pairs["against"], pairs["dtype"], strict=True)
+    compared = dict(zip(names, pairs["text"], strict=True))
     times = table[table["against"].isna()].set_index("operation")["milliseconds"].to_dict()
     sides = [(against, dtype) for against in ("loops", "compiled mmcv") for dtype in ("float32", "float64")]
     rows: list[list[Entry | str]] = [

@@ -229,7 +229,7 @@ def test_tables_replace_those_between_their_markers(tmp_path: Path) -> None:
 def test_every_marker_of_the_pages_is_filled() -> None:
     names = {name for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
              for name in tables.BLOCK.findall(path.read_text())}  # fmt: skip
-    assert {"summary", "overview", "claims", "benchmarks", "converters", "mmcv"} <= names
+    assert {"summary", "overview", "claims", "benchmarks", "converters", "mmcv", "plans", "gpu"} <= names
 
 
 def test_benchmarks_and_converters_come_from_their_logs() -> None:
