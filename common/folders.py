@@ -132,10 +132,10 @@ def _encloses(folder: str, path: str) -> bool:
     return f"{path}/".startswith(f"{folder.rstrip('/')}/")
 
 
-def printable(name: str) -> str:
+def escaped(name: str) -> str:
     """Return a file name as text on one line: bytes that are not UTF-8 and control characters become escapes.
 
-    >>> printable("caf\\udce9\\n.png")
+    >>> escaped("caf\\udce9\\n.png")
     'caf\\\\xe9\\\\n.png'
     """
     return _UNPRINTABLE.sub(_escape, name)
@@ -149,7 +149,7 @@ def _escape(found: re.Match[str]) -> str:
 
 def some(names: Sequence[str]) -> str:
     """Return the first names, and whether there are more."""
-    return ", ".join(map(printable, names[:EXAMPLES])) + ", ..." * (len(names) > EXAMPLES)
+    return ", ".join(map(escaped, names[:EXAMPLES])) + ", ..." * (len(names) > EXAMPLES)
 
 
 def _counts(counts: Counter[str], what: str) -> str:

@@ -28,7 +28,7 @@ import numpy as np
 import torchvision
 
 from common.files import write_atomically
-from common.folders import EXTENSIONS, Walk, printable, some, tell, walk
+from common.folders import EXTENSIONS, Walk, escaped, some, tell, walk
 from common.transforms import Image
 
 UNLABELLED = -1
@@ -184,17 +184,18 @@ def decode(path: Path) -> Image:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise CorruptImageError(f"{path}: {error.strerror}") from error
+        raise CorruptImageError(f"{escaped(str(path))}: {error.strerror}") from error
+    name = escaped(str(path))
     # OpenCV fills the missing part of a truncated JPEG with gray without reporting it.
     if data.startswith(_JPEG_START) and _ends_early(data):
-        raise CorruptImageError(f"{path}: the JPEG ends early")
+        raise CorruptImageError(f"{name}: the JPEG ends early")
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
     except cv2.error as error:
-        raise CorruptImageError(f"{path}: {' '.join(str(error).split())}") from error
+        raise CorruptImageError(f"{name}: {' '.join(str(error).split())}") from error
     if image is None:
-        raise CorruptImageError(f"{path}: {'not an image that OpenCV reads' if data else 'empty file'}")
+        raise CorruptImageError(f"{name}: {'not an image that OpenCV reads' if data else 'empty file'}")
     return image
 
 
@@ -235,7 +236,7 @@ def _class_names(entries: list[Entry], classes: str | None) -> list[str]:
     path = Path(classes)
     if not path.is_file():
         raise ValueError(f"data.classes={classes}: no such file; it must hold one class name per line")
-    names = [printable(line.strip()) for line in text_lines(path) if line.strip()]
+    names = [escaped(line.strip()) for line in text_lines(path) if line.strip()]
     if len(names) != len(set(names)):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{classes}: class {twice!r} is listed twice")
@@ -268,21 +269,23 @@ def _folder(found: Walk, kind: str | None, complete: bool) -> list[Entry]:
     path, left_out = found.folder, found.left_out()
     below = sorted((name for name in found.images if "/" in name), key=lambda name: name.partition("/"))
     here = len(found.images) - len(below)
-    if left_out:
-        tell(f"{printable(str(path))}: {len(found.images)} images; left out: {left_out}")
     if kind is None:
         _refuse_splits(found)
         if here and below:
             raise ValueError(
                 f"{path}: images both here and in sub-folders; write flat:{path} (all unlabelled) or folders:{path}"
             )
-    if kind == "flat" or not (kind or below):
-        return [Entry(printable(name), None, path / name) for name in sorted(found.images)]
-    if here:
-        tell(f"{printable(str(path))}: {here} images beside the class folders are left out")
-    _check_class_folders(found, below, complete)
-    tops = ((name, name.partition("/")[0]) for name in below)
-    return [Entry(printable(name), printable(top), path / name, where=f"{path / top}") for name, top in tops]
+    flat = kind == "flat" or not (kind or below)
+    if not flat:
+        _check_class_folders(found, below, complete)
+        left_out += f"{', ' * bool(left_out)}{here} images beside the class folders" * bool(here)
+    names = sorted(found.images) if flat else below
+    if left_out:
+        tell(f"{escaped(str(path))}: {len(names)} images; left out: {left_out}")
+    if flat:
+        return [Entry(escaped(name), None, path / name) for name in names]
+    tops = ((name, name.partition("/")[0]) for name in names)
+    return [Entry(escaped(name), escaped(top), path / name, where=f"{path / top}") for name, top in tops]
 
 
 def _refuse_splits(found: Walk) -> None:
@@ -317,12 +320,12 @@ def _check_class_folders(found: Walk, images: list[str], complete: bool) -> None
         message = f"{found.folder / empty[0]}: a class folder without images; fill it or remove it"
         if complete:
             raise ValueError(message)
-        tell(f"{printable(message)} ({len(empty)} of {len(found.tops)})")
+        tell(f"{escaped(message)} ({len(empty)} of {len(found.tops)})")
     alike: dict[str, str] = {}
     for top in sorted(filled):
         other = alike.setdefault(unicodedata.normalize("NFC", top).casefold(), top)
         if other != top:
-            tell(f"{printable(str(found.folder))}: {other!r} and {top!r} are two classes; is one a slip of the other?")
+            tell(f"{escaped(str(found.folder))}: {other!r} and {top!r} are two classes; is one a slip of the other?")
 
 
 def _manifest(path: Path) -> list[Entry]:
@@ -340,7 +343,7 @@ def _manifest(path: Path) -> list[Entry]:
         if not file.is_file():
             raise ValueError(f"{where}: no such image: {file}")
         label = label.strip()
-        entries.append(Entry(printable(name), None if label in ("", "-1") else printable(label), file, where))
+        entries.append(Entry(escaped(name), None if label in ("", "-1") else escaped(label), file, where))
     return entries
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.folders import printable
+from common.folders import escaped
 from common.images import UNLABELLED, ImageSet, text_lines
 
 
@@ -135,9 +135,9 @@ def match_list(images: ImageSet, path: str) -> np.ndarray:
     for number, line in enumerate(text_lines(file), 1):
         if not line.strip():
             continue
-        name = printable(line)
+        name = escaped(line)
         if name not in by_name:
-            name = printable(line.strip())
+            name = escaped(line.strip())
         where, matches = f"{path}:{number}", by_name.get(name, [])
         if not matches:
             raise ValueError(f"{where}: {name!r} is not among the {len(images)} images")

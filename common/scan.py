@@ -7,7 +7,7 @@ import inspect as introspection
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,21 @@ BATCH = 32  # files per message of a worker
 FEW = 64  # files per worker; below it, starting one takes longer than it saves
 
 Inspect = Callable[[Path], Any]
+
+
+class WrongFilesError(ValueError):
+    """Files of a scan are wrong or cannot be read.
+
+    Attributes:
+        reasons: index of each such file -> what is wrong with it.
+        results: of all files, None of these.
+    """
+
+    def __init__(self, reasons: Mapping[int, str], results: Sequence[Any], title: str) -> None:
+        number, first = len(reasons), next(iter(reasons.values()))
+        more = f" ({number:,} of {len(results):,} {title} are wrong; this is the first)" * (number > 1)
+        super().__init__(first + more)
+        self.reasons, self.results = reasons, results
 
 
 class Scan(list[Any]):
@@ -58,24 +73,24 @@ def scan_files(paths: Sequence[Path], inspect: Inspect, title: str, cache: Path 
         cache: folder of the results; default: runs/checks.
 
     Raises:
-        ValueError: files are wrong or cannot be read: the first of them, and how many there are; or a worker died.
-            The results of the other files are kept.
+        WrongFilesError: files are wrong or cannot be read: the first of them, and how many there are. The results of
+            the other files are kept.
+        ValueError: a worker died.
     """
     stored = (CACHE if cache is None else cache) / f"{_key(paths, inspect)}.json"
     stamps = [_stamp(path) for path in paths]
     known = _load(stored, len(paths)) or [[None, None]] * len(paths)
     todo = [i for i, (stamp, row) in enumerate(zip(stamps, known, strict=True)) if stamp is None or row[0] != stamp]
-    results, failures = [row[1] for row in known], []
+    results, reasons = [row[1] for row in known], dict[int, str]()
     for i, result, reason in _inspect_all([(i, paths[i]) for i in todo], inspect, title):
         results[i] = result
         if reason:
-            failures.append(reason)
+            reasons[i] = reason
             stamps[i] = None
     if todo:
         _store(stored, json.dumps(list(zip(stamps, results, strict=True))))
-    if failures:
-        more = f" ({len(failures):,} of {len(paths):,} {title} are wrong; this is the first)" * (len(failures) > 1)
-        raise ValueError(failures[0] + more)
+    if reasons:
+        raise WrongFilesError(reasons, results, title)
     return Scan(results, len(todo))
 
 

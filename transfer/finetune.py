@@ -53,7 +53,8 @@ def plan(options: Namespace, seed: int, device: torch.device) -> Run:
 def main(arguments: list[str] | None = None) -> int:
     """Measure and print the result; return 0, or 2 for a user's mistake."""
     return run_benchmark(
-        "finetune", lambda: command.evaluate_seeds(parser().parse(arguments), plan, tuning.evaluate, "many on GPUs")
+        "finetune",
+        lambda: command.evaluate_seeds(parser().parse(arguments), plan, tuning.load, tuning.evaluate, "many on GPUs"),
     )
 
 

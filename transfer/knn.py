@@ -74,7 +74,9 @@ def check(options: Namespace) -> tuple[list[int], list[float]]:
 def main(arguments: list[str] | None = None) -> int:
     """Measure and print the result; return 0, or 2 for a user's mistake."""
     return run_benchmark(
-        "knn", lambda: command.evaluate_seeds(parser().parse(arguments), plan, neighbours.evaluate), resumable=False
+        "knn",
+        lambda: command.evaluate_seeds(parser().parse(arguments), plan, neighbours.load, neighbours.evaluate),
+        resumable=False,
     )
 
 

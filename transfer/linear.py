@@ -60,7 +60,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work() -> None:
         options = parse(arguments)
-        command.evaluate_seeds(options, plan, linear_probe.evaluate, "one" if options.mode == CACHED else "many")
+        command.evaluate_seeds(
+            options, plan, linear_probe.load, linear_probe.evaluate, "one" if options.mode == CACHED else "many"
+        )
 
     return run_benchmark("linear", work)
 

@@ -62,7 +62,9 @@ def plan(options: Namespace, seed: int, device: torch.device) -> Run:
 def main(arguments: list[str] | None = None) -> int:
     """Measure and print the result; return 0, or 2 for a user's mistake."""
     return run_benchmark(
-        "svm", lambda: command.evaluate_seeds(parser().parse(arguments), plan, svms.evaluate, "one"), resumable=False
+        "svm",
+        lambda: command.evaluate_seeds(parser().parse(arguments), plan, svms.load, svms.evaluate, "one"),
+        resumable=False,
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from common.folders import printable, walk
+from common.folders import escaped, walk
 from common.images import load_images, text_lines
 from common.labels import LabelConfig, keep_labels
 from tests.common.pictures import write
@@ -259,7 +259,7 @@ def test_what_is_left_out_is_told_once_however_often_it_is_read(pets: Path, caps
 def test_images_beside_class_folders_are_told(pets: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(pets / "stray.png")
     assert load_images([f"folders:{pets}"]).names == PETS
-    assert "1 images beside the class folders are left out" in capsys.readouterr().err
+    assert "train: 4 images; left out: 1 images beside the class folders\n" in capsys.readouterr().err
 
 
 def test_a_class_folder_without_images_is_told_or_refused(pets: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -431,7 +431,7 @@ def test_very_long_names_and_paths_are_read(tmp_path: Path) -> None:
 
 def test_printable_leaves_ordinary_names_alone() -> None:
     for name in ("n01440764", "two words", "\u00e9\u65e5\U0001f600", "a\u200db", "", "back\\slash"):
-        assert printable(name) == name
+        assert escaped(name) == name
 
 
 def test_lines_are_split_at_line_ends_alone(tmp_path: Path) -> None:

@@ -18,14 +18,17 @@ from common.labels import LabelConfig
 from common.precision import autocast_dtype, use_exact_fp32
 from converters import Backbone
 from transfer.benchmark import Measurement, Run, measure, summary
-from transfer.classification.data import VOC, source_names
+from transfer.classification.check import check_sets
+from transfer.classification.data import VOC, ClassData, source_names
 from transfer.classification.features import FeatureCache
+from transfer.classification.voc import MultiLabel
 from transfer.options import add_options
 
 RECIPES = Path(__file__).parents[1] / "configs" / "classification"
 STORES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 Plan = Callable[[Namespace, int, torch.device], Run]
+Load = Callable[[Run, Namespace], ClassData | MultiLabel]
 Evaluate = Callable[[Run, Namespace, torch.device], Measurement]
 Processes = Literal["many", "one", "many on GPUs"]
 
@@ -55,12 +58,15 @@ def classification_parser(name: str, description: str | None, precision: str = "
     return p
 
 
-def evaluate_seeds(options: Namespace, plan: Plan, evaluate: Evaluate, processes: Processes = "many") -> None:
+def evaluate_seeds(
+    options: Namespace, plan: Plan, load: Load, evaluate: Evaluate, processes: Processes = "many"
+) -> None:
     """Measure all seeds, write the records and print the result.
 
     Args:
         options: of the command.
         plan: returns what is measured for a seed; computes nothing.
+        load: reads the lists of images, for the check before the first run.
         evaluate: measures a run.
         processes: with how many processes the benchmark can run.
 
@@ -79,7 +85,10 @@ def evaluate_seeds(options: Namespace, plan: Plan, evaluate: Evaluate, processes
         measured = evaluate(run, options, device)
         return measured if options.pictures and run.seed == options.seeds[0] else replace(measured, draw=None)
 
-    records = measure((plan(options, seed, device) for seed in options.seeds), work, options, device)
+    def check(run: Run) -> str:
+        return check_sets(load(run, options))
+
+    records = measure((plan(options, seed, device) for seed in options.seeds), work, options, device, check)
     if records and distributed.rank() == 0:
         print(records[0].title)
         print(summary(records))

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 from jsonargparse import Namespace
 
+from common.folders import escaped, some, tell
 from common.images import UNLABELLED, ImageSet, load_images
 from common.labels import LabelConfig, choose_balanced, keep_labels
 
 HELD_OUT = 0.1  # fraction of train on which hyper-parameters are chosen
 VOC = "voc07:"  # --data voc07:FOLDER; see voc.py
+KINDS = ("folders:", "flat:", "manifest:")
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,10 @@ def sources(data: str | list[str], test: str | None) -> tuple[list[str], str]:
         if test or found:
             train, test = [f"{train[0]}/train"], test or f"{train[0]}/{found[0]}"
     if test is None:
+        for source in train:
+            path = Path(source.partition(":")[2] if source.startswith(KINDS) else source)
+            if not source.startswith("fashion:") and not path.exists():
+                raise ValueError(f"--data {source}: {path.absolute()}: no such file or folder (and --test is missing)")
         raise ValueError(
             f"--test is missing: {', '.join(train)} has no val/ or test/ beside a train/ that would imply it"
         )
@@ -73,28 +79,26 @@ def sources(data: str | list[str], test: str | None) -> tuple[list[str], str]:
 def source_names(options: Namespace) -> tuple[str, str]:
     """Return the names of the training and the test images in records."""
     if is_voc(options.data):
-        return f"{options.data} trainval", f"{options.data} test"
+        return escaped(f"{options.data} trainval"), escaped(f"{options.data} test")
     train, test = sources(options.data, options.test)
-    return " + ".join(train), test
+    return escaped(" + ".join(train)), escaped(test)
 
 
-def load_class_data(options: Namespace, leave_one_out: bool = False) -> ClassData:
+def load_class_data(options: Namespace, leave_one_out: bool = False, accuracy: bool = True) -> ClassData:
     """Read the lists of images that the options name; training images without a label are left out.
 
     Args:
         options: of the command.
         leave_one_out: whether the test images may be the training images.
+        accuracy: whether accuracy is measured, which says nothing of test images of one class.
 
     Raises:
         ValueError: a source cannot be read or has no labels; a class has no training image; a test image has no label
-            or one that is not in the class map; test images are training images.
+            or one that is not in the class map; test images are training images; metrics would mean nothing.
     """
     train_sources, test_source = sources(options.data, options.test)
     train_name, test_name = source_names(options)
-    everything = load_images(train_sources, options.root, options.classes)
-    empty_folders = [f for source in train_sources for f in _class_folders(source) if f.name not in everything.classes]
-    if empty_folders:
-        raise ValueError(f"{empty_folders[0]}: a class folder without images; fill it or remove it")
+    everything = load_images(train_sources, options.root, options.classes, complete=True)
     kept = keep_labels(everything, LabelConfig(**options.labels.as_dict())).labels
     labelled = np.flatnonzero(kept != UNLABELLED)
     if not len(labelled):
@@ -105,51 +109,82 @@ def load_class_data(options: Namespace, leave_one_out: bool = False) -> ClassDat
         empty = [train.classes[c] for c in np.flatnonzero(counts == 0)]
         raise ValueError(f"{train_name}: no labelled training image of class {', '.join(map(repr, empty[:5]))}")
     test = everything if test_name == train_name else _test_images(test_source, options, train.classes)
-    if not _same_images(everything, train, test, test_name):
-        return ClassData(train, test, train_name, test_name)
-    if not leave_one_out:
+    trained = _identities(train)
+    tested = trained if test is everything else _identities(test)
+    if test is not everything and not _same_images(everything, trained, tested, test_name):
+        data = ClassData(train, test, train_name, test_name)
+    elif leave_one_out:
+        data, tested = ClassData(train, train, train_name, test_name), trained
+    else:
         raise ValueError(
             f"--test {test_name}: these are the training images; give others (only transfer/knn.py leaves one out)"
         )
-    return ClassData(train, train, train_name, test_name)
+    _refuse_contradictions(train, trained, train_name)
+    _refuse_contradictions(data.test, tested, test_name)
+    _refuse_without_meaning(data, len(train) - len(set(trained)), accuracy)
+    return data
 
 
-def _class_folders(source: str) -> list[Path]:
-    """Return the class folders of a training source, without hidden ones."""
-    path = Path(source.removeprefix("folders:"))
-    return sorted(f for f in path.iterdir() if f.is_dir() and not f.name.startswith(".")) if path.is_dir() else []
+def _refuse_contradictions(images: ImageSet, identities: list[str], name: str) -> None:
+    """Raise a ValueError where one file has two labels."""
+    labels: dict[str, int] = {}
+    for identity, image, label in zip(identities, images.names, images.labels.tolist(), strict=True):
+        if labels.setdefault(identity, label) != label:
+            both = f"{images.classes[labels[identity]]!r} and {images.classes[label]!r}"
+            raise ValueError(f"{name}: {image} is listed as {both}: an image has one label")
 
 
-def _same_images(everything: ImageSet, train: ImageSet, test: ImageSet, test_name: str) -> bool:
+def _refuse_without_meaning(data: ClassData, repeated: int, accuracy: bool) -> None:
+    """Raise a ValueError where metrics would say nothing about the features; tell what lessens their meaning.
+
+    `repeated` of the training images are listed before.
+    """
+    train, test, classes = data.train_name, data.test_name, data.classes
+    if len(classes) == 1:
+        raise ValueError(f"{train}: one class, {classes[0]!r}: every prediction would be right; give two or more")
+    shown, (alone,) = np.unique(data.test.labels), np.nonzero(np.bincount(data.train.labels) == 1)
+    if accuracy and len(shown) == 1:
+        raise ValueError(f"{test}: all images show {classes[shown[0]]!r}: always to answer that would give 100 %")
+    if len(shown) < len(classes):
+        tell(f"{test}: the test images show {len(shown)} of the {len(classes)} classes")
+    if not data.same:
+        return
+    if repeated:
+        raise ValueError(f"{train}: {repeated} images are listed twice: with one left out, its copy is its neighbour")
+    if len(alone) == len(classes):
+        raise ValueError(f"{train}: one image per class: with it left out, no neighbour can have its class")
+    if len(alone):
+        names = some([classes[c] for c in alone])
+        tell(f"{train}: {len(alone)} classes have one image, so with it left out none can be right: {names}")
+
+
+def _same_images(everything: ImageSet, trained: list[str], tested: list[str], test_name: str) -> bool:
     """Return whether the test images are exactly the training images, all of them or those that keep a label.
 
     Raises:
         ValueError: only some of them are.
     """
-    if test is everything:
+    train, test = set(trained), set(tested)
+    if test == train or (len(everything) > len(trained) and test == set(_identities(everything))):
         return True
-    tested, trained = _identities(test), _identities(train)
-    if tested == trained or (len(everything) > len(train) and tested == _identities(everything)):
-        return True
-    shared = len(tested & trained)
-    if shared:
-        raise ValueError(f"--test {test_name}: {shared} of its {len(test)} images are training images; give others")
+    if shared := len(test & train):
+        raise ValueError(f"--test {test_name}: {shared} of its {len(tested)} images are training images; give others")
     return False
 
 
-def _identities(images: ImageSet) -> set[str]:
+def _identities(images: ImageSet) -> list[str]:
     """Return what identifies each image: its resolved file, or its name where it is in memory."""
     folders: dict[Path, str] = {}  # resolved once each: a million images lie in a thousand folders
-    found = set()
+    found = []
     for name, path in zip(images.names, images.paths or [None] * len(images), strict=True):
         if path is None:
-            found.add(name)
+            found.append(name)
         elif path.is_symlink():
-            found.add(os.path.realpath(path))
+            found.append(os.path.realpath(path))
         else:
             if path.parent not in folders:
                 folders[path.parent] = os.path.realpath(path.parent)
-            found.add(f"{folders[path.parent]}/{path.name}")
+            found.append(f"{folders[path.parent]}/{path.name}")
     return found
 
 

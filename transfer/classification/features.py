@@ -21,10 +21,12 @@ from tqdm import tqdm
 from common.distributed import rank
 from common.features import raw_features
 from common.files import write_atomically, write_text
+from common.folders import escaped
 from common.images import CorruptImageError, ImageSet
 from converters import Backbone
 
 BATCH = 256
+CONSTANT = 1e-6  # features that differ by less, relative to the largest, are the same but for rounding
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class FeatureCache:
             name: of the images, for the screen.
 
         Raises:
-            ValueError: features are not finite.
+            ValueError: features are not finite, or the same for all images.
         """
         shape = (len(images), backbone.feature_dim)
         if self.folder is None:
@@ -100,7 +102,7 @@ class FeatureCache:
 
     def _fill(self, features: Tensor, network: nn.Module, images: ImageSet, name: str) -> None:
         """Compute the features of all images into (B, D)."""
-        start = 0
+        start, spread = 0, 0.0
         parts = raw_features(network, images, self.size, self.device, BATCH, self.workers, self.dtype)
         with tqdm(total=len(images), desc=f"features of {name}", unit="img", disable=rank() != 0, leave=False) as bar:
             for part in parts:
@@ -110,8 +112,15 @@ class FeatureCache:
                         f"features of {name} are not finite in {rows.dtype}: the checkpoint is damaged, or needs "
                         "--precision fp32 --store fp32"
                     )
+                first = features[:1].float()
+                spread = max(spread, float((rows.float() - first).abs().max()))
                 start += len(part)
                 bar.update(len(part))
+        if len(features) > 1 and spread <= CONSTANT * float(features[0].float().abs().max()):
+            raise ValueError(
+                f"features of {name} are the same for all {len(features)} images, so that no metric of them means "
+                "anything: the checkpoint has collapsed, or the images are all the same"
+            )
 
 
 def fingerprint(images: ImageSet) -> str:
@@ -125,6 +134,6 @@ def fingerprint(images: ImageSet) -> str:
         try:
             status = path.stat()
         except OSError as error:
-            raise CorruptImageError(f"{path}: {error.strerror}") from error
-        digest.update(f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+            raise CorruptImageError(f"{escaped(str(path))}: {error.strerror}") from error
+        digest.update(os.fsencode(f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\n"))
     return digest.hexdigest()

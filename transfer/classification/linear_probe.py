@@ -25,6 +25,7 @@ from common.features import FeatureExtractor
 from common.files import write_atomically
 from common.images import ImageSet
 from common.knn import accuracy
+from common.loaders import GlobalBatches
 from transfer.benchmark import Measurement, Run
 from transfer.classification import logistic, pictures
 from transfer.classification.command import feature_cache, run_folder
@@ -113,17 +114,34 @@ def resolve(options: Namespace, size: int) -> tuple[dict[str, Any], str]:
     return {"optim": asdict(optim), "crop": asdict(crop), "head": head_hash(options.head)}, how
 
 
+def load(run: Run, options: Namespace) -> ClassData:
+    """Read the lists of images.
+
+    Raises:
+        ValueError: see `load_class_data`; or there are too few images to hold some out or to fill a batch, or --head is
+            of another checkpoint or class map.
+    """
+    data, optim = load_class_data(options), HeadOptim(**options.optim.as_dict())
+    if options.head:
+        load_head(options.head, data.classes, run.backbone)
+    chosen = len(options.penalties) if options.mode == CACHED else len(optim.heads)
+    fitted = hold_out(data.train.labels, run.seed)[0] if chosen > 1 else data.train.labels
+    if options.mode != CACHED:
+        GlobalBatches(len(fitted), optim.batch, run.seed, 0, 0)
+    return data
+
+
 def evaluate(run: Run, options: Namespace, device: torch.device) -> Measurement:
     """Train and test a head; write it and the accuracy of each class into the run folder."""
-    data = load_class_data(options)
+    data = load(run, options)
     network = run.backbone.build().to(device).to(memory_format=torch.channels_last)
     extract, folder = feature_cache(run, options, device), run_folder(run, options.mode)
+    features = extract(run.backbone, network, data.test, data.test_name)  # what cannot be measured is not trained
     if options.mode == CACHED:
         head, chosen = cached_head(run, data, options.penalties, extract, network)
     else:
         setting = Setting(folder, run.seed, device, extract.dtype, extract.size, options.workers, options.resume)
         head, chosen = online_head(run, data, options, extract, network, setting)
-    features = extract(run.backbone, network, data.test, data.test_name)
     ranked, labels = predict(head, features), torch.from_numpy(data.test.labels)
     compared = run.backbone.compare(network.state_dict())
     if rank() == 0:

@@ -111,17 +111,31 @@ def top_classes(neighbours: Neighbours, classes: int, k: int, temperature: float
     return torch.cat([rank_classes(s, y, classes, temperature)[:, :TOP] for s, y in pairs])
 
 
-def evaluate(run: Run, options: Namespace, device: torch.device) -> Measurement:
-    """Measure top-1, and top-5 of more than five classes, for each k and T of a run."""
+def load(run: Run, options: Namespace) -> ClassData:
+    """Read the lists of images.
+
+    Raises:
+        ValueError: see `load_class_data`; or both are the same under different names, k exceeds the bank, or there are
+            fewer images than processes.
+    """
     data = load_class_data(options, leave_one_out=True)
     if data.same and run.config["bank"] != run.config["queries"]:
         raise ValueError(
             f"--test {run.config['queries']}: these are the images of --data {run.config['bank']}; "
             "to leave one out give both the same name"
         )
-    ks, temperatures = run.config["k"], run.config["temperature"]
-    for k in ks:
+    for k in run.config["k"]:
         check_k(k, len(data.train) - int(data.same))
+    fewest = min(len(data.train), len(data.test))
+    if fewest < world_size():
+        raise ValueError(f"{fewest} images do not fill {world_size()} processes; use {fewest} or fewer")
+    return data
+
+
+def evaluate(run: Run, options: Namespace, device: torch.device) -> Measurement:
+    """Measure top-1, and top-5 of more than five classes, for each k and T of a run."""
+    data = load(run, options)
+    ks, temperatures = run.config["k"], run.config["temperature"]
     bank, queries = _features(run, data, options, device)
     if rank() == 0:
         size = f"{len(data.train)} images, {bank.nbytes / 2**20:.0f} MiB in {bank.dtype} on this process"

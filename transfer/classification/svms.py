@@ -21,7 +21,7 @@ from tqdm import tqdm
 from common.features import Cores
 from transfer.benchmark import Measurement, Metrics, Run
 from transfer.classification.command import feature_cache
-from transfer.classification.data import is_voc, source_names
+from transfer.classification.data import VOC, is_voc, source_names
 from transfer.classification.voc import (
     ABSENT,
     DIFFICULT,
@@ -50,7 +50,8 @@ def check(options: Namespace) -> None:
         raise ValueError(f"--samples {options.samples}: must be 1 or more")
     if options.task.startswith("voc07") != is_voc(options.data):
         raise ValueError(
-            f"--task {options.task} with --data {options.data}: voc07-svm and voc07-lowshot go with voc07:FOLDER alone"
+            f"--task {options.task} with --data {options.data}: "
+            f"voc07-svm and voc07-lowshot go with voc07:FOLDER alone, so --data {VOC}FOLDER, VOCdevkit's VOC2007"
         )
 
 
@@ -60,12 +61,31 @@ def costs_of(options: Namespace) -> list[float]:
     return (VOC_COSTS if options.task == "voc07-svm" else COSTS) if given is None else given
 
 
-def evaluate(run: Run, options: Namespace, device: torch.device) -> Measurement:
-    """Measure the AP of all classes, with all training images or with k positives per class."""
+def load(run: Run, options: Namespace) -> MultiLabel:
+    """Read the lists of images.
+
+    Raises:
+        ValueError: see `load_multilabel`; or a class has too few images for its SVMs or its AP.
+    """
     data = load_multilabel(options)
     untested = [name for name, y in zip(data.classes, data.test_targets.T, strict=True) if not (y == PRESENT).any()]
     if untested:
         raise ValueError(f"no test image shows class {', '.join(map(repr, untested[:5]))}: it has no AP")
+    for name, y, y_test in zip(data.classes, data.targets.T, data.test_targets.T, strict=True):
+        if not (y_test == ABSENT).any():
+            raise ValueError(f"every test image shows class {name!r}: its AP is 100 % whatever the scores")
+        if not 0 < (y == PRESENT).sum() < len(y):
+            raise ValueError(f"class {name!r} is shown by none or by all of the {len(y)} training images")
+        if len(run.config.get("costs", ())) > 1:
+            check_folds(y, name)
+    for k in run.config.get("k", ()):
+        low_shot_sample(data.targets, k, np.random.default_rng(0))
+    return data
+
+
+def evaluate(run: Run, options: Namespace, device: torch.device) -> Measurement:
+    """Measure the AP of all classes, with all training images or with k positives per class."""
+    data = load(run, options)
     network = run.backbone.build().to(device).to(memory_format=torch.channels_last)
     extract = feature_cache(run, options, device)
     x, x_test = (
@@ -130,13 +150,19 @@ def cross_validate(x: np.ndarray, y: np.ndarray, cost: float, seed: int, name: s
     Raises:
         ValueError: fewer positives or negatives than folds.
     """
-    if min((y == PRESENT).sum(), (y == ABSENT).sum()) < FOLDS:
-        raise ValueError(f"class {name} has fewer than {FOLDS} positives or negatives to choose C on; give one --costs")
+    check_folds(y, name)
     aps = [
         average_precision(y[held], fit_svm(x[fit], y[fit], cost, seed).decision_function(x[held]))
         for fit, held in StratifiedKFold(FOLDS).split(x, y)
     ]
     return float(np.mean(aps))
+
+
+def check_folds(y: np.ndarray, name: str) -> None:
+    """Raise a ValueError where targets (N,) have fewer positives, or fewer others, than there are folds."""
+    positives = int((y == PRESENT).sum())
+    if min(positives, len(y) - positives) < FOLDS:
+        raise ValueError(f"class {name} has fewer than {FOLDS} positives or negatives to choose C on; give one --costs")
 
 
 def fit_svm(x: np.ndarray, y: np.ndarray, cost: float, seed: int) -> LinearSVC:

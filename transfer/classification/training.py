@@ -15,12 +15,11 @@ from tqdm import tqdm
 
 from common.distributed import any_rank, rank
 from common.files import write_atomically
-from common.images import ImageSet
-from common.loaders import Batch, GlobalBatches, OneView, add_corrupt, default_workers, train_loader
+from common.images import CorruptImageError, ImageSet
+from common.loaders import Batch, GlobalBatches, OneView, default_workers, train_loader
 from common.transforms import ViewConfig
 
 STATE = "state.pth"
-MAX_CORRUPT = 0.001  # fraction of the images that may be unreadable, as in pre-training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +147,7 @@ class ResumableLoop:
 
     Raises:
         ValueError: the state in the folder is of other options.
+        CorruptImageError: an image cannot be read: unlike in pre-training, none is replaced.
     """
 
     def __init__(
@@ -170,15 +170,13 @@ class ResumableLoop:
             workers = default_workers(setting.device, self.images.in_memory)
         views = OneView(self.images, self.images.labels, self.crop.view(setting.size), setting.seed)
         order = GlobalBatches(len(self.images), batch, setting.seed, step, steps)
-        corrupt: dict[int, str] = {}
         with tqdm(total=steps, initial=step, unit="step", disable=rank() != 0, leave=False) as bar:
             for views_of_batch in train_loader(views, order, workers, setting.device):
                 for group in self.optimizer.param_groups:
                     group["lr"] = group["peak"] * self.optim.rate(self.epoch)
+                if views_of_batch.corrupt:
+                    raise CorruptImageError(next(iter(views_of_batch.corrupt.values())))
                 yield views_of_batch
-                add_corrupt(
-                    corrupt, views_of_batch.corrupt, len(self.images), MAX_CORRUPT, f"the limit of {MAX_CORRUPT:.1%}"
-                )
                 step += 1
                 bar.update()
                 if step % per_epoch == 0:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from jsonargparse import Namespace
 from torch import Tensor, nn
@@ -17,14 +18,17 @@ from common.distributed import rank, world_size
 from common.features import network_input, raw_features
 from common.images import ImageSet
 from common.knn import accuracy
+from common.loaders import GlobalBatches
 from common.precision import autocast_dtype
 from converters import Backbone
 from transfer.benchmark import Measurement, Run
 from transfer.classification import pictures
-from transfer.classification.command import run_folder
+from transfer.classification.command import feature_cache, run_folder
 from transfer.classification.data import ClassData, hold_out, load_class_data
 from transfer.classification.heads import best_of, load_head, metrics_of, most_likely, new_head, top1_hits
 from transfer.classification.training import CropConfig, DivergedError, ResumableLoop, Schedule, Setting, remove_states
+
+PROBED = 64  # test images whose features are looked at before the training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +86,26 @@ class Classifier(nn.Module):
         return logits
 
 
+def load(run: Run, options: Namespace) -> ClassData:
+    """Read the lists of images.
+
+    Raises:
+        ValueError: see `load_class_data`; or there are too few images to hold some out or to fill a batch, or --head is
+            of another checkpoint or class map.
+    """
+    data, optim = load_class_data(options), TuneOptim(**options.optim.as_dict())
+    if options.head:
+        load_head(options.head, data.classes, run.backbone)
+    fitted = hold_out(data.train.labels, run.seed)[0] if len(optim.pairs) > 1 else data.train.labels
+    GlobalBatches(len(fitted), optim.batch, run.seed, 0, 0)
+    return data
+
+
 def evaluate(run: Run, options: Namespace, device: torch.device) -> Measurement:
     """Choose the rates, train on all labelled images, measure on the test images."""
-    data = load_class_data(options)
+    data = load(run, options)
     optim, crop = TuneOptim(**options.optim.as_dict()), CropConfig(**options.crop.as_dict())
+    refuse_useless(run, data, options, device)
     folder, dtype = run_folder(run, "finetune"), autocast_dtype(options.precision, device)
     setting = Setting(folder, run.seed, device, dtype, run.config["size"], options.workers, options.resume)
     head = load_head(options.head, data.classes, run.backbone) if options.head else None
@@ -100,6 +120,13 @@ def evaluate(run: Run, options: Namespace, device: torch.device) -> Measurement:
     cost = {"images": float(len(data.train)), **chosen, **remove_states(folder)}
     metrics, draw = metrics_of(ranked, labels, data.classes), partial(_draw, folder, data, ranked)
     return Measurement(metrics, cost, top1_hits(ranked, labels), draw)
+
+
+def refuse_useless(run: Run, data: ClassData, options: Namespace, device: torch.device) -> None:
+    """Raise a ValueError where the backbone gives features that are not finite, or the same for different images."""
+    network = run.backbone.build().to(device).to(memory_format=torch.channels_last)
+    some = data.test.subset(np.unique(np.linspace(0, len(data.test) - 1, PROBED, dtype=np.int64)))
+    replace(feature_cache(run, options, device), folder=None)(run.backbone, network, some, "some test images")
 
 
 def try_pairs(

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from jsonargparse import Namespace
 
+from common.folders import some
 from common.images import UNLABELLED, ImageSet, decode, text_lines
 from common.labels import LabelConfig
 from transfer.classification.data import VOC, is_voc, load_class_data
@@ -50,8 +51,10 @@ def load_multilabel(options: Namespace) -> MultiLabel:
         classes = voc_classes(root)
         train, targets = read_voc(root, "trainval", classes)
         test, test_targets = read_voc(root, "test", classes)
+        if both := set(train.names) & set(test.names):
+            raise ValueError(f"{options.data}: {len(both)} images are in trainval and in test: {some(sorted(both))}")
         return MultiLabel(train, test, targets, test_targets, classes)
-    data = load_class_data(options)
+    data = load_class_data(options, accuracy=False)
     index = np.arange(len(data.classes))
     targets, test_targets = ((images.labels[:, None] == index).astype(np.int64) for images in (data.train, data.test))
     return MultiLabel(data.train, data.test, targets, test_targets, data.classes)
@@ -92,6 +95,8 @@ def read_voc(root: Path, split: str, classes: list[str]) -> tuple[ImageSet, np.n
         if names and names != [row[0] for row in rows]:
             raise ValueError(f"{path}: lists other images than {classes[0]}_{split}.txt")
         names = [row[0] for row in rows]
+        if len(set(names)) < len(names):
+            raise ValueError(f"{path}: {next(n for n in names if names.count(n) > 1)} is listed twice")
         columns.append([meaning[row[1]] for row in rows])
     paths = [root / "JPEGImages" / f"{name}.jpg" for name in names]
     no_label = np.full(len(names), UNLABELLED, dtype=np.int64)
