@@ -111,6 +111,7 @@ def describe(config: Config, data: TrainingData) -> dict[str, Any]:
         "seed": config.seed,
         "label_seed": config.labels.seed,
         "data": data.images.identity,
+        **({"data_check": "skipped"} if config.skip_check else {}),
         **git_state(),
     }
 

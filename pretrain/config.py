@@ -196,6 +196,7 @@ class Config:
         optim: optimiser and schedule.
         monitor: measurements during the training.
         checkpoint: when the state is saved.
+        skip_check: do not look at every image before the training.
         recipe: file of the recipe that `--recipe` named.
     """
 
@@ -211,11 +212,13 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    skip_check: bool = field(default=False, compare=False)
     recipe: str | None = field(default=None, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return nested builtins, as YAML and checkpoints hold them."""
+        """Return nested builtins, as YAML and checkpoints hold them: all but `skip_check`, which decides nothing."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        del plain["skip_check"]
         return plain
 
 
@@ -264,12 +267,14 @@ class PlanOptions:
 
     Args:
         dry_run: print what the run would take, and train nothing. It needs neither a GPU nor the images.
+        check_data: look at every image, and train nothing.
         gpus: --dry-run: number of GPUs.
         gpu: --dry-run: h100, a100, v100 or 4090.
         images: --dry-run: size of the training set; default: counted, or that of the recipe's data set.
     """
 
     dry_run: bool = False
+    check_data: bool = False
     gpus: int = 8
     gpu: str = "h100"
     images: int | None = None
@@ -289,13 +294,16 @@ def parse_command(arguments: list[str] | None) -> tuple[Config, PlanOptions]:
     parser = CommandParser(
         "pretrain/run.sh", "UniMoCo pre-training on labelled and unlabelled images.", RECIPES, RENAMED
     )
-    parser.add_class_arguments(Config, nested_key=None, as_group=False, skip={"recipe"})
+    parser.add_class_arguments(Config, nested_key=None, as_group=False, skip={"recipe", "skip_check"})
+    parser.add_argument("--skip-check", action="store_true", help="do not look at every image before the training")
+    parser.add_argument("--check-data", action="store_true", help="look at every image, and stop")
     parser.add_argument("--dry-run", action="store_true", help="print what the run would take, and train nothing")
     parser.add_argument("--gpus", type=int, default=8, help="--dry-run: number of GPUs")
     parser.add_argument("--gpu", default="h100", help="--dry-run: h100, a100, v100 or 4090")
     parser.add_argument("--images", type=int | None, help="--dry-run: training images; default: counted, or known")
     values = parser.parse(arguments)
-    recipe, plan = values.pop("recipe"), PlanOptions(*(values.pop(n) for n in ("dry_run", "gpus", "gpu", "images")))
+    recipe = values.pop("recipe")
+    plan = PlanOptions(*(values.pop(option.name) for option in dataclasses.fields(PlanOptions)))
     config = Config(**vars(parser.instantiate(values)))
     if recipe:
         config = dataclasses.replace(config, recipe=recipe.stem if recipe.parent == RECIPES else str(recipe))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from timm.models.resnet import ResNet
 
+from common.distributed import on_first_rank
 from common.features import extract_features
-from common.images import UNLABELLED, ImageSet, load_images
+from common.folders import tell
+from common.image_check import check_images
+from common.images import UNLABELLED, CorruptImageError, ImageSet, load_images
 from common.knn import accuracy, knn_predict
 from common.labels import KeptLabels, choose_balanced, keep_labels
 from common.loaders import TwoViews
@@ -27,7 +31,7 @@ class Knn:
         workers: loader processes; None: see `common.loaders.default_workers`.
 
     Raises:
-        ValueError: too few labelled images, or other classes among the held-out ones.
+        ValueError: too few labelled images, one class, or other classes among the held-out ones.
     """
 
     def __init__(
@@ -41,6 +45,11 @@ class Knn:
             raise ValueError(f"monitor.k={config.k}: more neighbours than the {len(self.bank)} labelled images")
         if not len(self.queries):
             raise ValueError("none of the held-out images has a label: kNN has nothing to compare with")
+        if len(bank.classes) == 1:
+            raise ValueError(
+                f"all images are of class {bank.classes[0]!r}: kNN would always be right; leave out --monitor.holdout "
+                "and --monitor.images"
+            )
         if bank.classes != queries.classes:
             raise ValueError(
                 f"the held-out images have other classes than the training images: "
@@ -80,25 +89,53 @@ class TrainingData:
 def load_data(config: Config) -> TrainingData:
     """Read the lists of images, hold some out for kNN and choose the labels to keep.
 
+    Unless `skip_check` is set, every file is looked at. Broken images stay in training, where others replace them, and
+    are neither held out nor in the bank of kNN.
+
     Raises:
         ValueError: a source, a list of labels or the number of held-out images does not fit.
+        CorruptImageError: more images are broken than `data.max_corrupt` allows, or one of `monitor.images`.
     """
     images, held_out, m = load_images(config.data.sources, config.data.root, config.data.classes), None, config.monitor
+    measured = images if config.skip_check else _without_labels_of_broken(images, config.data.max_corrupt)
     if m.images is not None:
         held_out = load_images([m.images], config.data.root, config.data.classes)
+        if not config.skip_check:
+            _without_labels_of_broken(held_out, None)
     elif m.holdout:
-        labelled = int((images.labels != UNLABELLED).sum())
+        labelled = int((measured.labels != UNLABELLED).sum())
         if m.holdout >= labelled:
             raise ValueError(f"monitor.holdout={m.holdout}: must be below the {labelled} labelled images")
-        chosen = choose_balanced(images.labels, m.holdout / labelled, seed=0)
-        held_out = images.subset(chosen)
-        images = images.subset(np.setdiff1d(np.arange(len(images)), chosen))
+        chosen = choose_balanced(measured.labels, m.holdout / labelled, seed=0)
+        held_out, rest = images.subset(chosen), np.setdiff1d(np.arange(len(images)), chosen)
+        images, measured = images.subset(rest), measured.subset(rest)
     kept = keep_labels(images, config.labels)
     seen = labelled_only(images, kept) if config.model.loss == CROSS_ENTROPY else (images, kept.labels)
     knn = None
     if held_out is not None and held_out.classes:
-        knn = Knn(images, held_out, m, config.views.size, config.data.workers)
+        knn = Knn(measured, held_out, m, config.views.size, config.data.workers)
     return TrainingData(images, kept, TwoViews(*seen, config.views, config.seed), knn)
+
+
+def _without_labels_of_broken(images: ImageSet, max_corrupt: float | None) -> ImageSet:
+    """Look at every file; return the images, those that cannot be read without their label.
+
+    `max_corrupt` is the fraction that training may replace; None: they are measured on, so each must be read.
+    """
+    title = "held-out images" if max_corrupt is None else "training images"
+    wrong = on_first_rank(lambda: check_images(images, title)).wrong
+    if not wrong:
+        return images
+    first = next(iter(wrong.values()))
+    if max_corrupt is None:
+        raise CorruptImageError(f"{first} ({len(wrong)} of {len(images)} {title} cannot be read)")
+    text = f"{len(wrong)} of {len(images)} {title} cannot be read"
+    if len(wrong) > math.ceil(max_corrupt * len(images)):
+        raise CorruptImageError(f"{text}, more than data.max_corrupt={max_corrupt} allows; the first: {first}")
+    tell(f"warning: {text} and will be replaced by others; the first: {first}")
+    labels = images.labels.copy()
+    labels[list(wrong)] = UNLABELLED
+    return replace(images, labels=labels)
 
 
 def labelled_only(images: ImageSet, kept: KeptLabels) -> tuple[ImageSet, np.ndarray]:

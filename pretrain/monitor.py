@@ -228,6 +228,7 @@ def log_start(t: Training, data: TrainingData, folder: Path) -> None:
         f"{len(images)} training images, {labelled} keep their label ({labelled / len(images):.1%}, "
         f"{len(images.classes)} classes, list {data.kept.sha256[:12]})"
     )
+    log(f"training set: {images.describe()}")
     log(
         f"base lr {c.optim.base_lr:g} per 256 images x batch {c.optim.batch} = lr {c.optim.lr:g}; "
         f"{t.steps} steps, {c.optim.epochs:g} epochs"

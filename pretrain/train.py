@@ -39,7 +39,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def command(config: Config, options: PlanOptions) -> int:
-    """Train, or with --dry-run print what that would take; return the exit status."""
+    """Train; or with --check-data check the images, or with --dry-run print what it takes; return the exit status."""
+    if options.check_data + options.dry_run + config.skip_check > 1:
+        raise ValueError("--check-data, --dry-run and --skip-check: give one of them")
+    if options.check_data:
+        distributed.start(config.device)
+        checked = load_data(config).images.describe()
+        if distributed.rank() == 0:
+            print(f"pretrain: data check passed: {checked}, {config.monitor.holdout} held out")
+        return 0
     if not options.dry_run:
         return pretrain(config)
     from pretrain.plan import report
