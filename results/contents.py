@@ -220,7 +220,7 @@ def mmcv_operations(path: Path) -> Grid:
             name, *(compared.get((name, *side), MISSING) for side in sides),
             " / ".join(f"{time:.3g}" for time in times.get(name, ())) or MISSING,
         ]
-        for name in dict.fromkeys(name for name, *_ in compared)
+        for name in table["operation"].unique()
     ]  # fmt: skip
     head = [f"{against}, {dtype}" for against, dtype in sides]
     return Grid("mmcv", "mmcv's operations", ["operation", *head, "ms, compiled / here"], rows)
