@@ -18,9 +18,9 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 import cv2
@@ -29,6 +29,7 @@ import torchvision
 
 from common.files import write_atomically
 from common.folders import EXTENSIONS, Walk, escaped, some, tell, walk
+from common.strings import Paths, Strings
 from common.transforms import Image
 
 UNLABELLED = -1
@@ -69,13 +70,6 @@ class Entry:
     where: str = ""
     pixels: np.ndarray | None = None
 
-    def read(self) -> Image:
-        """Return the image as (H, W, 3) uint8 RGB."""
-        if self.pixels is not None:
-            return cv2.cvtColor(self.pixels, cv2.COLOR_GRAY2RGB)
-        assert self.path is not None
-        return decode(self.path)
-
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -89,11 +83,11 @@ class ImageSet:
         paths: their files, N of them, or empty where all are in memory.
     """
 
-    names: list[str]
+    names: Sequence[str]
     labels: np.ndarray
     classes: list[str]
     read: Callable[[int], Image]
-    paths: list[Path | None] = field(default_factory=list)
+    paths: Sequence[Path | None] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -103,11 +97,11 @@ class ImageSet:
         chosen = np.asarray(indices, dtype=np.int64)
         read = self.read
         return ImageSet(
-            [self.names[i] for i in chosen],
+            Strings(self.names[i] for i in chosen),
             self.labels[chosen],
             self.classes,
             lambda i: read(int(chosen[i])),
-            [self.paths[i] for i in chosen] if self.paths else [],
+            Paths(self.paths[i] for i in chosen) if self.paths else Paths(),
         )
 
     def describe(self) -> str:
@@ -171,8 +165,15 @@ def load_images(
     names = _class_names(entries, classes)
     index = {name: i for i, name in enumerate(names)}
     labels = np.array([UNLABELLED if e.label is None else index[e.label] for e in entries], dtype=np.int64)
-    paths = [e.path for e in entries]
-    return ImageSet([e.name for e in entries], labels, names, lambda i: entries[i].read(), paths if any(paths) else [])
+    paths, pixels = Paths(e.path for e in entries), {i: e.pixels for i, e in enumerate(entries) if e.pixels is not None}
+    read = partial(_read, paths, pixels)
+    return ImageSet(Strings(e.name for e in entries), labels, names, read, paths if any(paths) else Paths())
+
+
+def _read(paths: Sequence[Path | None], pixels: Mapping[int, np.ndarray], i: int) -> Image:
+    """Return image i: (H, W, 3) uint8 RGB, from its file or from its gray pixels in memory."""
+    path = paths[i]
+    return cv2.cvtColor(pixels[i], cv2.COLOR_GRAY2RGB) if path is None else decode(path)
 
 
 def decode(path: Path) -> Image:
