@@ -125,7 +125,13 @@ def raw_features(
     """
     if workers is None:
         workers = default_workers(device, images.in_memory)
-    loader = DataLoader(EvaluationViews(images, size), batch_size=batch, num_workers=workers, worker_init_fn=one_thread)
+    loader = DataLoader(
+        EvaluationViews(images, size),
+        batch_size=batch,
+        num_workers=workers,
+        worker_init_fn=one_thread,
+        pin_memory=device.type == "cuda",
+    )
     with FeatureExtractor(encoder, device, dtype) as run:
         for views in loader:
             yield run(views)
@@ -139,9 +145,22 @@ def extract_features(
 
     Arguments as in `raw_features`.
     """
+
+    def compute(part: ImageSet) -> Tensor:
+        return torch.cat([F.normalize(x, dim=1) for x in raw_features(encoder, part, size, device, batch, workers)])
+
+    return over_ranks(images, compute, device)
+
+
+def over_ranks(images: ImageSet, compute: Callable[[ImageSet], Tensor], device: torch.device) -> Tensor:
+    """Return compute(images), one row per image, (N, ...).
+
+    Several ranks compute a part each, and have all of it on their device.
+    """
     world = world_size()
+    if world == 1:
+        return compute(images)
     each = -(-len(images) // world)  # the last images of some ranks are repetitions: a collective needs equal parts
     mine = (np.arange(each) * world + rank()) % len(images)
-    parts = raw_features(encoder, images.subset(mine), size, device, batch, workers)
-    gathered = all_gather(torch.cat([F.normalize(part, dim=1) for part in parts]))
+    gathered = all_gather(compute(images.subset(mine)).to(device))
     return gathered.unflatten(0, (world, each)).transpose(0, 1).flatten(0, 1)[: len(images)]

@@ -9,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from common.features import Cores
@@ -141,3 +142,13 @@ class TestLogisticRegression:
         ]
         agree = predict(heads[0], x, 1) == predict(heads[1], x.half(), 1)
         assert agree.double().mean() > 0.97
+
+
+def test_features_stay_on_a_gpu_with_room_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else every evaluation of the loss sends all of them again."""
+    features, cuda = torch.ones(100, 8), torch.device("cuda", 0)
+    assert logistic.near(features, torch.device("cpu")) is features
+    for free, device in ((2 * features.nbytes, "cuda"), (2 * features.nbytes - 1, "cpu")):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 80 * 2**30))
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            assert logistic.near(features, cuda).device.type == device

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from common.distributed import all_mean_, rank, world_size
-from common.features import FeatureExtractor
+from common.features import FeatureExtractor, over_ranks
 from common.files import write_atomically
 from common.images import ImageSet
 from common.knn import accuracy
@@ -136,7 +136,11 @@ def evaluate(run: Run, options: Namespace, device: torch.device) -> Measurement:
     data = load(run, options)
     network = run.backbone.build().to(device).to(memory_format=torch.channels_last)
     extract, folder = feature_cache(run, options, device), run_folder(run, options.mode)
-    features = extract(run.backbone, network, data.test, data.test_name)  # what cannot be measured is not trained
+
+    def of_test(part: ImageSet) -> Tensor:
+        return extract(run.backbone, network, part, data.test_name)
+
+    features = over_ranks(data.test, of_test, device).cpu()  # what cannot be measured is not trained
     if options.mode == CACHED:
         head, chosen = cached_head(run, data, options.penalties, extract, network)
     else:

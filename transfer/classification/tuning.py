@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from common.distributed import rank, world_size
-from common.features import network_input, raw_features
+from common.features import network_input, over_ranks, raw_features
 from common.images import ImageSet
 from common.knn import accuracy
 from common.loaders import GlobalBatches
@@ -207,10 +207,17 @@ def tune(
 
 
 def predict_all(model: nn.Module, images: ImageSet, setting: Setting) -> Tensor:
-    """Return the five most likely classes of the centre views, the likeliest first: (N, 5 or C) int64 on the CPU."""
-    return most_likely(
-        raw_features(model, images, setting.size, setting.device, workers=setting.workers, dtype=setting.dtype)
-    )
+    """Return the five most likely classes of the centre views, the likeliest first: (N, 5 or C) int64 on the CPU.
+
+    Each rank computes a part.
+    """
+
+    def compute(part: ImageSet) -> Tensor:
+        return most_likely(
+            raw_features(model, part, setting.size, setting.device, workers=setting.workers, dtype=setting.dtype)
+        )
+
+    return over_ranks(images, compute, setting.device).cpu()
 
 
 def _draw(folder: Path, data: ClassData, ranked: Tensor) -> Sequence[Path]:
