@@ -208,15 +208,14 @@ def run_cli(
         return work() or 0
     except OSError as error:
         reason = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
-        print(f"{program}: error: {' '.join(reason.split())}", file=sys.stderr)
-        return USER_ERROR
     except mistakes as error:
-        print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return USER_ERROR
+        reason = str(error)
     except KeyboardInterrupt:
         how = "; the same command with --resume continues it" * resumable
         print(f"{program}: interrupted{how}", file=sys.stderr)
         return INTERRUPTED
+    print(printable(f"{program}: error: {' '.join(reason.split())}"), file=sys.stderr)
+    return USER_ERROR
 
 
 class StopRequest:

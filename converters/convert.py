@@ -4,13 +4,18 @@ python converters/convert.py CKPT --to detectron2|openmmlab|torchvision|timm [--
 """
 
 import filecmp
+import os
 import re
+import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 if not __package__:  # run as a script: import the packages beside this folder, and no file in it as a top-level module
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -145,8 +150,40 @@ def staging(folder: Path, force: bool = False) -> Iterator[Path]:
             path = folder / part.name
             if path.exists() and not force and not filecmp.cmp(part, path, shallow=False):
                 raise ValueError(f"{path} exists and differs; --force overwrites it, --out names another")
-        for part in parts:
-            write_atomically(folder / part.name, part.replace)
+        with _signals(signal.SIG_IGN):  # all of them or none
+            for part in parts:
+                part.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner reads
+                write_atomically(folder / part.name, part.replace)
+
+
+def _umask() -> int:
+    mask = os.umask(0o77)
+    os.umask(mask)
+    return mask
+
+
+@contextmanager
+def _signals(handler: Callable[[int, FrameType | None], Any] | signal.Handlers) -> Iterator[None]:
+    """Set the handler of the signals that ask a process to end; those that it ignores stay ignored."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may, and gets them
+        yield
+        return
+    old = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    old = {number: before for number, before in old.items() if before is not signal.SIG_IGN}
+    for number in old:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, before in old.items():
+            signal.signal(number, before)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """End the command as Ctrl-C does; a second signal does not interrupt the removal of temporary files."""
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def parser() -> CommandParser:
@@ -195,12 +232,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 prefix=given.prefix, check=given.verify, force=given.force,
             )  # fmt: skip
         except VerificationError as error:
-            print(f"convert.py: not equal, nothing written: {error}", file=sys.stderr)
+            print(printable(f"convert.py: not equal, nothing written: {error}"), file=sys.stderr)
             return 1
         print(done)
         return 0
 
-    return run_cli("convert.py", work, resumable=False)
+    with _signals(_stop):
+        return run_cli("convert.py", work, resumable=False)
 
 
 if __name__ == "__main__":
