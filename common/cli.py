@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -204,6 +205,9 @@ def run_cli(
         0 or what `work` returns; 2 for a user's mistake and files that cannot be read or written; 130 on Ctrl-C.
     """
     mistakes: tuple[type[Exception], ...] = (ValueError, *also)
+    for stream in (sys.stdout, sys.stderr):  # a terminal that only knows ASCII must not stop a command at its last line
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return work() or 0
     except OSError as error:

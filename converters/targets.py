@@ -54,13 +54,23 @@ class Target:
         """Write `path` and the settings beside it; return the number of tensors in it.
 
         Raises:
-            ValueError: the framework has no such network; the message names the layer.
+            ValueError: the framework has no such network, the message names the layer; or the disk is full.
         """
         self.check(backbone)
         if self.settings:
             suffix, text = self.settings
             path.with_suffix(suffix).write_text(text(backbone.arch, path, prefix), encoding="utf-8")
-        return self.write(backbone, path, prefix)
+        from safetensors import SafetensorError
+
+        try:
+            return self.write(backbone, path, prefix)
+        except (
+            OSError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:  # the last two by torch and safetensors on a full disk
+            reason = error.__context__ if isinstance(error.__context__, OSError) else error
+            raise ValueError(f"{path.name} could not be written: {' '.join(str(reason).split())[:200]}") from error
 
     def usage(self, arch: str, path: Path) -> str:
         """Return the line of Python or configuration that loads the file."""
