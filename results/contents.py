@@ -178,6 +178,22 @@ def plans(path: Path) -> Grid:
     return grid
 
 
+def task_plans(path: Path) -> Grid:
+    """Return what each task of detection and segmentation takes, from the record of tests/benchmarks/bench_plans.py."""
+    header = ["task", "parameters, M", "GFLOP", "at pixels", "iterations", "images each", "data"]
+    grid = Grid("tasks", "Tasks", header, [])
+    for row in json.loads(path.read_text(encoding="utf-8"))["tasks"]:
+        flops, (height, width) = row.get("flops", row.get("backbone_flops")), row["image"]
+        numbers = [f"{row['parameters'] / 1e6:.1f}", f"{flops / 1e9:.0f}", f"{height} x {width}"]
+        data = row["data"][0].split("/")[0]
+        grid.rows.append([row["task"], *numbers, f"{row['iterations']:,}", str(row["batch"]), data])
+    grid.notes = [
+        "The real model of each task, built without memory. GFLOP: a forward pass on a training image, of detectors "
+        "that of the backbone with its pyramid. Iterations are those of 8 GPUs for detection, else of one process."
+    ]
+    return grid
+
+
 def gpu_steps(path: Path) -> Grid:
     """Return launches, host time and memory of a step, from the newest record of tests/benchmarks/bench_gpu.py."""
     record = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])

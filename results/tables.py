@@ -101,6 +101,7 @@ def of_repository() -> dict[Path, str | None]:
     tables = {Path(name).stem: text for name, text in files.items() if name.endswith(".md")}
     tables["benchmarks"] = contents.benchmarks(RESULTS / "benchmarks" / "pretrain.jsonl").markdown()
     tables["plans"] = contents.plans(RESULTS / "benchmarks" / "plans.json").markdown()
+    tables["tasks"] = contents.task_plans(RESULTS / "benchmarks" / "plans.json").markdown()
     tables["gpu"] = contents.gpu_steps(RESULTS / "benchmarks" / "gpu.jsonl").markdown()
     tables["converters"] = contents.converters(RESULTS / "converters.jsonl").markdown()
     tables["mmcv"] = contents.mmcv_operations(RESULTS / "mmcv_operations.jsonl").markdown()

@@ -96,6 +96,10 @@ class Run:
         name = re.sub(r"[^\w.=-]+", "-", name or path.stem)
         return self.out / f"{name}-{source.sha256[:8]}" / self.task / f"seed{self.seed}"
 
+    def takes(self) -> dict[str, Any]:
+        """Return what the run takes, for --dry-run: parameters, operations, iterations ... of what is trained."""
+        return {}
+
     def record(
         self, measured: Measurement, device: torch.device, per_image: str | None = None, data_check: str | None = None
     ) -> Record:
@@ -212,7 +216,7 @@ def _check_data(run: R, check: Callable[[R], str] | None, skip: bool) -> str | N
 def _planned(run: Run) -> dict[str, Any]:
     return {
         "backbone_id": run.backbone.backbone_id, "task": run.task, "config_hash": run.config_hash, "seed": run.seed,
-        "title": run.title, "path": str(run.record_path), "config": run.config,
+        "title": run.title, "path": str(run.record_path), "config": run.config, "takes": run.takes(),
     }  # fmt: skip
 
 

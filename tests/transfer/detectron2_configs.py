@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from detectron2.modeling import build_model
 
 from converters.backbone import Backbone
 from transfer.benchmark import read_checkpoint
@@ -299,6 +300,8 @@ def test_a_dry_run_keeps_the_hash_of_the_records_of_fashion_fpn(plan: Plan, tmp_
     stored = ROOT / "results" / "records" / planned["path"]
     assert planned["config"] == json.loads(stored.read_text())["config"]
     assert "changed" not in planned["title"]
+    real = build_model(config.resolve("fashion-fpn", read_checkpoint("random", 0), Devices("cpu", 0), 0)[0])
+    assert planned["takes"]["parameters"] == sum(p.numel() for p in real.parameters())
     assert not list(tmp_path.iterdir()), "no data set, no run folder"
 
 
@@ -309,6 +312,11 @@ def test_a_dry_run_plans_for_gpus_that_are_elsewhere(plan: Plan) -> None:
     assert len({row["config_hash"] for row in planned}) == 1
     assert planned[0]["config"]["MODEL.RESNETS.NORM"] == "SyncBN"
     assert "90000 iterations of 16" in planned[0]["title"]
+    takes = planned[0]["takes"]
+    assert (takes["iterations"], takes["batch"], takes["image"]) == (90000, 16, [800, 1088])
+    assert takes["data"][0] == "coco/{train2017,val2017}/*.jpg"
+    # The last stage is in the head: of ResNet-50's 4.09 G multiply-adds at 224 px, 3.28 G are left.
+    assert takes["backbone_flops"] == pytest.approx(2 * 3.28e9 * 800 * 1088 / 224**2, rel=0.01)
 
 
 def test_a_user_s_config_gives_its_name_to_the_task(plan: Plan, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import mmseg
 import pytest
 import torch
+from mmseg.registry import MODELS
 
 from results.record import hash_config
 from tests.transfer.mmseg_configs import resolve
@@ -244,6 +245,8 @@ def test_a_dry_run_keeps_the_hash_of_the_records_of_fashion_fcn(
     planned = plan(capsys, "--ckpt", "random:resnet18?seed=0", "--task", "fashion-fcn", "--device", "cpu", *folders)
     assert planned["config_hash"] == "28c8dc110413"
     assert planned["config"] == json.loads((ROOT / "results" / "records" / planned["path"]).read_text())["config"]
+    real = MODELS.build(resolve("fashion-fcn", arch="resnet18").cfg.model)
+    assert planned["takes"]["parameters"] == sum(p.numel() for p in real.parameters())
     assert not list(tmp_path.iterdir())
 
 
@@ -255,6 +258,11 @@ def test_a_dry_run_plans_for_gpus_that_are_elsewhere(
     assert planned["config"]["batch"] == 16
     assert planned["config"]["model"]["backbone"]["norm_cfg"]["type"] == "SyncBN"
     assert "ResNet-50, stride 8, SyncBN, VOCdevkit/VOC2012, 20000 iterations of 16" in planned["title"]
+    takes = planned["takes"]
+    assert (takes["iterations"], takes["batch"], takes["image"]) == (20000, 4, [512, 512])
+    # Multiply-adds by hand, in G: stem 0.62, stages 3.49, 5.37, 28.99 and 61.20 (from the second on at 64 x 64), the
+    # three convolutions of the head 38.65, 9.66 and 48.32, the classifier 0.04.
+    assert takes["flops"] == pytest.approx(2 * 196.34e9, rel=0.001)
     monkeypatch.setenv("RANK", "1")  # of several processes the first one prints the plan
     assert main(["--ckpt", "random", "--task", "voc12aug-fcn-20k", "--dry-run"]) == 0
     assert capsys.readouterr().out == ""

@@ -20,7 +20,7 @@ from common.run_folder import RunFolder
 from transfer.benchmark import Measurement, Run, read_checkpoint
 from transfer.learning_curve import save_learning_curve
 from transfer.options import should_resume
-from transfer.segmentation import evaluation, pictures
+from transfer.segmentation import evaluation, pictures, plan
 from transfer.segmentation.config import Resolved, read_task, resolve
 from transfer.segmentation.data import check_data, find_data
 from transfer.segmentation.hooks import BackboneHook, MetricsHook, PicturesHook, ResumeHook
@@ -38,6 +38,10 @@ class SegmentationRun(Run):
     """A run and its resolved task."""
 
     resolved: Resolved
+
+    def takes(self) -> dict[str, Any]:
+        """Return what training takes."""
+        return plan.takes(self.resolved.cfg)
 
 
 def register() -> None:

@@ -9,6 +9,7 @@ import statistics
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import detectron2.engine
 import torch
@@ -21,7 +22,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 import transfer.detection.detectron2_engine.head  # noqa: F401  registers the C4 head
 from common.files import write_text
 from transfer.benchmark import Measurement, Run, read_checkpoint
-from transfer.detection.detectron2_engine import config
+from transfer.detection.detectron2_engine import config, plan
 from transfer.detection.detectron2_engine.data import register
 from transfer.detection.detectron2_engine.pictures import save_predictions
 from transfer.detection.detectron2_engine.title import compose_title
@@ -46,6 +47,10 @@ class DetectionRun(Run):
 
     cfg: CfgNode
     changes: str
+
+    def takes(self) -> dict[str, Any]:
+        """Return what training takes."""
+        return plan.takes(self.cfg)
 
 
 def plan_run(options: Namespace, devices: Devices, seed: int) -> DetectionRun:
