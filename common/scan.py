@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import torch
@@ -24,6 +24,8 @@ BATCH = 32  # files per message of a worker
 FEW = 64  # files per worker; below it, starting one takes longer than it saves
 
 Inspect = Callable[[Path], Any]
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 class WrongFilesError(ValueError):
@@ -82,7 +84,8 @@ def scan_files(paths: Sequence[Path], inspect: Inspect, title: str, cache: Path 
     known = _load(stored, len(paths)) or [[None, None]] * len(paths)
     todo = [i for i, (stamp, row) in enumerate(zip(stamps, known, strict=True)) if stamp is None or row[0] != stamp]
     results, reasons = [row[1] for row in known], dict[int, str]()
-    for i, result, reason in _inspect_all([(i, paths[i]) for i in todo], inspect, title):
+    read = in_workers(partial(_inspect_one, inspect), [paths[i] for i in todo], title)
+    for i, (result, reason) in zip(todo, read, strict=True):
         results[i] = result
         if reason:
             reasons[i] = reason
@@ -134,39 +137,42 @@ def _store(stored: Path, text: str) -> None:
         print(f"results of the check are not kept, so it will take as long again: {reason}", file=sys.stderr)
 
 
-class _Inspections(Dataset[tuple[int, Any, str]]):
-    """Index, result and "" of each file; or index, None and what is wrong with it."""
+class _Calls(Dataset[Any]):
+    """What a function makes of each item."""
 
-    def __init__(self, files: Sequence[tuple[int, Path]], inspect: Inspect) -> None:
-        self.files, self.inspect = files, inspect
+    def __init__(self, function: Callable[[S], T], items: Sequence[S]) -> None:
+        self.function, self.items = function, items
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.items)
 
-    def __getitem__(self, place: int) -> tuple[int, Any, str]:
-        i, path = self.files[place]
-        try:
-            # As a later scan will read it from the cache.
-            return i, json.loads(json.dumps(self.inspect(path))), ""
-        except ValueError as error:
-            reason = str(error)
-        except OSError as error:
-            reason = f"{path}: {error.strerror or error}"
-        except Exception as error:  # noqa: BLE001  decoders raise whatever they like; the file is named below
-            reason = f"{path}: cannot be read, {type(error).__name__}: {error}"
-        return i, None, reason if str(path) in reason else f"{path}: {reason}"
+    def __getitem__(self, i: int) -> Any:
+        return self.function(self.items[i])
 
 
-def _inspect_all(files: Sequence[tuple[int, Path]], inspect: Inspect, title: str) -> list[tuple[int, Any, str]]:
-    """Return (index, result, what is wrong) of each file, in order."""
-    workers = min(len(os.sched_getaffinity(0)), len(files) // FEW)
+def in_workers(
+    function: Callable[[S], T], items: Sequence[S], title: str, few: int = FEW, unit: str = "file"
+) -> list[T]:
+    """Return function(item) of each item in order, computed in worker processes, with a progress bar.
+
+    Args:
+        function: returns what can be pickled. The workers are forked, so what it refers to is not copied to them.
+        items: its arguments.
+        title: what is read, for the progress bar and the error.
+        few: items per worker; below it, starting one takes longer than it saves.
+        unit: what an item is, for the progress bar and the error.
+
+    Raises:
+        ValueError: a worker died.
+    """
+    workers = min(len(os.sched_getaffinity(0)), len(items) // few)
     loader = DataLoader(
-        _Inspections(files, inspect), BATCH, num_workers=workers, collate_fn=list, worker_init_fn=_start_worker,
+        _Calls(function, items), min(BATCH, few), num_workers=workers, collate_fn=list, worker_init_fn=_start_worker,
         generator=torch.Generator(),  # else the loader would draw from the generator of the run
     )  # fmt: skip
-    rows: list[tuple[int, Any, str]] = []
+    rows: list[T] = []
     try:
-        with tqdm(desc=f"check {title}", total=len(files), unit="file", leave=False, disable=None) as bar:
+        with tqdm(desc=f"check {title}", total=len(items), unit=unit, leave=False, disable=None) as bar:
             for batch in loader:
                 rows += batch
                 bar.update(len(batch))
@@ -175,10 +181,24 @@ def _inspect_all(files: Sequence[tuple[int, Path]], inspect: Inspect, title: str
             raise
         reason = " ".join(str(error).split())
         raise ValueError(
-            f"{title}: a process that read them died after {len(rows):,} of {len(files):,} files, at "
-            f"{files[len(rows)][1]} or soon after ({reason}); is there enough memory? --skip-check starts without"
+            f"{title}: a process that read them died after {len(rows):,} of {len(items):,} {unit}s, at "
+            f"{items[len(rows)]} or soon after ({reason}); is there enough memory? --skip-check starts without"
         ) from error
     return rows
+
+
+def _inspect_one(inspect: Inspect, path: Path) -> tuple[Any, str]:
+    """Return the result of a file and ""; or None and what is wrong with it."""
+    try:
+        # As a later scan will read it from the cache.
+        return json.loads(json.dumps(inspect(path))), ""
+    except ValueError as error:
+        reason = str(error)
+    except OSError as error:
+        reason = f"{path}: {error.strerror or error}"
+    except Exception as error:  # noqa: BLE001  decoders raise whatever they like; the file is named below
+        reason = f"{path}: cannot be read, {type(error).__name__}: {error}"
+    return None, reason if str(path) in reason else f"{path}: {reason}"
 
 
 def _start_worker(_worker: int) -> None:

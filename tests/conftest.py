@@ -12,7 +12,7 @@ from sklearn.datasets import load_sample_image
 from common.images import CorruptImageError, ImageSet
 from common.transforms import Image
 
-pytest_plugins = ["tests.reliability"]
+pytest_plugins = ["tests.reliability", "tests.profiles"]
 LONGEST = (
     "test_segment.py", "test_detect.py", "test_studies.py", "test_train.py", "test_study.py", "test_slurm.py",
     "test_roundtrip.py", "test_linear.py", "test_tables.py", "test_svm.py",

@@ -56,7 +56,7 @@ def detect(options: Namespace) -> None:
     """Measure every seed that is not on record, and print the result."""
     DETECTION.find(options.task)
     require("detectron2")
-    warnings.filterwarnings("ignore", message=".*torch.jit.*")  # when detectron2 is imported
+    from transfer.detection.detectron2_engine.data_check import check_data
     from transfer.detection.detectron2_engine.run import DetectionRun, measure_run, plan_run
 
     devices, root = choose_devices(options), data_root(options)
@@ -70,7 +70,7 @@ def detect(options: Namespace) -> None:
             if options.force or on_record(run, options.records) is None:
                 work(run)
         return
-    records = measure(runs, work, options, torch.device(devices.kind))
+    records = measure(runs, work, options, torch.device(devices.kind), lambda run: check_data(run.cfg, root))
     if records:
         print(summary(records, [name for name in records[0].metrics if "AP-" not in name]))
 
@@ -79,6 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; return 0, or 2 for a user's mistake."""
 
     def work() -> None:
+        warnings.filterwarnings("ignore", message=".*torch.jit.*")  # when detectron2 is imported
         given, settings = split(sys.argv[1:] if arguments is None else arguments)
         options = parser().parse(given)
         options.settings = [*options.settings, *settings]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from transfer.detection.data import find_data, scene_splits
+from transfer.detection.images import read_header
+from transfer.detection.voc import read_voc
 
 Row = dict[str, Any]
 
@@ -55,8 +57,44 @@ def register(cfg: CfgNode, root: Path) -> None:
         builtin.register_all_cityscapes(str(folder))
         for split in ("train", "val"):
             _register_lvis(f"lvis_v1_{split}", folder / "lvis" / f"lvis_v1_{split}.json", folder / "coco")
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+    for name in {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST}:
+        if name not in DatasetCatalog:
+            raise ValueError(f"DATASETS: {name} is unknown; use one of {', '.join(sorted(DatasetCatalog.list()))}")
+        load = DatasetCatalog[name]
+        if MetadataCatalog.get(name).get("evaluator_type") == "pascal_voc":
+            load = partial(_load_voc, name)  # detectron2's own wants more than VOC's format does
+        DatasetCatalog[name] = partial(_load, name, load)
         _check_classes(cfg, name)
+
+
+def _load(name: str, load: Callable[[], list[Row]]) -> list[Row]:
+    """Read a data set; whatever a file makes detectron2 raise is a ValueError that names the file."""
+    meta = MetadataCatalog.get(name)
+    source = meta.get("json_file") or meta.get("dirname") or meta.get("gt_dir")
+    try:
+        return load()
+    except Exception as error:
+        if isinstance(error, ValueError | OSError) and str(source) in str(error):
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{source}: detectron2 cannot read {name}: {reason}; --check-data may say more") from error
+
+
+def _load_voc(name: str) -> list[Row]:
+    meta = MetadataCatalog.get(name)
+    rows = []
+    for image in read_voc(Path(meta.dirname), meta.split, meta.thing_classes):
+        boxes = image.boxes - (1, 1, 0, 0)  # left and top count from 1 in VOC; right and bottom are inside the box
+        file = Path(meta.dirname) / "JPEGImages" / f"{image.name}.jpg"
+        width, height = image.size or read_header(file)
+        rows.append({
+            "file_name": str(file), "image_id": image.name, "width": width, "height": height,
+            "annotations": [
+                {"category_id": label, "bbox": box, "bbox_mode": BoxMode.XYXY_ABS}
+                for label, box in zip(image.labels.tolist(), boxes.tolist(), strict=True)
+            ],
+        })  # fmt: skip
+    return rows
 
 
 def _register_lvis(name: str, file: Path, images: Path) -> None:
@@ -79,21 +117,23 @@ def _register_lvis(name: str, file: Path, images: Path) -> None:
         ]  # fmt: skip
 
     DatasetCatalog.register(name, load)
-    MetadataCatalog.get(name).set(json_file=str(file), evaluator_type="lvis", **get_lvis_instances_meta(name))
+    meta = get_lvis_instances_meta(name)
+    MetadataCatalog.get(name).set(json_file=str(file), image_root=str(images), evaluator_type="lvis", **meta)
 
 
 def _check_classes(cfg: CfgNode, name: str) -> None:
-    if name not in DatasetCatalog:
-        raise ValueError(f"DATASETS: {name} is unknown; use one of {', '.join(sorted(DatasetCatalog.list()))}")
     if not MetadataCatalog.get(name).get("thing_classes"):
         DatasetCatalog.get(name)  # COCO's loader sets the names that the file holds
     classes = MetadataCatalog.get(name).thing_classes
-    key = "RETINANET" if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else "ROI_HEADS"
-    if len(classes) != cfg.MODEL[key].NUM_CLASSES:
-        raise ValueError(
-            f"MODEL.{key}.NUM_CLASSES is {cfg.MODEL[key].NUM_CLASSES}, and {name} has {len(classes)} classes: "
-            f"set it to {len(classes)}"
-        )
+    key, number = number_of_classes(cfg)
+    if len(classes) != number:
+        raise ValueError(f"{key} is {number}, and {name} has {len(classes)} classes: set it to {len(classes)}")
+
+
+def number_of_classes(cfg: CfgNode) -> tuple[str, int]:
+    """Return the key of the setting and its value."""
+    head = "RETINANET" if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else "ROI_HEADS"
+    return f"MODEL.{head}.NUM_CLASSES", cfg.MODEL[head].NUM_CLASSES
 
 
 def training_loader(cfg: CfgNode) -> DataLoader:

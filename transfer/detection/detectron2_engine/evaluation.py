@@ -5,25 +5,22 @@ Each returns detectron2's nested {kind: {metric: %}}, where kind is bbox, segm o
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import json
-import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import CityscapesInstanceEvaluator, DatasetEvaluator, PascalVOCDetectionEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from detectron2.evaluation.pascal_voc_evaluation import voc_eval
 from detectron2.utils import comm
 
+from transfer.detection.cityscapes_check import today
 from transfer.detection.evaluation import coco_metrics, load_coco
+from transfer.detection.voc import Detection, read_voc, voc_metrics
 
 Results = dict[str, dict[str, float]]
 
@@ -41,8 +38,12 @@ def build_evaluator(cfg: CfgNode, name: str, folder: Path) -> DatasetEvaluator:
         return VocEvaluator(name)
     if kind == "cityscapes_instance":
         return CityscapesEvaluator(name)
-    kinds = ["bbox"] + ["segm"] * cfg.MODEL.MASK_ON + ["keypoints"] * cfg.MODEL.KEYPOINT_ON
-    return CocoEvaluator(name, kinds, cfg.TEST.DETECTIONS_PER_IMAGE, folder, lvis=kind == "lvis")
+    return CocoEvaluator(name, metric_kinds(cfg), cfg.TEST.DETECTIONS_PER_IMAGE, folder, lvis=kind == "lvis")
+
+
+def metric_kinds(cfg: CfgNode) -> tuple[str, ...]:
+    """Return what of the model's output is scored."""
+    return ("bbox", *["segm"] * cfg.MODEL.MASK_ON, *["keypoints"] * cfg.MODEL.KEYPOINT_ON)
 
 
 class CocoEvaluator(DatasetEvaluator):
@@ -82,8 +83,9 @@ class CocoEvaluator(DatasetEvaluator):
 class VocEvaluator(PascalVOCDetectionEvaluator):
     """VOC's AP over IoU .5 to .95, in all and per class, by both definitions of AP.
 
-    AP, AP50 and AP75 are detectron2's own: on 2007 test they average precision at 11 recalls, as all published results
-    of the MoCo protocol do. `area-...` are the areas under the curves, VOC's definition since 2010.
+    AP, AP50 and AP75 are detectron2's own where every class has objects: on 2007 test they average precision at 11
+    recalls, as all published results of the MoCo protocol do. `area-...` are the areas under the curves, VOC's
+    definition since 2010. Classes without objects have no AP and do not count, where detectron2 counts them as 0.
     """
 
     def evaluate(self) -> Results:
@@ -91,39 +93,20 @@ class VocEvaluator(PascalVOCDetectionEvaluator):
         gathered = comm.gather(self._predictions)
         if not comm.is_main_process():
             return {}
-        lines: dict[int, list[str]] = defaultdict(list)
-        for part in gathered:
-            for label, rows in part.items():
-                lines[label] += rows
-        values: dict[str, float] = {}
-        with tempfile.TemporaryDirectory() as folder:
-            for label, name in enumerate(self._class_names):
-                (Path(folder) / f"{name}.txt").write_text("\n".join(lines.get(label, [""])), encoding="utf-8")
-            for prefix, eleven in (("", self._is_2007), ("area-", False)):
-                ap = np.array([self._class_ap(folder, name, eleven) for name in self._class_names])
-                values |= {f"{prefix}AP": ap.mean(), f"{prefix}AP50": ap[:, 0].mean(), f"{prefix}AP75": ap[:, 5].mean()}
-                values |= {f"{prefix}AP-{n}": a for n, a in zip(self._class_names, ap.mean(1), strict=True)}
-        return {"bbox": {name: 100 * float(value) for name, value in values.items()}}
-
-    def _class_ap(self, folder: str, name: str, eleven: bool) -> list[float]:
-        """Return AP of one class at IoU .5, .55 ... .95."""
-        files = str(Path(folder) / "{}.txt"), self._anno_file_template, self._image_set_path
-        return [voc_eval(*files, name, percent / 100, eleven)[2] for percent in range(50, 100, 5)]
+        found: dict[int, list[Detection]] = defaultdict(list)
+        for label, lines in itertools.chain.from_iterable(part.items() for part in gathered):
+            for line in lines:  # rounded as VOC's files of results are
+                image, score, *box = line.split(" ")
+                found[label].append((image, float(score), [float(side) for side in box]))
+        meta = MetadataCatalog.get(self._dataset_name)
+        truth = read_voc(Path(meta.dirname), meta.split, self._class_names)
+        return {"bbox": voc_metrics(truth, found, self._class_names, self._is_2007)}
 
 
 class CityscapesEvaluator(CityscapesInstanceEvaluator):
-    """Cityscapes' own metrics.
-
-    Version 2.3.0 of its scripts calls `numpy.in1d`, which numpy 2.4 removed, and writes numpy's integers as JSON.
-    """
+    """Cityscapes' own metrics; classes without objects do not count."""
 
     def evaluate(self) -> Results:
         """Return AP and AP50 of masks in %, nothing on other processes than the first."""
-        scripts = importlib.import_module("cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling")
-
-        def write(content: Any, path: str) -> None:
-            text = json.dumps(content, default=lambda value: getattr(value, "__dict__", None) or int(value))
-            Path(path).write_text(text, encoding="utf-8")
-
-        with mock.patch.object(np, "in1d", np.isin, create=True), mock.patch.object(scripts, "writeDict2JSON", write):
+        with today():
             return super().evaluate() or {}
