@@ -368,7 +368,6 @@ def test_without_the_check_an_exception_of_detectron2_names_the_file(
     assert "AssertionError: Annotation ids" in line
 
 
-@pytest.mark.fault("a newcomer's mistakes", "detect", "--task fashion-fnp")
 def test_a_mistyped_task_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--ckpt", "random", "--task", "fashion-fnp"]) == 2
     assert capsys.readouterr().err.strip().endswith("no such task or file; did you mean fashion-fpn?")

@@ -103,7 +103,6 @@ def perfect(row: dict[str, Any]) -> list[dict[str, Any]]:
     return [{key: row[key] for key in ("image_id", "category_id", "bbox")} | {"score": 1.0}]
 
 
-@pytest.mark.fault(FIGURES, "detect", "COCO, LVIS: classes and sizes that no test object has")
 @pytest.mark.parametrize("lvis", [False, True])
 def test_coco_classes_and_sizes_without_objects_have_no_figure(lvis: bool, tmp_path: Path) -> None:
     row = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [5, 5, 50, 50], "area": 2500, "iscrowd": 0}

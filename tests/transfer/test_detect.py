@@ -127,3 +127,10 @@ def test_a_missing_task_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_mistyped_option_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--ckpt", "random", "--taks", "fashion-fpn"]) == 2
     assert capsys.readouterr().err.strip() == "detect: error: --taks: unknown option; did you mean --task?"
+
+
+@pytest.mark.fault("a newcomer's mistakes", "detect", "--check printed a warning of torch")
+def test_check_prints_no_warning(tmp_path: Path) -> None:
+    done = run(f"from transfer.detect import main; main(['--check', '--data-root', {str(tmp_path)!r}])")
+    assert "RoIAlign" in done.stdout
+    assert done.stderr == ""

@@ -57,7 +57,7 @@ def register(cfg: CfgNode, root: Path) -> None:
         builtin.register_all_cityscapes(str(folder))
         for split in ("train", "val"):
             _register_lvis(f"lvis_v1_{split}", folder / "lvis" / f"lvis_v1_{split}.json", folder / "coco")
-    for name in {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST}:
+    for name in dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]):
         if name not in DatasetCatalog:
             raise ValueError(f"DATASETS: {name} is unknown; use one of {', '.join(sorted(DatasetCatalog.list()))}")
         load = DatasetCatalog[name]
