@@ -1,6 +1,6 @@
 """Convert any self-supervised checkpoint to detectron2, OpenMMLab, torchvision or timm, and verify the result.
 
-python converters/convert.py CKPT --to detectron2|openmmlab|torchvision|timm [--out FILE]
+python converters/convert.py CKPT --to detectron2|openmmlab|mmdet|torchvision|timm [--out FILE]
 """
 
 import filecmp
@@ -113,7 +113,7 @@ def convert(
         raise ValueError(f"--out {path}: a {to} file ends in {' or '.join(target.suffixes)}")
     if path.exists() and Path(checkpoint).exists() and path.samefile(checkpoint):
         raise ValueError(f"--out {path} is the checkpoint itself; name another file")
-    if prefix and to != "openmmlab":
+    if prefix and to not in ("openmmlab", "mmdet"):
         raise ValueError(f"--prefix {prefix}: {to} wants bare keys; only OpenMMLab reads them with a prefix")
     unverified = "--verify no" if check == "no" else ""
     if not unverified and not installed(to):

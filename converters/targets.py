@@ -4,6 +4,7 @@ import pickle
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -174,14 +175,21 @@ def _write_openmmlab(backbone: Backbone, path: Path, prefix: str) -> int:
     return len(tensors)
 
 
+_NOT_PRETRAINED = "    pretrained=None,  # mmseg's base configs name other weights\n"
 _C4_HEAD = """\
-# mmdet's C4 networks keep layer4 in the RoI head, which is random by default:
-#   model = dict(roi_head=dict(shared_head=shared_head))
+# mmdet's C4 networks keep layer4 in the RoI head, which is random by default. For them:
+#   cfg.model.roi_head.shared_head.update(cfg.shared_head)
 shared_head = dict(type='ResLayer', depth={depth}, stage=3, style='pytorch', norm_eval=False, init_cfg=init_cfg)
 """
 
 
-def _openmmlab_settings(arch: str, path: Path, prefix: str) -> str:
+def mmdet_has_c4(arch: str) -> bool:
+    """Return whether mmdet's C4 networks can hold layer4: their RoI head has no groups and no V1d shortcut."""
+    stages, stem = archs.parts(arch)
+    return stages.groups == 1 and not stem.avg_down
+
+
+def _openmmlab_settings(arch: str, path: Path, prefix: str, mmseg: bool = True) -> str:
     stages, stem = archs.parts(arch)
     depth = _depth(arch)
     network = f"depth={depth}, style='pytorch'"
@@ -190,7 +198,7 @@ def _openmmlab_settings(arch: str, path: Path, prefix: str) -> str:
     if len(stem.widths) > 1:
         network += f", deep_stem=True, avg_down={stem.avg_down}, stem_channels={stem.widths[-1]}"
     kind = "ResNeXt" if stages.groups > 1 else "ResNet"
-    head = _C4_HEAD.format(depth=depth) if stages.groups == 1 else ""
+    head = _C4_HEAD.format(depth=depth) if mmdet_has_c4(arch) else ""
     wanted = f", prefix={literal(prefix)}" if prefix else ""
     # Not mmengine's {{ fileDirname }}: it is pasted into the code, where a folder's name could end the string.
     return f"""\
@@ -201,7 +209,7 @@ __folder = (lambda: 0).__code__.co_filename.rpartition('/')[0]  # of this file
 init_cfg = dict(type='Pretrained', checkpoint=__folder + {literal("/" + path.name)}{wanted})
 model = dict(
     data_preprocessor=dict(mean={list(MEAN255)}, std={list(STD255)}, bgr_to_rgb=True),
-    pretrained=None,  # for mmseg, whose base configs name other weights; remove it for mmdet, which has no such option
+{_NOT_PRETRAINED if mmseg else ""}\
     backbone=dict(type='{kind}', {network}, frozen_stages=-1, norm_eval=False, init_cfg=init_cfg),
 )
 {head}"""
@@ -234,6 +242,11 @@ _TARGETS = (
     Target(
         "openmmlab", (".pth",), _write_openmmlab, _openmmlab_builds, "mmseg",
         "cfg.merge_from_dict(mmengine.Config.fromfile({settings}).to_dict())", (".py", _openmmlab_settings),
+    ),
+    Target(
+        "mmdet", (".pth",), _write_openmmlab, _openmmlab_builds, "mmdet",
+        "cfg.merge_from_dict(mmengine.Config.fromfile({settings}).to_dict())",
+        (".py", partial(_openmmlab_settings, mmseg=False)),
     ),
     Target(
         "torchvision", (".pth", ".safetensors"), _write_tensors, _torchvision_builds, "torchvision",

@@ -21,14 +21,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from common.openmmlab import prepare_mmseg
+from common.openmmlab import HIDDEN, prepare_mmdet, prepare_mmseg
 from converters import arch as archs
 from converters.backbone import MEAN255, STAGE_NAMES, STD255, Backbone, VerificationError, is_counter
 from converters.sources import backbone_state
-from converters.targets import TARGETS
+from converters.targets import TARGETS, mmdet_has_c4
 
 TOLERANCE = 1e-4  # of features; float32 sums in another order
-RIVALS = {"detectron2": ("mmengine", "mmcv", "mmseg"), "openmmlab": ("detectron2",)}
+RIVALS = {"detectron2": ("mmengine", "mmcv", "mmseg"), "openmmlab": ("detectron2",), "mmdet": ("detectron2",)}
+KEYS = {"mmdet": "openmmlab"}  # target → format of the keys of its models, where the two have different names
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ def stage_outputs(stages: Mapping[str, nn.Module], run: Callable[[], Any]) -> di
 
 def installed(target: str) -> bool:
     """Return whether the framework that reads `target` files is installed."""
-    return find_spec(TARGETS[target].package) is not None
+    package = TARGETS[target].package
+    return package in HIDDEN or find_spec(package) is not None
 
 
 def verify(
@@ -150,7 +152,7 @@ def _compare(
     state, whole = built.model.state_dict(), "layer4" in built.stages
     if not whole:  # detectron2's C4 head has blocks of another kind there
         state = {key: value for key, value in state.items() if not key.startswith("roi_heads.res5.")}
-    found = backbone_state(state, target)
+    found = backbone_state(state, KEYS.get(target, target))
 
     def may_lack(name: str) -> bool:  # detectron2's frozen BN has no step counters
         return (target == "detectron2" and is_counter(name)) or (not whole and name.startswith("layer4."))
@@ -242,6 +244,60 @@ def fcn(settings: Path | Mapping[str, Any]) -> BuiltModel:
     return BuiltModel(model, stages_of(model.backbone), model.backbone, prepare)
 
 
+def detector(config: str, settings: Path) -> BuiltModel:
+    """Build a detector of mmdet on the CPU, its backbone and input as `settings` say.
+
+    Args:
+        config: path of a config, or the name of one that mmdet ships: "mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py". The
+            channels of necks and heads are those of a ResNet-50.
+        settings: as written beside a converted file; `init_weights` loads that file.
+    """
+    prepare_mmdet()
+    with _quiet():
+        import mmdet
+        from mmdet.registry import MODELS
+        from mmdet.utils import register_all_modules
+        from mmengine.config import Config
+
+        register_all_modules(init_default_scope=True)
+        cfg, ours = Config.fromfile(Path(mmdet.__path__[0]) / ".mim/configs" / config), Config.fromfile(settings)
+        cfg.merge_from_dict({"model": ours.model})
+        head = cfg.model.get("roi_head", {}).get("shared_head")
+        if head is not None:
+            head.update(ours.shared_head)
+        if cfg.model.backbone.depth < 50:
+            _narrow(cfg.model)
+        model = MODELS.build(cfg.model)
+        model.init_weights()
+    model.eval()
+    stages = {stage: module for stage, module in model.backbone.named_children() if stage in STAGE_NAMES}
+    if head is not None:
+        stages["layer4"] = model.roi_head.shared_head.layer4
+
+    def run(images: Tensor) -> None:
+        features = model.backbone(images)
+        if head is not None:
+            model.roi_head.shared_head(features[-1])
+
+    def prepare(image: np.ndarray) -> Tensor:
+        bgr = torch.tensor(image[:, :, ::-1].copy()).permute(2, 0, 1)  # as mmcv.imread returns it
+        return model.data_preprocessor({"inputs": [bgr]})["inputs"]
+
+    return BuiltModel(model, stages, run, prepare)
+
+
+def _narrow(model: Any) -> None:
+    """Set the channels of a config's necks and heads, made for Bottlenecks, to those of BasicBlocks: a quarter."""
+    if "neck" in model:
+        model.neck.in_channels = [channels // 4 for channels in model.neck.in_channels]
+        return
+    model.rpn_head.in_channels //= 4
+    model.roi_head.bbox_roi_extractor.out_channels //= 4
+    for name in ("bbox_head", "mask_head"):
+        if name in model.roi_head:
+            model.roi_head[name].in_channels //= 4
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     before = logging.root.manager.disable
@@ -289,4 +345,20 @@ def _openmmlab(backbone: Backbone, path: Path) -> dict[str, BuiltModel]:
     return {f"mmseg {type(built.model.backbone).__name__} {backbone.arch}": built}
 
 
-_BUILDERS = {"detectron2": _detectron2, "openmmlab": _openmmlab, "torchvision": _torchvision, "timm": _timm}
+def _mmdet(backbone: Backbone, path: Path) -> dict[str, BuiltModel]:
+    """Build both networks, where mmdet has them: FPN has layer4 in its backbone, C4 in its RoI head."""
+    settings = path.with_suffix(".py")
+    configs = {"FPN": "mask-rcnn_r50_fpn.py", "C4": "mask-rcnn_r50-caffe-c4.py"}
+    if not mmdet_has_c4(backbone.arch):
+        del configs["C4"]
+    models = {head: detector(f"_base_/models/{file}", settings) for head, file in configs.items()}
+    return {f"mmdet Mask R-CNN {backbone.arch} {head}": built for head, built in models.items()}
+
+
+_BUILDERS = {
+    "detectron2": _detectron2,
+    "openmmlab": _openmmlab,
+    "mmdet": _mmdet,
+    "torchvision": _torchvision,
+    "timm": _timm,
+}

@@ -21,6 +21,7 @@ import sys
 from torch import nn
 
 NEWEST_MMCV = "2.1.0"  # that mmdet 3.3.0 accepts
+HIDDEN: set[str] = set()  # packages that are installed, though find_spec does not find them any more
 # The modules of mmcv.ops whose layers work on the stand-in: they need no other compiled operation than it has.
 WORKING = (
     "bbox", "cc_attention", "corner_pool", "deform_conv", "focal_loss", "masked_conv", "merge_cells",
@@ -54,7 +55,8 @@ def prepare_mmdet() -> str:
     _hide("detectron2")
     operations = _provide_operations()
     if not sys.modules.get("mmdet"):
-        sys.modules.pop("mmdet", None)  # hidden by prepare_mmseg
+        sys.modules.pop("mmdet", None)  # it may be hidden
+        HIDDEN.discard("mmdet")
         if importlib.util.find_spec("mmdet") is None:
             raise ValueError("mmdet is not installed: bash setup.sh installs it")
         _import_mmdet()
@@ -63,7 +65,9 @@ def prepare_mmdet() -> str:
 
 def _hide(package: str) -> None:
     """Let `import package` raise ModuleNotFoundError, as where it is not installed; a loaded package stays."""
-    sys.modules.setdefault(package, None)  # type: ignore[arg-type]
+    if package not in sys.modules and importlib.util.find_spec(package) is not None:
+        sys.modules[package] = None  # type: ignore[assignment]
+        HIDDEN.add(package)
 
 
 def _provide_operations() -> str:

@@ -37,7 +37,10 @@ from tests.converters.samples import ARCHS, SAMPLES, write
 
 RESULTS = Path(__file__).parents[2] / "results/converters.jsonl"
 # The targets that each process verifies: detectron2 and OpenMMLab never share one.
-_WORKERS = {"detectron2": ("detectron2", "torchvision", "timm"), "mmseg": ("openmmlab",)}
+_WORKERS = {
+    "detectron2": ("detectron2", "torchvision", "timm"),
+    "mmseg": ("openmmlab", *(("mmdet",) if verify.installed("mmdet") else ())),
+}
 _SIZE = 64  # pixels of the photograph: small, since every round trip runs two networks
 Row = dict[str, Any]
 

@@ -6,6 +6,7 @@ import pytest
 
 from converters import arch as archs
 from converters.targets import TARGETS
+from converters.verify import installed
 from tests.benchmarks import roundtrip
 from tests.converters.samples import ARCHS, SAMPLES
 
@@ -32,7 +33,8 @@ def check(row: roundtrip.Row) -> None:
 )
 def test_round_trips_keep_the_features(arch: str, samples: list[str]) -> None:
     rows = roundtrip.measure([arch], samples)
-    assert [(row["read"], row["written"]) for row in rows] == [(name, target) for name in samples for target in TARGETS]
+    targets = [target for target in TARGETS if installed(target)]
+    assert [(row["read"], row["written"]) for row in rows] == [(name, target) for name in samples for target in targets]
     for row in rows:
         check(row)
 

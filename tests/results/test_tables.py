@@ -237,7 +237,8 @@ def test_benchmarks_and_converters_come_from_their_logs() -> None:
     assert float(speed["training step / plain step: speed"]["ratio"]) > 0
     table = converters(ROOT / "results" / "converters.jsonl")
     assert texts(table)["mmseg V1c"] == {
-        "made with": "mmseg", "detectron2": "– / –", "openmmlab": "0 / 0", "torchvision": "– / –", "timm": "– / 0",
+        "made with": "mmseg", "detectron2": "– / –", "openmmlab": "0 / 0", "mmdet": "0 / 0", "torchvision": "– / –",
+        "timm": "– / 0",
     }  # fmt: skip
     operations = texts(mmcv_operations(ROOT / "results" / "mmcv_operations.jsonl"))
     assert operations["roi_align"]["compiled mmcv, float32"] == "0 / 0"
