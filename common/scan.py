@@ -122,7 +122,7 @@ def _stamp(path: Path) -> str | None:
 def _load(stored: Path, count: int) -> list[list[Any]] | None:
     """Return [stamp, result] of each file of an earlier scan, None where there is none that can be read."""
     try:
-        rows = json.loads(stored.read_text())
+        rows = json.loads(stored.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     whole = isinstance(rows, list) and len(rows) == count and all(isinstance(r, list) and len(r) == 2 for r in rows)

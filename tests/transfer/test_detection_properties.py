@@ -140,9 +140,8 @@ def inside(box: tuple[int, int, int, int]) -> np.ndarray:
 
 
 def box_iou(a: Any, b: Any, crowd: bool) -> float:
-    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
-    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
-    common = max(width, 0) * max(height, 0)
+    sides = (min(a[i] + a[i + 2], b[i] + b[i + 2]) - max(a[i], b[i]) for i in (0, 1))
+    common = float(np.prod([max(side, 0) for side in sides]))
     return common / (a[2] * a[3] if crowd else a[2] * a[3] + b[2] * b[3] - common)
 
 

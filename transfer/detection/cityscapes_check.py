@@ -67,7 +67,7 @@ def check_cityscapes(name: str, images: Path, truth: Path, test: bool) -> tuple[
 def inspect_polygons(file: Path) -> dict[str, Any]:
     """Read what training reads; return `size`, and `labels`, the name of each object's class."""
     names = importlib.import_module("cityscapesscripts.helpers.labels").name2label
-    content = json.loads(file.read_text("utf-8"))
+    content = json.loads(file.read_text(encoding="utf-8"))
     try:
         size, objects = [content["imgWidth"], content["imgHeight"]], content["objects"]
         rows = [(row["label"], row["polygon"]) for row in objects if "deleted" not in row]

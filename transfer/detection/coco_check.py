@@ -98,7 +98,7 @@ def _inspect(file: Path, needs: Needs) -> dict[str, Any]:
 def read_sections(file: Path) -> dict[str, list[Row]]:
     """Read an annotation file, a JSON object with lists of objects under images, annotations and categories."""
     try:
-        content = json.loads(file.read_text("utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not JSON in UTF-8 ({error}): download or write it again") from error
     for section in ("images", "annotations", "categories"):

@@ -23,7 +23,9 @@ METRICS = {
 
 def load_coco(annotations: str | dict[str, Any]) -> COCO:
     """Read annotations in COCO's format, a file or its content; say on stderr what is added to them (`complete`)."""
-    content = annotations if isinstance(annotations, dict) else json.loads(Path(annotations).read_text("utf-8"))
+    content = (
+        annotations if isinstance(annotations, dict) else json.loads(Path(annotations).read_text(encoding="utf-8"))
+    )
     for line in complete(content):
         print(f"{'' if isinstance(annotations, dict) else f'{annotations}: '}{line}", file=sys.stderr)
     return COCO(content, print_function=_silent)

@@ -45,7 +45,7 @@ def read_names(file: Path) -> list[str]:
         ValueError: names the line.
     """
     names: list[str] = []
-    for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         words = line.split()
         if len(words) > 1:
             raise ValueError(f"{file}: line {number}, {line!r}: write one name a line; lists of a class have two words")
