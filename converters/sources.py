@@ -258,13 +258,25 @@ def _as_tensor(value: Any, key: str, limit: int, path: Path) -> Tensor:
     if value.device.type == "meta":
         raise ValueError(f"{path}: {key} is a tensor of the meta device: it has a shape and no values")
     if is_counter(key):
-        return value.detach().reshape(()).to(torch.int64, copy=True)
+        return _as_counter(value, key, path)
     if value.dtype not in (torch.float32, *_HALF):
         raise ValueError(f"{path}: {key} is {value.dtype}, a backbone's tensors are float32, float16 or bfloat16")
     tensor = value.detach().to(torch.float32, memory_format=torch.contiguous_format, copy=True)
     if not torch.isfinite(tensor).all():
         raise ValueError(f"{path}: {key} holds {int((~torch.isfinite(tensor)).sum())} values that are not finite")
+    if key.endswith("running_var") and (tensor < 0).any():
+        raise ValueError(f"{path}: {key} holds {int((tensor < 0).sum())} negative values, which are no variances")
     return tensor
+
+
+def _as_counter(value: Tensor, key: str, path: Path) -> Tensor:
+    """Return BN's step counter as an int64 scalar."""
+    if value.numel() != 1:
+        raise ValueError(f"{path}: {key} has shape {tuple(value.shape)}, a step counter is one number")
+    steps = value.item()
+    if isinstance(steps, complex) or not 0 <= steps < 2**63 or steps != int(steps):
+        raise ValueError(f"{path}: {key} is {steps}, a step counter is a whole number from 0")
+    return torch.tensor(int(steps))
 
 
 def _complete(tensors: dict[str, Tensor], entry: Format, path: Path) -> tuple[str, dict[str, Tensor], tuple[str, ...]]:

@@ -147,3 +147,45 @@ def test_key_rules_take_linear_time() -> None:
         if min(timeit.repeat(lambda p=re.compile(pattern), k=key: p.search(k), number=1, repeat=3)) > 1e-4  # type: ignore[misc]
     }
     assert slow == set()
+
+
+@pytest.mark.fault(
+    "hostile files", "convert", "negative variances, NaN in counters and weights, counters of another shape"
+)
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("bn1.running_var", torch.ones(64).index_fill(0, torch.arange(2), -1e-3), "holds 2 negative values"),
+        ("bn1.running_var", torch.full((64,), torch.nan), "holds 64 values that are not finite"),
+        ("layer1.0.bn1.running_mean", torch.full((64,), -torch.inf), "holds 64 values that are not finite"),
+        ("conv1.weight", torch.full((64, 3, 7, 7), torch.inf), "holds 9408 values that are not finite"),
+        ("bn1.num_batches_tracked", torch.tensor(torch.nan), "is nan, a step counter is a whole number"),
+        ("bn1.num_batches_tracked", torch.tensor(torch.inf), "is inf, a step counter is a whole number"),
+        ("bn1.num_batches_tracked", torch.tensor(-3), "is -3, a step counter is a whole number"),
+        ("bn1.num_batches_tracked", torch.tensor(2.5), "is 2.5, a step counter is a whole number"),
+        ("bn1.num_batches_tracked", torch.tensor(1j), "is 1j, a step counter is a whole number"),
+        ("bn1.num_batches_tracked", torch.zeros(2, dtype=torch.int64), r"has shape \(2,\), a step"),
+        ("bn1.num_batches_tracked", torch.zeros(0, dtype=torch.int64), r"has shape \(0,\), a step"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["torch", "numpy"])
+def test_numbers_that_no_training_gives(
+    name: str, value: torch.Tensor, message: str, kind: str, tmp_path: Path
+) -> None:
+    tensors = converters.read_backbone("random:resnet18").tensors | {name: value}
+    path = tmp_path / "x.pth"
+    if kind == "torch":
+        torch.save(tensors, path)
+    else:
+        path.write_bytes(pickle.dumps({key: tensor.numpy() for key, tensor in tensors.items()}))
+    with pytest.raises(ValueError, match=rf"{re.escape(name)} {message}") as error:
+        converters.read_backbone(path)
+    assert "\n" not in str(error.value)
+
+
+def test_counters_of_one_number_are_read_whatever_their_type(tmp_path: Path) -> None:
+    tensors = converters.read_backbone("random:resnet18").tensors
+    for value in (torch.tensor([5]), torch.tensor(5.0), torch.tensor(5, dtype=torch.int32)):
+        torch.save(tensors | {"bn1.num_batches_tracked": value}, tmp_path / "x.pth")
+        counter = converters.read_backbone(tmp_path / "x.pth").tensors["bn1.num_batches_tracked"]
+        assert (counter.dtype, counter.shape, counter.item()) == (torch.int64, (), 5)
