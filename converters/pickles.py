@@ -140,7 +140,10 @@ class Unpickler(pickle._Unpickler):  # the one in Python: instructions can be re
             if isinstance(state, dict):
                 self.budget.spend(INSTRUCTION * len(state))
                 fields.update({key: value for key, value in state.items() if type(key) is str})
-        elif not isinstance(target, OrderedDict | Tensor):  # their attributes, such as _metadata, are not needed
+        elif isinstance(target, OrderedDict):
+            if isinstance(state, dict) and "_metadata" in state:  # a state_dict's versions of its modules
+                target._metadata = state["_metadata"]  # type: ignore[attr-defined]
+        elif not isinstance(target, Tensor):  # whose attributes are not needed
             raise pickle.UnpicklingError(f"a state for a {type(target).__name__}")
 
     def _set(self, target: Any, items: list[Any]) -> None:

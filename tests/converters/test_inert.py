@@ -81,6 +81,7 @@ def test_what_trainers_save_beside_the_weights(write: Callable[..., Path], tmp_p
         assert torch.equal(content["state_dict"][name], saved["state_dict"][name])
         assert torch.equal(content["parameters"][name], saved["parameters"][name])
         assert type(content["parameters"][name]) is torch.Tensor
+    assert content["state_dict"]._metadata == saved["state_dict"]._metadata
     momentum = [state["momentum_buffer"] for state in content["optimizer"]["state"].values()]
     assert all(
         torch.equal(a, b["momentum_buffer"])
