@@ -125,6 +125,8 @@ def today() -> Iterator[Any]:
     evaluate = scripts.evaluateMatches
 
     def write(content: Any, path: str) -> None:
+        if not Path(path).is_absolute():  # all matches, once more, in the current folder
+            return
         plain = json.dumps(content, default=lambda value: getattr(value, "__dict__", None) or int(value))
         Path(path).write_text(plain, encoding="utf-8")
 
