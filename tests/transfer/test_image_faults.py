@@ -23,6 +23,7 @@ from tests.common.pictures import write
 from tests.common.test_folders import refuse_to_read
 from tests.transfer.garments import ROOT, arguments, recorded, write_garments
 from transfer import finetune, knn, linear, svm
+from transfer.classification import neighbours
 
 MAINS = {"knn": knn.main, "linear": linear.main, "finetune": finetune.main, "svm": svm.main}
 SHORT: dict[str, dict[str, object]] = {
@@ -334,6 +335,21 @@ def test_leave_one_out_without_meaning(refused: Callable[..., str], garments: Pa
     listed = garments / "twice.tsv"
     listed.write_text("".join(files + files))
     assert "6 images are listed twice" in refused("knn", data=listed, test=listed)
+
+
+@pytest.mark.fault("figures that mean nothing", "knn", "fewer images than processes")
+def test_fewer_images_than_processes(
+    refused: Callable[..., str], garments: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neighbours, "world_size", lambda: 13)
+    assert "12 images do not fill 13 processes; use 12 or fewer" in refused(
+        "knn", data=garments / "train", test=garments / "train"
+    )
+
+
+@pytest.mark.fault("figures that mean nothing", "knn", "k above the number of images")
+def test_a_k_beyond_the_bank(refused: Callable[..., str]) -> None:
+    assert "k=13: must lie between 1 and the 12 images of the bank" in refused("knn", k="[1,13]")
 
 
 @pytest.mark.fault("figures that mean nothing", "knn", "a class with one image when one is left out")
