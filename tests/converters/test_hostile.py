@@ -1,5 +1,6 @@
 """Files made to do harm: refused in one line, within the limits of time and memory, and no made-up content returned."""
 
+import importlib
 import json
 import pickle
 import re
@@ -19,6 +20,7 @@ import torch
 
 import converters
 from converters import files
+from converters.convert import main
 from converters.formats import FORMATS
 from tests.converters import hostile
 
@@ -189,3 +191,48 @@ def test_counters_of_one_number_are_read_whatever_their_type(tmp_path: Path) -> 
         torch.save(tensors | {"bn1.num_batches_tracked": value}, tmp_path / "x.pth")
         counter = converters.read_backbone(tmp_path / "x.pth").tensors["bn1.num_batches_tracked"]
         assert (counter.dtype, counter.shape, counter.item()) == (torch.int64, (), 5)
+
+
+ESCAPES = "\x1b]0;title\x07\x1b[31m\u202e\x9b2J\r\n"  # what a terminal would obey, and a change of direction
+
+
+@pytest.mark.fault("hostile files", "convert", "control characters in keys and in the names of classes")
+def test_control_characters_do_not_reach_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = converters.read_backbone("random:resnet18").tensors
+    state = {f"encoder_q.{key}": value for key, value in tensors.items()} | {f"encoder_q.fc.{ESCAPES}": torch.ones(1)}
+    files_of = {
+        "dropped": {"state_dict": state, "meta": {"method": ESCAPES}},
+        "unknown": {"state_dict": state | {ESCAPES: torch.ones(1)}},
+        "no network": {ESCAPES: torch.ones(1)},
+        "not finite": {"state_dict": state | {"encoder_q.bn1.weight": torch.full((64,), torch.nan)}},
+        "twice": {"state_dict": state | {f"module.{ESCAPES}": torch.ones(1), ESCAPES: torch.ones(1)}},
+    }
+    for name, content in files_of.items():
+        torch.save(content, tmp_path / f"{name}{ESCAPES}.pth")
+        out = ["--to", "torchvision", "--out", str(tmp_path / "out.pth"), "--verify", "no", "--force"]
+        status = main([str(tmp_path / f"{name}{ESCAPES}.pth"), *out])
+        output = capsys.readouterr()
+        assert status == (0 if name == "dropped" else 2), output
+        assert all(line.isprintable() for line in (output.out + output.err).splitlines())
+        assert status == 0 or output.err.count("\n") == 1
+    (tmp_path / "class.pkl").write_bytes(b"\x80\x02c\x1b[31m\nx\n)R.")
+    assert main([str(tmp_path / "class.pkl"), "--to", "timm"]) == 2
+    assert capsys.readouterr().err.rstrip("\n").isprintable()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(command, marks=pytest.mark.fault("hostile files", command, "control characters in keys"))
+        for command in ("knn", "linear", "finetune", "svm")
+    ],
+)
+def test_control_characters_in_the_errors_of_the_benchmarks(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"state_dict": {ESCAPES: torch.ones(1)}}, tmp_path / "x.pth")
+    entry = importlib.import_module(f"transfer.{command}")
+    assert entry.main(["--ckpt", str(tmp_path / "x.pth")]) == 2
+    error = capsys.readouterr().err
+    assert "in no known format" in error, error
+    assert error.rstrip("\n").isprintable(), error
