@@ -30,6 +30,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 BLOCK = re.compile(r"(?<=<!-- faults begin -->\n).*(?=<!-- faults end -->)", re.DOTALL)
 COLLECTED = pytest.StashKey[dict[str, list["Fault"]]]()  # of every test of a run, by its id
 PROPERTY = "faults"  # of a test's reports, which pytest-xdist carries from its workers
+INSIDE = "inside"  # likewise: test id -> faults and outcome, of tests that it has run in another process
 
 
 class Fault(NamedTuple):
@@ -80,7 +81,9 @@ class Outcomes:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note the outcome of one phase of a test: a failure counts before a skip, a skip before a pass."""
-        tried = dict(report.user_properties).get(PROPERTY)
+        properties = dict(report.user_properties)
+        self.tests |= {test: (tried, outcome) for test, (tried, outcome) in properties.get(INSIDE, {}).items()}
+        tried = properties.get(PROPERTY)
         if tried:
             outcomes = ("passed", "skipped", "failed")
             before = self.tests.get(report.nodeid, (tried, "passed"))[1]

@@ -48,7 +48,7 @@ def segment(options: Namespace) -> None:
         return
     with quiet(prints=False):  # here: --help must not wait for mmseg
         from transfer.segmentation.devices import choose_devices
-        from transfer.segmentation.run import SegmentationRun, measure_run, plan_run, register
+        from transfer.segmentation.run import SegmentationRun, check_run, measure_run, plan_run, register
 
     device, processes = choose_devices(options)
     root = Path(options.data_root or "data").expanduser()
@@ -58,7 +58,10 @@ def segment(options: Namespace) -> None:
     def work(run: SegmentationRun) -> Measurement:
         return measure_run(run, root, options)
 
-    records = measure(runs, work, options, device)
+    def check(run: SegmentationRun) -> str:
+        return check_run(run, root)
+
+    records = measure(runs, work, options, device, check)
     if records and rank() == 0:
         few = len(records[0].metrics) <= MOST_ROWS  # the IoU of ADE20K's 150 classes is only in the record
         print(summary(records, None if few else ("mIoU", "mAcc", "aAcc")))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.inside import run_inside
 from transfer.detect import main, split
 from transfer.detection.pictures import SIDE, Objects, side_by_side
 from transfer.tasks import DETECTION
@@ -21,13 +22,9 @@ INSIDE = sorted(Path(__file__).parent.glob("detectron2_*.py"))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", INSIDE, ids=lambda path: path.stem)
-def test_inside_detectron2(file: Path) -> None:
+def test_inside_detectron2(file: Path, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """Run the tests of a file that imports detectron2."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", str(file), "-q", "-p", "no:cacheprovider"],
-        cwd=ROOT, capture_output=True, text=True, timeout=900, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    run_inside(file, request, tmp_path)
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:

@@ -15,6 +15,8 @@ import pytest
 import torch
 
 from results.record import read_all
+from tests.inside import run_inside
+from tests.transfer import mask_sets
 from transfer.learning_curve import save_learning_curve
 from transfer.segmentation.pictures import compose, overlay, predictions
 from transfer.tasks import SEGMENTATION
@@ -26,13 +28,9 @@ INSIDE = sorted(Path(__file__).parent.glob("mmseg_*.py"))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", INSIDE, ids=lambda path: path.stem)
-def test_inside_mmseg(file: Path) -> None:
+def test_inside_mmseg(file: Path, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """Run the tests of a file that imports mmseg."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", str(file), "-q", "-p", "no:cacheprovider"],
-        cwd=ROOT, capture_output=True, text=True, timeout=900, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    run_inside(file, request, tmp_path)
 
 
 @pytest.fixture
@@ -106,6 +104,22 @@ def test_two_processes_make_one_record(garments: Path) -> None:
     assert record.environment["processes"] == 2
     assert "each process has its own statistics" in done.stdout
     assert done.stdout.count("metric ") == 1, "the table is printed once"
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+@pytest.mark.fault("segmentation figures", "segment", "a wrong mask where two processes train: both stop, none waits")
+def test_two_processes_stop_with_one_line_where_the_data_are_wrong(tmp_path: Path) -> None:
+    wrong = mask_sets.write_set(tmp_path) / "masks" / "train" / "1.png"
+    mask_sets.write_mask(wrong, np.full((16, 20), 7, np.uint8))
+    arguments = mask_sets.command(tmp_path, mask_sets.write_task(tmp_path / "task.yaml"))
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(ENTRY))
+    done = run(arguments, *launcher)
+    assert done.returncode
+    lines = [line for line in done.stderr.splitlines() if line.startswith("segment: error: ")]
+    assert set(lines) == {f"segment: error: {wrong}: labels [7] are neither below 3 nor 255 (ignored)"}
+    assert len(lines) <= 2, "one of each process; torchrun may stop the second before it prints"
+    assert not (tmp_path / "out").exists()
 
 
 def test_comments_of_configs_quote_no_measured_scores() -> None:

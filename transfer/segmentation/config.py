@@ -118,6 +118,7 @@ def read_task(task: str) -> Config:
     evaluator = cfg.val_evaluator[0] if isinstance(cfg.val_evaluator, list | tuple) else cfg.val_evaluator
     cfg.val_evaluator = cfg.test_evaluator = {**evaluator, "type": "ClassIoU"}
     cfg.default_hooks.pop("visualization", None)
+    cfg.setdefault("absent_classes", None)  # so that --cfg-options can name classes that no mask shows
     return cfg
 
 

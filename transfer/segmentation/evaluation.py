@@ -15,6 +15,8 @@ class ClassIoU(IoUMetric):
     a pixel in the truth no accuracy; both are left out of the means, as in mmseg.
     """
 
+    default_prefix = ""  # of the names; None has mmengine print a warning
+
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Return the metrics from each image's areas of intersection, union, prediction and truth, in pixels."""
         # mmseg sums in float32, which is not exact above 2 ** 24 pixels.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,16 @@ from mmengine.runner import Runner
 from mmengine.runner.checkpoint import get_torch_safe_globals
 from mmseg.utils import register_all_modules
 
-from common.distributed import barrier, rank
+from common.distributed import barrier, on_first_rank, rank
 from common.files import write_text
 from common.run_folder import RunFolder
 from transfer.benchmark import Measurement, Run, read_checkpoint
 from transfer.learning_curve import save_learning_curve
 from transfer.options import should_resume
 from transfer.segmentation import evaluation, pictures, plan
-from transfer.segmentation.config import Resolved, read_task, resolve
-from transfer.segmentation.data import check_data, find_data
+from transfer.segmentation.config import LOADERS, Resolved, read_task, resolve
+from transfer.segmentation.data import count_images, find_data, list_parts
+from transfer.segmentation.data_check import check_data
 from transfer.segmentation.hooks import BackboneHook, MetricsHook, PicturesHook, ResumeHook
 from transfer.segmentation.quiet import quiet
 from transfer.segmentation.trainer import build_runner
@@ -61,6 +63,17 @@ def plan_run(options: Namespace, kind: str, processes: int, seed: int) -> Segmen
     )  # fmt: skip
 
 
+def check_run(run: SegmentationRun, root: Path) -> str:
+    """Check all the data of a run; return what was checked, in words.
+
+    Raises:
+        ValueError: names the file that is wrong, and the fix.
+    """
+    cfg = copy.deepcopy(run.resolved.cfg)
+    find_data(cfg, root)
+    return check_data(cfg)
+
+
 def measure_run(run: SegmentationRun, root: Path, options: Namespace) -> Measurement:
     """Train and evaluate, or only evaluate; leave the checkpoints and metrics in the run folder.
 
@@ -73,8 +86,10 @@ def measure_run(run: SegmentationRun, root: Path, options: Namespace) -> Measure
         ValueError: a user's mistake.
     """
     cfg = copy.deepcopy(run.resolved.cfg)
-    find_data(cfg, root)
-    images, tested = check_data(cfg)
+    on_first_rank(partial(find_data, cfg, root))  # alone, because it may make the scenes
+    if rank():
+        find_data(cfg, root)
+    images, tested = count_images(cfg, *(list_parts(cfg, name) for name in LOADERS[:2]))
     if rank() == 0:
         print("\n".join([f"{run.task} seed {run.seed}: {run.title}", *run.resolved.changes]))
         print(f"{images} training images, {tested} test images", flush=True)
