@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import re
 import resource
 import subprocess
@@ -80,8 +81,52 @@ def write_cityscapes(root: Path) -> None:
     write_pairs(names, masks(2048, 1024, 19, 60), (2048, 1024))
 
 
+def polygons(count: int) -> list[str]:
+    """Return annotations as JSON, with %d for image, category and id: polygons of 3 to 60 points, 25 on average."""
+    rng, rows = np.random.default_rng(0), []
+    for _ in range(count):
+        points = int(np.clip(rng.normal(25, 12), 3, 60))
+        size = np.minimum(np.exp(rng.uniform(np.log(8), np.log([400, 300]))), [600, 440])
+        angles, radii = np.linspace(0, 2 * np.pi, points, endpoint=False), rng.uniform(0.6, 1, points)
+        circle = np.stack([np.cos(angles), np.sin(angles)], 1) * radii[:, None]
+        shape = (rng.uniform(0, np.array([639, 479]) - size) + size / 2 * (1 + circle)).round(2)
+        box = np.append(shape.min(0), np.ptp(shape, 0)).round(2).tolist()
+        x, y = shape.T
+        area = abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2
+        row = {"segmentation": [shape.reshape(-1).tolist()], "area": area, "iscrowd": 0, "bbox": box}
+        rows.append(json.dumps(row)[:-1] + ', "image_id": %d, "category_id": %d, "id": %d}')
+    return rows
+
+
+def write_coco(root: Path) -> None:
+    """Write COCO's train2017 and val2017 with as many images and annotations, a file of 470 MB and one of 20 MB."""
+    from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+
+    rng, pool = random.Random(0), polygons(3000)
+    categories = [{"id": row["id"], "name": row["name"]} for row in COCO_CATEGORIES if row["isthing"]]
+    picture = cv2.imencode(".jpg", np.full((480, 640, 3), 90, np.uint8))[1].tobytes()
+    for split, images, objects in (("train2017", 118_287, 860_001), ("val2017", 5_000, 36_781)):
+        folder, names = root / "coco" / split, [f"{4 * i + 9:012}.jpg" for i in range(images)]
+        folder.mkdir(parents=True)
+        for i, name in enumerate(names):
+            if i % 1000 == 0:
+                (folder / name).write_bytes(picture)
+            else:
+                os.link(folder / names[i - i % 1000], folder / name)
+        listed = [{"id": 4 * i + 9, "file_name": name, "width": 640, "height": 480} for i, name in enumerate(names)]
+        rows = (
+            rng.choice(pool) % (4 * rng.randrange(images) + 9, rng.choice(categories)["id"], number + 1)
+            for number in range(objects)
+        )
+        head = json.dumps({"images": listed, "categories": categories})[:-1]
+        (root / "coco" / "annotations").mkdir(exist_ok=True)
+        with open(root / "coco" / "annotations" / f"instances_{split}.json", "w", encoding="utf-8") as file:
+            file.write(f'{head}, "annotations": [{", ".join(rows)}]}}')
+
+
 # Name -> what writes the stand-in below a folder, and the command that checks it.
 SETS: dict[str, tuple[Callable[[Path], None], list[str]]] = {
+    "coco": (write_coco, ["transfer/detect.py", "--task", "coco-fpn-1x"]),
     "ade20k": (write_ade20k, ["transfer/segment.py", "--task", "ade20k-fcn-80k"]),
     "cityscapes": (write_cityscapes, ["transfer/segment.py", "--task", "cityscapes-fcn-40k"]),
 }
