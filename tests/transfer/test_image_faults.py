@@ -361,34 +361,6 @@ def test_a_class_of_one_image_is_told(
     assert "1 classes have one image, so with it left out none can be right: shoe" in capsys.readouterr().err
 
 
-# VOC07 lists
-
-
-@pytest.mark.parametrize(
-    ("name", "lines", "message"),
-    [
-        ("cat_trainval", ["a 1", "b -1", "c -1", "gone -1"], r"gone.jpg: No such file or directory (1 of 4"),
-        ("cat_trainval", ["a 1", "b 2", "c -1"], "line 'b 2': must be a name and 1, 0 or -1"),
-        ("cat_trainval", ["a 1", "a 1", "c -1"], "a is listed twice"),
-        ("cat_test", ["a 1", "e -1"], "1 images are in trainval and in test: a"),
-        ("cat_test", ["d -1", "e -1"], "no test image shows class 'cat'"),
-        ("cat_test", ["d 1", "e 1"], "every test image shows class 'cat'"),
-        ("cat_trainval", ["a -1", "b -1", "c 0"], "class 'cat' is shown by none or by all of the 3 training images"),
-    ],
-)
-@pytest.mark.fault(
-    "figures that mean nothing", "svm", "VOC07 lists: missing and repeated images, other labels, no positives"
-)
-def test_voc_lists(name: str, lines: list[str], message: str, refused: Callable[..., str], tmp_path: Path) -> None:
-    lists = tmp_path / "voc/ImageSets/Main"
-    lists.mkdir(parents=True)
-    for i, image in enumerate("abcde"):
-        write(tmp_path / f"voc/JPEGImages/{image}.png", i).rename(tmp_path / f"voc/JPEGImages/{image}.jpg")
-    for split, images in (("trainval", ["a 1", "b -1", "c -1"]), ("test", ["d 1", "e -1"])):
-        (lists / f"cat_{split}.txt").write_text("\n".join(lines if name == f"cat_{split}" else images))
-    assert message in refused("svm", task="voc07-svm", data=f"voc07:{tmp_path}/voc")
-
-
 # A newcomer's mistakes
 
 
