@@ -5,17 +5,27 @@ from __future__ import annotations
 import argparse
 import difflib
 import io
+import logging
 import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+from tqdm import tqdm
 
-USER_ERROR, NON_FINITE, INTERRUPTED = 2, 3, 130
+from common.faults import explain
+
+USER_ERROR, NON_FINITE = 2, 3  # exit statuses; a stop by a signal is 128 + its number: 143, 130
+REPEAT = 1.0  # seconds in which a second SIGTERM is the same stop: torchrun and Slurm send it both
+
+T = TypeVar("T")
 
 
 def printable(text: str) -> str:
@@ -190,6 +200,18 @@ def nest(rows: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal, other than a plain Ctrl-C, ends the command.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 def run_cli(
     program: str, work: Callable[[], int | None], resumable: bool = True, also: Sequence[type[Exception]] = ()
 ) -> int:
@@ -202,24 +224,62 @@ def run_cli(
         also: exceptions besides ValueError and OSError that are reported in one line.
 
     Returns:
-        0 or what `work` returns; 2 for a user's mistake and files that cannot be read or written; 130 on Ctrl-C.
+        0 or what `work` returns; 2 for a user's mistake, files that cannot be read or written and loader processes
+        that died; 143 when SIGTERM and 130 when SIGINT (Ctrl-C) ends it.
     """
     mistakes: tuple[type[Exception], ...] = (ValueError, *also)
     for stream in (sys.stdout, sys.stderr):  # a terminal that only knows ASCII must not stop a command at its last line
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    logging.raiseExceptions = False  # a library's log on a full disk: what matters is written by us, and reported
     try:
-        return work() or 0
+        with _sigterm_raises():
+            return work() or 0
     except OSError as error:
         reason = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        return _report(program, explain(error) or reason)
     except mistakes as error:
-        reason = str(error)
-    except KeyboardInterrupt:
+        return _report(program, explain(error) or str(error))
+    except RuntimeError as error:
+        if line := explain(error):
+            return _report(program, line)
+        raise
+    except KeyboardInterrupt as error:
+        number = error.number if isinstance(error, Stopped) else signal.SIGINT
         how = "; the same command with --resume continues it" * resumable
-        print(f"{program}: interrupted{how}", file=sys.stderr)
-        return INTERRUPTED
-    print(printable(f"{program}: error: {' '.join(reason.split())}"), file=sys.stderr)
+        tqdm.write(f"{program}: {'interrupted' if number == signal.SIGINT else 'terminated'}{how}", file=sys.stderr)
+        return 128 + number
+
+
+def _report(program: str, reason: str) -> int:
+    line = printable(f"{program}: error: {' '.join(reason.split())}")
+    tqdm.write(line, file=sys.stderr)  # not behind a progress bar
     return USER_ERROR
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Raise Stopped on SIGTERM, so that temporary files are removed on the way out."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    latest = -REPEAT
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        nonlocal latest
+        before, latest = latest, time.monotonic()
+        if latest - before > REPEAT:
+            raise Stopped(number)
+
+    old = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
+class _WaitEnded(BaseException):
+    """A stop was asked for while a batch was waited for."""
 
 
 class StopRequest:
@@ -227,6 +287,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._waiting = False
 
     def __enter__(self) -> StopRequest:
         self._old = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
@@ -240,3 +301,23 @@ class StopRequest:
         if self.signal == signal.SIGINT and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
+        if self._waiting:
+            self._waiting = False
+            raise _WaitEnded
+
+    def until(self, batches: Iterator[T]) -> Iterator[T]:
+        """Yield batches until a stop is asked for, also while one is waited for."""
+        while self.signal is None:
+            try:
+                try:
+                    self._waiting = True
+                    batch = next(batches)
+                finally:
+                    self._waiting = False
+            except (StopIteration, _WaitEnded):
+                return
+            yield batch
+
+    def end(self) -> NoReturn:
+        """End the command with the status of the signal, which may have reached another rank."""
+        raise Stopped(self.signal or signal.SIGTERM)

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 START_TIMEOUT = datetime.timedelta(minutes=10)
+AGREE_EVERY = 10  # steps after which ranks agree whether to stop; on a GPU it waits for the device
 WAIT_TIMEOUT = datetime.timedelta(days=1)  # of `on_first_rank`, which may read a whole data set
 
 T = TypeVar("T")
@@ -139,6 +140,13 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     t = torch.tensor(int(flag), device=device)
     dist.all_reduce(t, dist.ReduceOp.MAX)
     return bool(t.item())
+
+
+def stop_agreed(asked: bool, step: int, device: torch.device) -> bool:
+    """Return whether to stop after a step: signals reach ranks at different steps, so they agree after every tenth."""
+    if world_size() == 1:
+        return asked
+    return step % AGREE_EVERY == 0 and any_rank(asked, device)
 
 
 def gather_objects(value: object) -> list[object]:

@@ -15,11 +15,10 @@ import torch
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from common.distributed import all_gather, rank, world_size
 from common.images import ImageSet
-from common.loaders import EvaluationViews, default_workers, one_thread
+from common.loaders import default_workers, evaluation_loader
 from common.transforms import MEAN, STD
 
 
@@ -125,15 +124,8 @@ def raw_features(
     """
     if workers is None:
         workers = default_workers(device, images.in_memory)
-    loader = DataLoader(
-        EvaluationViews(images, size),
-        batch_size=batch,
-        num_workers=workers,
-        worker_init_fn=one_thread,
-        pin_memory=device.type == "cuda",
-    )
     with FeatureExtractor(encoder, device, dtype) as run:
-        for views in loader:
+        for views in evaluation_loader(images, size, device, batch, workers):
             yield run(views)
 
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from common.distributed import local_processes, rank, world_size
 from common.images import CorruptImageError, ImageSet
 from common.transforms import Image, ViewConfig, ViewMaker, evaluation_view
+from common.workers import protect, require_shared_memory
 
 MAX_REPLACEMENTS = 20
 
@@ -204,12 +205,41 @@ def one_thread(_worker: int = 0) -> None:
 def train_loader(
     dataset: TwoViews, batches: GlobalBatches, workers: int | None, device: torch.device
 ) -> DataLoader[Batch]:
-    """Return a loader of this rank's batches, in order, ahead of the training."""
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        collate_fn=lambda batch: batch,
-        num_workers=default_workers(device) if workers is None else workers,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=one_thread,
+    """Return a loader of this rank's batches, in order, ahead of the training.
+
+    Raises:
+        ValueError: /dev/shm is too small.
+    """
+    workers = default_workers(device) if workers is None else workers
+    side = dataset.make_view.config.size
+    require_shared_memory(workers, batches.batch // world_size() * dataset.views_per_image * side * side * 3)
+    return protect(
+        DataLoader(
+            dataset,
+            batch_sampler=batches,
+            collate_fn=lambda batch: batch,
+            num_workers=workers,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=one_thread,
+        )
+    )
+
+
+def evaluation_loader(
+    images: ImageSet, size: int, device: torch.device, batch: int, workers: int
+) -> DataLoader[Tensor]:
+    """Return a loader of the evaluation views of all images in order, (batch, size, size, 3) uint8.
+
+    Raises:
+        ValueError: /dev/shm is too small.
+    """
+    require_shared_memory(workers, min(batch, len(images)) * size * size * 3)
+    return protect(
+        DataLoader(
+            EvaluationViews(images, size),
+            batch_size=batch,
+            num_workers=workers,
+            worker_init_fn=one_thread,
+            pin_memory=device.type == "cuda",
+        )
     )

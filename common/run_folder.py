@@ -8,8 +8,10 @@ import math
 import platform
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,8 @@ import torch
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
-from common.distributed import rank, world_size
-from common.files import write_text
+from common.distributed import on_first_rank, rank, world_size
+from common.files import append_text, lock_folder, naming, write_text
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "opencv-python")
 # "Dirty" means that a tracked file that decides what runs has changed; records, tables and pages do not.
@@ -88,12 +90,15 @@ class RunFolder:
         if labels is not None:
             write_text(self.path / "labels.txt", labels)
         write_text(self.path / "environment.json", json.dumps(environment(device, packages), indent=2) + "\n")
-        with open(self.path / "command.txt", "a", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} step {step}: {' '.join(sys.argv)}\n")
+        append_text(
+            self.path / "command.txt", f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} step {step}: {' '.join(sys.argv)}\n"
+        )
         rows = [json.loads(line) for line in self._metric_lines()]
         kept = [json.dumps(row) for row in rows if row["step"] <= step]
         write_text(self.metrics_file, "".join(f"{line}\n" for line in kept))
-        self._tensorboard = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
+        threading.excepthook = _report_unless_io
+        with naming(self.path / "tensorboard"):
+            self._tensorboard = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
 
     def _metric_lines(self) -> list[str]:
         if not self.metrics_file.exists():
@@ -109,13 +114,28 @@ class RunFolder:
         row = {"step": step, "epoch": round(epoch, 6)} | {
             name: value if math.isfinite(value) else repr(value) for name, value in values.items()
         }
-        with open(self.metrics_file, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append_text(self.metrics_file, json.dumps(row) + "\n")
         assert self._tensorboard is not None
-        for name, value in values.items():
-            self._tensorboard.add_scalar(name, value, step)
+        with naming(self.path / "tensorboard"):
+            for name, value in values.items():
+                self._tensorboard.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Flush TensorBoard."""
         if self._tensorboard is not None:
-            self._tensorboard.close()
+            with naming(self.path / "tensorboard"):
+                self._tensorboard.close()
+
+
+def _report_unless_io(failure: threading.ExceptHookArgs) -> None:
+    """Report what ends a thread; not an OSError, which TensorBoard's thread also hands to the next write."""
+    if not isinstance(failure.exc_value, OSError):
+        threading.__excepthook__(failure)
+
+
+@contextmanager
+def exclusive(folder: Path, advice: str) -> Iterator[None]:
+    """Use the folder of a run alone; see `lock_folder`, which rank 0 calls. Where it is locked, every rank raises."""
+    with ExitStack() as stack:
+        on_first_rank(lambda: stack.enter_context(lock_folder(folder, advice)))
+        yield

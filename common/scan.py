@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from common.files import write_text
+from common.workers import protect
 
 CACHE = Path("runs/checks")
 BATCH = 32  # files per message of a worker
@@ -166,10 +167,10 @@ def in_workers(
         ValueError: a worker died.
     """
     workers = min(len(os.sched_getaffinity(0)), len(items) // few)
-    loader = DataLoader(
+    loader = protect(DataLoader(
         _Calls(function, items), min(BATCH, few), num_workers=workers, collate_fn=list, worker_init_fn=_start_worker,
         generator=torch.Generator(),  # else the loader would draw from the generator of the run
-    )  # fmt: skip
+    ))  # fmt: skip
     rows: list[T] = []
     try:
         with tqdm(desc=f"check {title}", total=len(items), unit=unit, leave=False, disable=None) as bar:

@@ -5,6 +5,7 @@ backbone = read_backbone("checkpoint.pth")     # any format in converters/format
 network = backbone.build()                      # a torchvision-like ResNet with its weights
 """
 
+import common  # noqa: F401  says what is to be done where the environment is not active
 from converters.backbone import Backbone, Source, VerificationError
 from converters.sources import ReadOptions, backbone_state, read_backbone
 

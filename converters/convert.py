@@ -17,8 +17,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-if not __package__:  # run as a script: import the packages beside this folder, and no file in it as a top-level module
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if not __package__:  # run as a script: find the packages beside this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import common  # noqa: F401  says what is to be done where the environment is not active
 
 from tabulate import tabulate
 

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from common.distributed import gather_objects, rank, world_size
-from common.files import write_atomically
+from common.files import naming, write_tensors
 from common.images import UNLABELLED
 from common.run_folder import git_state
 from pretrain.config import Config, backbone_id, differing_keys, method, recipe_id, rename_options
@@ -77,7 +77,7 @@ class Checkpoints:
         if name is None:
             save_last(self.folder, content)
         else:
-            write_atomically(self.folder / name, lambda path: torch.save(content, path))
+            write_tensors(self.folder / name, content)
 
     def due(self) -> bool:
         """Return whether last.pth is written after the last step."""
@@ -119,7 +119,8 @@ def describe(config: Config, data: TrainingData) -> dict[str, Any]:
 def save_last(folder: Path, content: dict[str, Any]) -> Path:
     """Write last.pth; the one before stays as previous.pth until the next call."""
     last, part = folder / LAST, folder / ".next.pth"
-    write_atomically(part, lambda path: torch.save(content, path))
+    with naming(last, part):
+        write_tensors(part, content)
     if last.exists():
         os.replace(last, folder / PREVIOUS)
     os.replace(part, last)

@@ -5,14 +5,22 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
+
+if not __package__:  # run as a script: find the packages beside this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import common  # noqa: F401  says what is to be done where the environment is not active
+
+import torch
+from tqdm import tqdm
 
 from common import distributed
 from common.cli import NON_FINITE, StopRequest, run_cli
 from common.images import save_png
-from common.loaders import GlobalBatches, train_loader
-from common.run_folder import RunFolder
+from common.loaders import Batch, GlobalBatches, train_loader
+from common.run_folder import RunFolder, exclusive
 from pretrain.checkpoint import Checkpoints, find_checkpoint, restore
 from pretrain.config import Config, PlanOptions, parse_command
 from pretrain.data import TrainingData, load_data
@@ -32,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return run_cli("pretrain", lambda: command(*parse_command(arguments)), resumable=False)
     except NonFiniteError as error:
-        print(f"pretrain: stopped: {error}", file=sys.stderr)
+        tqdm.write(f"pretrain: stopped: {error}", file=sys.stderr)
         return NON_FINITE
     finally:
         distributed.stop()
@@ -58,9 +66,15 @@ def command(config: Config, options: PlanOptions) -> int:
 
 def pretrain(config: Config) -> int:
     """Do one run from its start, or from where it stopped, to its end; return the exit status."""
-    began, device = time.time(), distributed.start(config.device)
-    folder = RunFolder(Path(config.runs, str(config.name)))
-    saved = find_checkpoint(config, folder.path)
+    device = distributed.start(config.device)
+    path = Path(config.runs, str(config.name))
+    with exclusive(path, "wait for it, or give another --name"):
+        return run(config, device, RunFolder(path))
+
+
+def run(config: Config, device: torch.device, folder: RunFolder) -> int:
+    """Do the run of a folder that no other process uses; return the exit status."""
+    began, saved = time.time(), find_checkpoint(config, folder.path)
     data = load_data(config)
     images = len(data.images)
     model = build_model(config, images, len(data.images.classes))
@@ -70,7 +84,8 @@ def pretrain(config: Config) -> int:
         if t.step == t.steps and (folder.path / SUMMARY).exists():  # it is finished, and its folder stays as it is
             log_done(t, saved["progress"]["knn"], folder.path)
             return 0
-    sampler = GlobalBatches(images, config.optim.batch, config.seed, t.step, t.steps)
+    batches = GlobalBatches(images, config.optim.batch, config.seed, t.step, t.steps)
+    loader = train_loader(data.views, batches, config.data.workers, device)
     folder.start(config.as_dict(), device, t.step, data.kept.text)
     log_start(t, data, folder.path)
     monitor = Monitor(t, folder, saved and saved["progress"])
@@ -78,7 +93,7 @@ def pretrain(config: Config) -> int:
     if t.step == 0 and distributed.rank() == 0:
         save_png(views_sheet(data.views), folder.path / "views.png")
     with StopRequest() as stop:
-        train(t, data, sampler, monitor, checkpoints, stop)
+        train(t, data, loader, monitor, checkpoints, stop)
     monitor.close()
     folder.close()
     distributed.barrier()
@@ -90,18 +105,20 @@ def pretrain(config: Config) -> int:
 def train(
     t: Training,
     data: TrainingData,
-    sampler: GlobalBatches,
+    loader: Iterable[Batch],
     monitor: Monitor,
     checkpoints: Checkpoints,
     stop: StopRequest,
 ) -> None:
     """Train from t.step to the last step, or until a signal asks to stop; measure, save and log on the way."""
-    c = t.config
-    if t.step == 0:
+    c, alone = t.config, distributed.world_size() == 1
+    if t.step == 0 and not monitor.knn:
         monitor.evaluate(data.knn)
-    batches = iter(train_loader(data.views, sampler, c.data.workers, t.device))
+    # Several ranks must do the same steps, so there a stop does not end the wait for a batch.
+    batches = stop.until(iter(loader)) if alone else iter(loader)
     stopping = False
     while t.step < t.steps and not stopping:  # one epoch, or what is left of it
+        began = t.step
         for batch in monitor.time_loading(islice(batches, t.steps_left_in_epoch)):
             lr, due = t.set_learning_rate(), monitor.due(t.step + 1)
             loss, statistics = training_step(t, batch, measure=due)
@@ -110,13 +127,13 @@ def train(
             monitor.add_corrupt(batch.corrupt, len(data.images), c.data.max_corrupt)
             if due:
                 monitor.report(statistics)
-            if due or distributed.world_size() == 1:  # ranks may see a signal at different steps: they agree on it
-                stopping = distributed.any_rank(stop.signal is not None, t.device)
+            stopping = distributed.stop_agreed(stop.signal is not None, t.step, t.device)
             if stopping:
                 break
             if checkpoints.due() and not t.epoch_ended:
                 checkpoints.save()
-        if t.epoch_ended:
+        stopping |= alone and stop.signal is not None  # also where no step was done: a batch was waited for
+        if t.epoch_ended and t.step > began:
             monitor.check_finite()
             if t.epochs_passed(c.monitor.knn_every) or t.step == t.steps:
                 monitor.evaluate(data.knn)

@@ -31,6 +31,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
+if not __package__:  # run as a script: find the packages beside this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import common  # noqa: F401  says what is to be done where the environment is not active
+
 import psutil
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt

@@ -17,11 +17,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from jsonargparse import Namespace
-
 if not __package__:  # run as a script: find the packages beside this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import common  # noqa: F401  says what is to be done where the environment is not active
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jsonargparse import Namespace
 
 from common.cli import CommandParser, run_cli
 from common.files import write_text

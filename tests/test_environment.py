@@ -58,7 +58,7 @@ def test_the_front_door_says_what_it_would_run() -> None:
     assert alone.stdout.strip() == f"{python} -m pretrain.train --recipe fashion --seed 3"
     several = {"DRY_RUN": "1", "NPROC": "8", "NNODES": "2", "UNIMOCO_ENV": sys.prefix}
     many = run(*front_door, "--recipe=moco_v2", RDZV="h:1", **several)
-    torchrun = "-m torch.distributed.run --nnodes 2 --rdzv-backend c10d --rdzv-endpoint h:1 --nproc-per-node 8"
+    torchrun = "-m pretrain.launch --nnodes 2 --rdzv-backend c10d --rdzv-endpoint h:1 --nproc-per-node 8"
     assert many.stdout.strip() == f"{python} {torchrun} -m pretrain.train --recipe=moco_v2"
     lost = run(*front_door, **several)
     assert lost.returncode != 0

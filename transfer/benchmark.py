@@ -25,7 +25,7 @@ from tabulate import tabulate
 
 from common.cli import run_cli
 from common.distributed import on_first_rank, rank, stop
-from common.files import write_atomically, write_text
+from common.files import require_writable, write_atomically, write_text
 from common.run_folder import environment
 from converters import Backbone, VerificationError, read_backbone
 from results.record import Record, hash_config, path_of, read, write
@@ -219,10 +219,11 @@ def _planned(run: Run) -> dict[str, Any]:
 def _measure_one(
     run: R, work: Callable[[R], Measurement], folder: Path, device: torch.device, data_check: str | None
 ) -> Record:
-    began = time.time()
+    path, began = folder / run.record_path, time.time()
+    on_first_rank(partial(require_writable, path.parent))
     measured = work(run)
     cost = {"seconds": time.time() - began, **peak_memory(device), **measured.cost}
-    per_image = (folder / run.record_path).with_suffix(".npz") if measured.per_image else None
+    per_image = path.with_suffix(".npz") if measured.per_image else None
     record = run.record(replace(measured, cost=cost), device, per_image.name if per_image else None, data_check)
     if rank() == 0:
         if per_image is not None:

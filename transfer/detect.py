@@ -13,12 +13,18 @@ import os
 import re
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
+
+if not __package__:  # run as a script: find the packages beside this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import common  # noqa: F401  says what is to be done where the environment is not active
 
 import torch
 from jsonargparse import Namespace
 
 from common.cli import CommandParser
+from common.run_folder import exclusive
 from transfer.benchmark import Measurement, measure, on_record, run_benchmark, summary
 from transfer.detection.devices import choose_devices
 from transfer.options import require, training_parser
@@ -63,7 +69,9 @@ def detect(options: Namespace) -> None:
     runs = (plan_run(options, devices, seed) for seed in options.seeds)
 
     def work(run: DetectionRun) -> Measurement:
-        return measure_run(run, root, devices, options)
+        # The first machine locks the folder for all.
+        with nullcontext() if options.machine_rank else exclusive(run.folder, "wait for it, or give another --out"):
+            return measure_run(run, root, devices, options)
 
     if options.machine_rank:  # the first machine writes the records
         for run in runs:

@@ -18,6 +18,10 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+if not __package__:  # run as a script: find the packages beside this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import common  # noqa: F401  says what is to be done where the environment is not active
+
 import torch
 from jsonargparse import Namespace
 

@@ -30,6 +30,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+if not __package__:  # run as a script: find the packages beside this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import common  # noqa: F401  says what is to be done where the environment is not active
+
 import cv2
 import matplotlib as mpl
 import numpy as np

@@ -13,10 +13,15 @@ import os
 import sys
 from pathlib import Path
 
+if not __package__:  # run as a script: find the packages beside this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import common  # noqa: F401  says what is to be done where the environment is not active
+
 from jsonargparse import Namespace
 
 from common.cli import CommandParser
 from common.distributed import rank
+from common.run_folder import exclusive
 from transfer.benchmark import Measurement, measure, run_benchmark, summary
 from transfer.options import require, training_parser
 from transfer.segmentation.quiet import quiet
@@ -56,7 +61,8 @@ def segment(options: Namespace) -> None:
     runs = (plan_run(options, device.type, processes, seed) for seed in options.seeds)
 
     def work(run: SegmentationRun) -> Measurement:
-        return measure_run(run, root, options)
+        with exclusive(run.folder, "wait for it, or give another --out"):
+            return measure_run(run, root, options)
 
     def check(run: SegmentationRun) -> str:
         return check_run(run, root)

@@ -16,6 +16,7 @@ from common.files import sha256
 from common.images import text_lines
 from common.labels import LabelConfig
 from common.precision import autocast_dtype, use_exact_fp32
+from common.run_folder import exclusive
 from converters import Backbone
 from transfer.benchmark import Measurement, Run, measure, summary
 from transfer.classification.check import check_sets
@@ -82,7 +83,8 @@ def evaluate_seeds(
         raise ValueError("several processes need GPUs here: batch norm must see the complete batch")
 
     def work(run: Run) -> Measurement:
-        measured = evaluate(run, options, device)
+        with exclusive(run_folder(run, run.task), "wait for it, or give another --out"):
+            measured = evaluate(run, options, device)
         return measured if options.pictures and run.seed == options.seeds[0] else replace(measured, draw=None)
 
     def check(run: Run) -> str:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -79,7 +80,8 @@ class FeatureCache:
         shape = (len(images), backbone.feature_dim)
         if self.folder is None:
             features = torch.empty(shape, dtype=self.store)
-            self._fill(features, network, images, name)
+            for start, rows in self._rows(network, images, name):
+                features[start : start + len(rows)] = rows
             return features
         content = self.describe(backbone, images)
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
@@ -87,38 +89,40 @@ class FeatureCache:
         began, reused = time.time(), path.exists() and path.stat().st_size == size
         if not reused:
             about = {"what": name, "path": backbone.source.path, **content}
-            write_text(path.with_suffix(".json"), json.dumps(about, indent=2) + "\n")
             write_atomically(path, partial(self._write, shape, network, images, name))
+            write_text(path.with_suffix(".json"), json.dumps(about, indent=2) + "\n")
         if rank() == 0:
             how = "reused" if reused else f"{time.time() - began:.0f} s"
             tqdm.write(f"features of {name}: {shape[0]} x {shape[1]}, {size / 2**20:.0f} MiB, {path} ({how})")
         return torch.from_file(str(path), size=shape[0] * shape[1], dtype=self.store).view(shape)
 
     def _write(self, shape: tuple[int, int], network: nn.Module, images: ImageSet, name: str, path: Path) -> None:
-        path.touch()
-        os.truncate(path, shape[0] * shape[1] * self.store.itemsize)
-        features = torch.from_file(str(path), shared=True, size=shape[0] * shape[1], dtype=self.store)
-        self._fill(features.view(shape), network, images, name)
+        """Write the features of all images; on a full disk fail before they are computed."""
+        with path.open("wb") as file:  # writing to a mapped file would end in SIGBUS where the disk fails
+            os.posix_fallocate(file.fileno(), 0, shape[0] * shape[1] * self.store.itemsize)
+            for _, rows in self._rows(network, images, name):
+                file.write(rows.view(torch.uint8).numpy().data)
 
-    def _fill(self, features: Tensor, network: nn.Module, images: ImageSet, name: str) -> None:
-        """Compute the features of all images into (B, D)."""
-        start, spread = 0, 0.0
+    def _rows(self, network: nn.Module, images: ImageSet, name: str) -> Iterator[tuple[int, Tensor]]:
+        """Yield the index of the first image and the features (n, D) of each batch, on the CPU in the stored type."""
+        start, spread, first = 0, 0.0, torch.zeros(0)
         parts = raw_features(network, images, self.size, self.device, BATCH, self.workers, self.dtype)
         with tqdm(total=len(images), desc=f"features of {name}", unit="img", disable=rank() != 0, leave=False) as bar:
             for part in parts:
-                rows = features[start : start + len(part)].copy_(part)
+                rows = part.to("cpu", self.store).contiguous()
                 if not bool(torch.isfinite(rows).all()):
                     raise ValueError(
                         f"features of {name} are not finite in {rows.dtype}: the checkpoint is damaged, or needs "
                         "--precision fp32 --store fp32"
                     )
-                first = features[:1].float()
+                first = first if start else rows[:1].float()
                 spread = max(spread, float((rows.float() - first).abs().max()))
-                start += len(part)
-                bar.update(len(part))
-        if len(features) > 1 and spread <= CONSTANT * float(features[0].float().abs().max()):
+                yield start, rows
+                start += len(rows)
+                bar.update(len(rows))
+        if start > 1 and spread <= CONSTANT * float(first.abs().max()):
             raise ValueError(
-                f"features of {name} are the same for all {len(features)} images, so that no metric of them means "
+                f"features of {name} are the same for all {start} images, so that no metric of them means "
                 "anything: the checkpoint has collapsed, or the images are all the same"
             )
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from common.distributed import gather_objects
-from common.files import sha256, write_atomically
+from common.files import sha256, write_tensors
 from common.knn import accuracy
 from converters import Backbone
 from transfer.benchmark import Metrics
@@ -46,7 +46,7 @@ def save_head(path: Path, head: nn.Linear, classes: list[str], backbone: Backbon
         "arch": backbone.arch,
         "checkpoint": backbone.source.sha256,
     }
-    write_atomically(path, lambda part: torch.save(content, part))
+    write_tensors(path, content)
 
 
 def head_hash(path: Path | None) -> str | None:

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from common.distributed import any_rank, rank
-from common.files import write_atomically
+from common.files import write_tensors
 from common.images import CorruptImageError, ImageSet
 from common.loaders import Batch, GlobalBatches, OneView, default_workers, train_loader
 from common.transforms import ViewConfig
@@ -202,7 +202,7 @@ class ResumableLoop:
             content = {name: part.state_dict() for name, part in self.parts.items()}
             seconds = self.earlier + time.time() - self.began
             content |= {"epoch": self.epoch, "config": self.config, "seconds": seconds, "earlier": self.earlier}
-            write_atomically(self.setting.state, lambda part: torch.save(content, part))
+            write_tensors(self.setting.state, content)
 
     def _lowest_loss(self) -> float:
         """Return the lowest of the losses: of many heads some may have diverged, not all.

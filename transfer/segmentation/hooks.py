@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from tqdm import tqdm
 
-from common.distributed import rank
+from common.cli import StopRequest
+from common.distributed import rank, stop_agreed
 from common.run_folder import RunFolder
 from transfer.segmentation.weights import SegmentorBackbone
 
@@ -148,6 +149,27 @@ class ResumeHook(Hook):
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Restore it."""
         torch.set_rng_state(self.kept)
+
+
+class StopHook(Hook):
+    """Saves the state after the iteration in which a signal asked to stop, and ends the training.
+
+    Raises:
+        Stopped: in `after_train_iter`.
+    """
+
+    priority = "LOWEST"  # after the metrics and the schedule of the iteration
+
+    def __init__(self, stop: StopRequest) -> None:
+        self.stop = stop
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Save where mmengine's own hook would, so that it removes older checkpoints, and end."""
+        device = next(runner.model.parameters()).device
+        if stop_agreed(self.stop.signal is not None, runner.iter + 1, device):
+            (saver,) = (hook for hook in runner.hooks if isinstance(hook, CheckpointHook))
+            saver._save_checkpoint(runner)
+            self.stop.end()
 
 
 class PicturesHook(Hook):

@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 from mmengine.runner.checkpoint import get_torch_safe_globals
 from mmseg.utils import register_all_modules
 
+from common.cli import StopRequest
 from common.distributed import barrier, on_first_rank, rank
 from common.files import write_text
 from common.run_folder import RunFolder
@@ -25,7 +26,7 @@ from transfer.segmentation import evaluation, pictures, plan
 from transfer.segmentation.config import LOADERS, Resolved, read_task, resolve
 from transfer.segmentation.data import count_images, find_data, list_parts
 from transfer.segmentation.data_check import check_data
-from transfer.segmentation.hooks import BackboneHook, MetricsHook, PicturesHook, ResumeHook
+from transfer.segmentation.hooks import BackboneHook, MetricsHook, PicturesHook, ResumeHook, StopHook
 from transfer.segmentation.quiet import quiet
 from transfer.segmentation.trainer import build_runner
 from transfer.tasks import SEGMENTATION
@@ -117,7 +118,11 @@ def measure_run(run: SegmentationRun, root: Path, options: Namespace) -> Measure
                 runner.load_checkpoint(str(checkpoint), strict=True)
                 runner.val()
             else:
-                runner.train()
+                with StopRequest() as stop:
+                    runner.register_hook(StopHook(stop))
+                    runner.train()
+                if stop.signal is not None:  # in the last evaluation
+                    stop.end()
         finally:
             folder.close()
     # As `images` counts all starts of a resumed run, so must the seconds.

@@ -17,7 +17,10 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS, RUNNERS
 from mmengine.runner import Runner
 from torch import nn
+from torch.utils.data import DataLoader
 
+from common.files import write_atomically
+from common.workers import protect
 from transfer.benchmark import Run
 
 
@@ -43,6 +46,17 @@ class QuietRunner(Runner):
             if not isinstance(handler, logging.FileHandler):
                 handler.setLevel(logging.ERROR)
         return logger
+
+    @staticmethod
+    def build_dataloader(*args: Any, **kwargs: Any) -> DataLoader[Any]:
+        """Build a loader whose processes leave a stop to the run."""
+        return protect(Runner.build_dataloader(*args, **kwargs))
+
+    def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
+        """Save the state atomically, on rank 0."""
+        save = super().save_checkpoint
+        if self.rank == 0:
+            write_atomically(Path(out_dir, filename), lambda part: save(out_dir, part.name, *args, **kwargs))
 
 
 def build_runner(cfg: Config, run: Run, checkpoint: Path | None) -> Runner:

@@ -27,6 +27,7 @@ from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from common.workers import protect
 from transfer.detection.data import find_data, scene_splits
 from transfer.detection.images import read_header
 from transfer.detection.voc import read_voc
@@ -156,11 +157,11 @@ def training_loader(cfg: CfgNode) -> DataLoader:
         )
     wide = [row["width"] > row["height"] for row in rows] if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None
     batches = Batches(order, cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(), wide)
-    return DataLoader(
+    return protect(DataLoader(
         Augmented(rows, DatasetMapper(cfg, is_train=True), cfg.SEED), batch_sampler=batches,
         num_workers=cfg.DATALOADER.NUM_WORKERS, collate_fn=list,
         generator=torch.Generator(),  # else starting and resuming a run would each draw from torch's global one
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 class Batches(Sampler[list[tuple[int, int]]]):

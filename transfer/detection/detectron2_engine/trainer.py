@@ -8,6 +8,7 @@ state and data order are identical and the last digits are not.
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.utils import comm
@@ -23,7 +25,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from common.cli import StopRequest
+from common.distributed import stop_agreed
+from common.files import write_tensors, write_text
 from common.run_folder import RunFolder
+from common.workers import protect
 from converters import Backbone
 from transfer.detection.detectron2_engine.data import training_loader
 from transfer.detection.detectron2_engine.evaluation import Results, build_evaluator
@@ -47,7 +53,7 @@ class Trainer(DefaultTrainer):
     """
 
     def __init__(self, cfg: CfgNode, backbone: Backbone, folder: Path, packages: Sequence[str] = ()) -> None:
-        self.folder, self.packages, self.clock = RunFolder(folder), packages, Clock()
+        self.folder, self.packages, self.clock, self.stop = RunFolder(folder), packages, Clock(), StopRequest()
         super().__init__(cfg)
         self.compared = load_backbone(self.network, backbone)
         if cfg.TASK.PRECISION == "bf16":
@@ -65,13 +71,20 @@ class Trainer(DefaultTrainer):
         return self.start_iter
 
     def train(self) -> Results:
-        """Train to the last iteration; return the results of the last evaluation."""
+        """Train to the last iteration; return the results of the last evaluation.
+
+        Raises:
+            Stopped: a signal asked for it; the state is saved.
+        """
         self.folder.start(
             yaml.safe_load(self.cfg.dump()), torch.device(self.cfg.MODEL.DEVICE), self.start_iter,
             packages=self.packages,
         )  # fmt: skip
         try:
-            super().train()
+            with self.stop:
+                super().train()
+            if self.stop.signal is not None:  # in the last evaluation
+                self.stop.end()
         except FloatingPointError as error:
             raise ValueError(
                 f"iteration {self.iter}: the loss is not finite at learning rate "
@@ -82,7 +95,9 @@ class Trainer(DefaultTrainer):
         return self._last_eval_results
 
     def build_hooks(self) -> list[HookBase | None]:
-        """Return detectron2's hooks with our checkpoint limit, writer, seeds, clock and progress bar."""
+        """Return detectron2's hooks with our checkpoints, writer, seeds, clock, stop and progress bar."""
+        network = self.checkpointer.model
+        self.checkpointer: Any = _Checkpointer(network, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         built = super().build_hooks()
         mine: list[HookBase | None] = [_Seeds(self.cfg.SEED), self.clock]
         for hook in built:
@@ -93,7 +108,7 @@ class Trainer(DefaultTrainer):
             elif isinstance(hook, hooks.PeriodicWriter):
                 hook = hooks.PeriodicWriter(self.build_writers(), WRITE_EVERY)
             mine.append(hook)
-        return [*mine, _Progress()] if comm.is_main_process() else mine
+        return [*mine, _Progress(), _Stop(self.stop)] if comm.is_main_process() else [*mine, _Stop(self.stop)]
 
     def build_writers(self) -> list[EventWriter]:
         """Return one writer: metrics.jsonl and TensorBoard."""
@@ -104,6 +119,11 @@ class Trainer(DefaultTrainer):
     def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
         """Return batches that are a function of seed and iteration."""
         return training_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        """Return detectron2's loader, whose processes leave a stop to the run."""
+        return protect(super().build_test_loader(cfg, dataset_name))
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> Any:
@@ -120,6 +140,30 @@ def train_in_bf16(model: nn.Module, device: str) -> None:
             return forward(batch)
 
     model.forward = mixed
+
+
+class _Checkpointer(DetectionCheckpointer):
+    """Writes each file atomically."""
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        if not self.save_to_disk:
+            return
+        parts = {key: part.state_dict() for key, part in self.checkpointables.items()}
+        write_tensors(Path(self.save_dir, f"{name}.pth"), {"model": self.model.state_dict(), **parts, **kwargs})
+        write_text(Path(self.save_dir, "last_checkpoint"), f"{name}.pth")
+
+
+class _Stop(HookBase):
+    """Saves the state after the iteration in which a signal asked to stop, and ends the training."""
+
+    def __init__(self, stop: StopRequest) -> None:
+        self.stop = stop
+
+    def after_step(self) -> None:
+        trainer = self.trainer
+        if stop_agreed(self.stop.signal is not None, trainer.iter + 1, torch.device(trainer.cfg.MODEL.DEVICE)):
+            trainer.checkpointer.save("model_stopped", iteration=trainer.iter)
+            self.stop.end()
 
 
 class _Seeds(HookBase):
