@@ -247,14 +247,20 @@ def run_cli(
     except KeyboardInterrupt as error:
         number = error.number if isinstance(error, Stopped) else signal.SIGINT
         how = "; the same command with --resume continues it" * resumable
-        tqdm.write(f"{program}: {'interrupted' if number == signal.SIGINT else 'terminated'}{how}", file=sys.stderr)
+        say_last(f"{program}: {'interrupted' if number == signal.SIGINT else 'terminated'}{how}")
         return 128 + number
 
 
 def _report(program: str, reason: str) -> int:
-    line = printable(f"{program}: error: {' '.join(reason.split())}")
-    tqdm.write(line, file=sys.stderr)  # not behind a progress bar
+    say_last(printable(f"{program}: error: {' '.join(reason.split())}"))
     return USER_ERROR
+
+
+def say_last(line: str) -> None:
+    """Print the last line of a command on stderr, below the progress bars that an error has left open."""
+    for bar in [*tqdm._instances]:  # type: ignore[attr-defined]
+        bar.close()
+    print(line, file=sys.stderr)
 
 
 @contextmanager

@@ -120,6 +120,7 @@ def lock_folder(folder: Path, advice: str) -> Iterator[None]:
         ValueError: it is locked; the message says by whom and since when.
     """
     path = folder.with_name(f".{folder.name}.lock")
+    made = [parent for parent in path.parents if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path, folder, advice) as file:
         with naming(path):
@@ -130,6 +131,9 @@ def lock_folder(folder: Path, advice: str) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it is in use
+                for parent in made:
+                    parent.rmdir()
 
 
 def _locked(path: Path, folder: Path, advice: str) -> IO[str]:

@@ -14,10 +14,9 @@ if not __package__:  # run as a script: find the packages beside this folder
     import common  # noqa: F401  says what is to be done where the environment is not active
 
 import torch
-from tqdm import tqdm
 
 from common import distributed
-from common.cli import NON_FINITE, StopRequest, run_cli
+from common.cli import NON_FINITE, StopRequest, run_cli, say_last
 from common.images import save_png
 from common.loaders import Batch, GlobalBatches, train_loader
 from common.run_folder import RunFolder, exclusive
@@ -40,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return run_cli("pretrain", lambda: command(*parse_command(arguments)), resumable=False)
     except NonFiniteError as error:
-        tqdm.write(f"pretrain: stopped: {error}", file=sys.stderr)
+        say_last(f"pretrain: stopped: {error}")
         return NON_FINITE
     finally:
         distributed.stop()
