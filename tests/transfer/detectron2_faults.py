@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -326,6 +327,7 @@ def test_sound_data_pass_and_a_second_check_opens_no_file(
 
 
 CITY = "cityscapes/gtFine/val/ulm/ulm_000000_000019_gtFine_instanceIds.png"
+CITY_TRAIN = CITY.replace("val", "train").replace("instanceIds.png", "polygons.json")
 
 
 @NEEDS_CITYSCAPES
@@ -335,7 +337,7 @@ CITY = "cityscapes/gtFine/val/ulm/ulm_000000_000019_gtFine_instanceIds.png"
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        (CITY.replace("val", "train").replace("instanceIds.png", "polygons.json"), Path.unlink, "missing, with 1 of 2"),
+        (CITY_TRAIN, Path.unlink, "missing, with 1 files of 2"),
         (CITY, lambda path: Image.new("L", (64, 48)).save(path), "mode L: instance ids have 16 bits"),
         (CITY, lambda path: Image.new("I;16", (64, 48), 99).save(path), "label id 99 is none of Cityscapes'"),
         (CITY, lambda path: Image.new("I;16", (64, 48), 7).save(path), "no object in 1 images"),
@@ -343,14 +345,16 @@ CITY = "cityscapes/gtFine/val/ulm/ulm_000000_000019_gtFine_instanceIds.png"
         ("train", lambda c: c["objects"][0].update(label="nut"), "'nut' is none of Cityscapes' labels"),
         ("train", lambda c: c["objects"][0].update(polygon=[[1, 2], [3, 4]]), "write three or more points"),
         ("train", lambda c: c.pop("imgWidth"), "no imgWidth, imgHeight and objects"),
+        ("val", lambda c: c["objects"][0].update(label="nut"), "val/.*'nut' is none of Cityscapes' labels"),
+        (CITY, lambda path: shutil.copy(path, path.with_name("ulm_9_9_gtFine_instanceIds.png")), "there is no image"),
     ],
 )  # fmt: skip
 def test_a_wrong_file_of_cityscapes_is_one_line(
     file: str, change: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = cityscapes(tmp_path / "data")
-    if file == "train":
-        edit(next((root / "cityscapes/gtFine/train").rglob("*_polygons.json")), change)
+    if file in ("train", "val"):
+        edit(next((root / "cityscapes/gtFine" / file).rglob("*_polygons.json")), change)
     else:
         change(root / file)
     refused(root, "cityscapes-instance", message, capsys)

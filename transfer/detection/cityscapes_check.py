@@ -7,7 +7,7 @@ import copy
 import importlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,7 +29,7 @@ def check_cityscapes(name: str, images: Path, truth: Path, test: bool) -> tuple[
         name: of the data set.
         images: its folder below leftImg8bit.
         truth: its folder below gtFine.
-        test: whether it is scored, which reads instanceIds.png; else it is trained on, which reads polygons.json.
+        test: whether it is scored, which reads instanceIds.png too; else it is trained on, by polygons.json.
 
     Returns:
         What was checked, in words, and the names of the classes that have objects.
@@ -43,25 +43,36 @@ def check_cityscapes(name: str, images: Path, truth: Path, test: bool) -> tuple[
         if not path.name.endswith(suffix):
             raise ValueError(f"{path}: its name does not end with {suffix}: move it out of {images}")
     stems = [truth / path.parent.name / path.name.removesuffix(suffix) for path in found]
-    kind = "instanceIds.png" if test else "polygons.json"
-    files = [stem.with_name(f"{stem.name}_gtFine_{kind}") for stem in stems]
-    absent = [file for file in files if not file.is_file()]
+    polygons, instances = (
+        [stem.with_name(f"{stem.name}_gtFine_{kind}") for stem in stems]
+        for kind in ("polygons.json", "instanceIds.png")
+    )
+    absent = [file for file in [*polygons, *instances * test] if not file.is_file()]
     if absent or not found:
         first = absent[0] if absent else f"{images}/*/*{suffix}"
-        raise ValueError(f"{first}: missing, with {len(absent):,} of {len(found):,} annotations: unpack the set again")
+        raise ValueError(f"{first}: missing, with {len(absent):,} files of {len(found):,} images: unpack the set again")
+    if test and (more := sorted({*truth.glob("*/*_gtFine_instanceIds.png")} - {*instances})):
+        raise ValueError(f"{more[0]}: there is no image for it, and the evaluation wants one: unpack the set again")
     scan = scan_files(found, read_header, f"images of {name}")
-    rows = scan_files(files, inspect_instances if test else inspect_polygons, f"annotations of {name}")
-    for file, row, size in zip(files, rows, scan, strict=True):
-        if row["size"] != size:
-            raise ValueError(f"{file}: {row['size']} is not the size {size} of its image: unpack the set again")
+    rows = scan_files(polygons, inspect_polygons, f"polygons of {name}")
+    _compare(polygons, rows, scan)
+    if test:  # the evaluation reads other files than training
+        rows = scan_files(instances, inspect_instances, f"instances of {name}")
+        _compare(instances, rows, scan)
     classes = sorted({label for row in rows for label in row["labels"]})
     objects = sum(len(row["labels"]) for row in rows)
     if not objects:
         raise ValueError(f"{truth}: no object in {len(found):,} images; is it the right folder?")
     if test:
-        _score_perfect(truth, {str(file): row["instances"] for file, row in zip(files, rows, strict=True)})
+        _score_perfect(truth, {str(file): row["instances"] for file, row in zip(instances, rows, strict=True)})
     said = f"{name}: {scan.describe('images')}, {objects:,} objects" + ", AP 100 with perfect detections" * test
     return said, classes
+
+
+def _compare(files: Sequence[Path], rows: Sequence[dict[str, Any]], sizes: Sequence[list[int]]) -> None:
+    for file, row, size in zip(files, rows, sizes, strict=True):
+        if row["size"] != size:
+            raise ValueError(f"{file}: {row['size']} is not the size {size} of its image: unpack the set again")
 
 
 def inspect_polygons(file: Path) -> dict[str, Any]:
