@@ -28,11 +28,20 @@ class Source:
         format: the checkpoint format that was recognised, or timm, torchvision, random for a named network.
         path: the file or name given.
         sha256: of the file; of the tensors where there is no file.
+        weights: the set of weights that was read of a file.
+        variant: what was read where it is not what the file's authors transfer: "key", "model" …, or "".
     """
 
     format: str
     path: str
     sha256: str
+    weights: str = ""
+    variant: str = ""
+
+    @property
+    def content_id(self) -> str:
+        """Identity of the tensors: one file may hold several sets of weights."""
+        return self.sha256 + f"-{self.variant}" * bool(self.variant)
 
 
 @dataclass(frozen=True)
@@ -59,13 +68,16 @@ class Backbone:
 
     @property
     def backbone_id(self) -> str:
-        """Identity of the pre-training regardless of its seed, e.g. "unimoco-3f2a…", "timm:resnet50", "sha256-…"."""
+        """Identity of the pre-training regardless of its seed, e.g. "unimoco-3f2a…", "timm:resnet50", "sha256-…".
+
+        It ends in "-key", "-model" … where another set of weights than the file's default was read.
+        """
         if "backbone_id" in self.meta:
-            return str(self.meta["backbone_id"])
+            return str(self.meta["backbone_id"]) + f"-{self.source.variant}" * bool(self.source.variant)
         if self._is_named:
             name, _, options = self.source.path.partition("?")
             return name + "?pretrained=false" * ("pretrained=false" in options.lower())
-        return f"sha256-{self.source.sha256}"
+        return f"sha256-{self.source.content_id}"
 
     @property
     def seed(self) -> int | None:

@@ -21,6 +21,7 @@ if not __package__:  # run as a script: find the packages beside this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import common  # noqa: F401  says what is to be done where the environment is not active
 
+from jsonargparse import ArgumentParser
 from tabulate import tabulate
 
 from common.cli import CommandParser, printable, run_cli
@@ -68,7 +69,7 @@ class Conversion:
         rows.append(["written", self.written, path])
         dropped = sum(map(len, reading.dropped.values()))
         lines = [
-            f"{printable(source.path)}: {source.format} format{origin}, {reading.branch} encoder, {backbone.arch}, "
+            f"{printable(source.path)}: {source.format} format{origin}, {reading.weights} weights, {backbone.arch}, "
             f"sha256 {source.sha256[:12]}",
             tabulate(rows, headers=["", "tensors", "which"]),
             f"{reading.total} keys found, {reading.total - dropped} read, {dropped} dropped on purpose, "
@@ -187,6 +188,16 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def add_reading_options(p: ArgumentParser) -> None:
+    """Add the options that say which weights of a checkpoint are read, and into which network."""
+    p.add_argument(
+        "--weights", type=str,
+        help="which weights of a checkpoint that holds several sets: ema or model, query or key, student or teacher, "
+        "online or momentum; by default those that its authors transfer",
+    )  # fmt: skip
+    p.add_argument("--arch", type=str, help="the network, where the checkpoint does not say which of several it is")
+
+
 def parser() -> CommandParser:
     """Return the parser of the command line."""
     p = CommandParser("convert.py", __doc__)
@@ -197,11 +208,8 @@ def parser() -> CommandParser:
     )
     p.add_argument("--to", choices=list(TARGETS), required=True, help="the framework to write for")
     p.add_argument("--out", type=str, help="the file to write; default: CKPT.TARGET.SUFFIX beside the checkpoint")
-    p.add_argument(
-        "--branch", type=str,
-        help="which encoder: query or key, online or momentum, student or teacher; "
-        "by default the one that its authors transfer",
-    )  # fmt: skip
+    add_reading_options(p)
+    p.add_argument("--branch", type=str, help="deprecated: --weights")
     p.add_argument("--from", choices=list(BY_NAME), help="the format of the checkpoint; default: recognise it")
     p.add_argument(
         "--drop", type=str, action="append", default=[],
@@ -226,7 +234,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         given = parser().parse(arguments)
-        options = ReadOptions(given.branch, given["from"], tuple(given.drop), given.trust)
+        if given.branch:
+            print("--branch is deprecated: --weights chooses the weights", file=sys.stderr)
+        weights = given.weights or given.branch
+        options = ReadOptions(weights, given.arch, given["from"], tuple(given.drop), given.trust)
         try:
             done = convert(
                 given.checkpoint, given.to, given.out, options,

@@ -46,7 +46,7 @@ def read(path: str) -> Backbone:
     tensors = {key: state[key].detach().clone() for key in archs.expected(arch)}
     meta = {"method": kind, "name": name} if pretrained else {"method": "random", "name": name, "seed": seed}
     backbone = Backbone(tensors, arch, Source(kind, path, _digest(tensors)), meta)
-    _check_features(network, backbone)
+    check_features(network, backbone)
     return backbone
 
 
@@ -72,7 +72,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _check_features(network: nn.Module, backbone: Backbone) -> None:
+def check_features(network: nn.Module, backbone: Backbone) -> None:
     """Raise ValueError where names and shapes fit but the network differs (blur pooling, other strides)."""
     images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

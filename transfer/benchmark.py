@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,18 +23,26 @@ import torch
 from jsonargparse import Namespace
 from tabulate import tabulate
 
-from common.cli import run_cli
+from common.cli import printable, run_cli
 from common.distributed import on_first_rank, rank, stop
 from common.files import require_writable, write_atomically, write_text
 from common.run_folder import environment
-from converters import Backbone, VerificationError, read_backbone
+from converters import Backbone, ReadOptions, VerificationError, sources
 from results.record import Record, hash_config, path_of, read, write
 
 Metrics = dict[str, float]
 
 
-def read_checkpoint(name: str | None, seed: int, arch: str = "resnet18") -> Backbone:
-    """Read --ckpt; `random` means random:ARCH, and random weights that name no seed are drawn with `seed`.
+def read_checkpoint(
+    name: str | None, seed: int, arch: str = "resnet18", options: ReadOptions = sources.DEFAULT
+) -> Backbone:
+    """Read --ckpt and print the reader's notes on stderr.
+
+    Args:
+        name: --ckpt; `random` means random:ARCH, and random weights that name no seed are drawn with `seed`.
+        seed: of the benchmark.
+        arch: what `random` means.
+        options: how to read a file.
 
     Raises:
         ValueError: no name, no such file, or it holds no ResNet.
@@ -45,7 +53,21 @@ def read_checkpoint(name: str | None, seed: int, arch: str = "resnet18") -> Back
         name = f"random:{arch}"
     if name.startswith("random:") and "seed=" not in name:
         name += f"?seed={seed}"
-    return read_backbone(name)
+    reading = sources.read(name, options)
+    for note in reading.notes if rank() == 0 else ():
+        _note(f"{name}: {note}")
+    return reading.backbone
+
+
+def read_backbone(options: Namespace, seed: int, arch: str = "resnet18") -> Backbone:
+    """Read --ckpt as --weights and --arch say; `read_checkpoint` explains the other arguments."""
+    return read_checkpoint(options.ckpt, seed, arch, ReadOptions(options.weights, options.arch))
+
+
+@cache
+def _note(line: str) -> None:
+    """Print a line on stderr, once: every seed reads the checkpoint."""
+    print(f"note: {printable(line)}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -90,7 +112,8 @@ class Run:
         path = Path(source.path)
         name = path.parent.name if path.suffix else source.path  # runs/NAME/last.pth, or random:ARCH
         name = re.sub(r"[^\w.=-]+", "-", name or path.stem)
-        return self.out / f"{name}-{source.sha256[:8]}" / self.task / f"seed{self.seed}"
+        checkpoint = f"{name}-{source.sha256[:8]}" + f"-{source.variant}" * bool(source.variant)
+        return self.out / checkpoint / self.task / f"seed{self.seed}"
 
     def takes(self) -> dict[str, Any]:
         """Return what the run takes, for --dry-run: parameters, operations, iterations ... of what is trained."""
@@ -108,7 +131,8 @@ class Run:
             data_check: "passed" or "skipped"; None: the command has no check.
         """
         b, source = self.backbone, self.backbone.source
-        facts = {"path": source.path, "sha256": source.sha256, "format": source.format, "arch": b.arch, **b.meta}
+        facts = b.meta | {"path": source.path, "sha256": source.sha256, "format": source.format, "arch": b.arch}
+        facts |= {"weights": source.weights} if source.weights else {}
         more = {"job": os.environ.get("UNIMOCO_JOB"), "data_check": data_check}
         return Record(
             backbone_id=b.backbone_id, backbone=facts, pretrain_seed=b.seed, task=self.task, config=self.config,
@@ -143,8 +167,10 @@ def on_record(run: Run, folder: Path) -> Record | None:
     path = folder / run.record_path
     if not path.is_file():
         return None
-    record = read(path)
-    return record if record.backbone["sha256"] == run.backbone.source.sha256 else None
+    record, source = read(path), run.backbone.source
+    # Records that name no weights are older than the reading of moving averages.
+    weights = record.backbone.get("weights", "" if source.weights == "ema" else source.weights)
+    return record if (record.backbone["sha256"], weights) == (source.sha256, source.weights) else None
 
 
 def measure(

@@ -23,7 +23,7 @@ import torch
 from jsonargparse import Namespace
 
 from common.cli import CommandParser
-from transfer.benchmark import Run, read_checkpoint, run_benchmark
+from transfer.benchmark import Run, read_backbone, run_benchmark
 from transfer.classification import command, tuning
 from transfer.classification.heads import head_hash
 from transfer.classification.training import CropConfig
@@ -41,7 +41,7 @@ def parser() -> CommandParser:
 
 def plan(options: Namespace, seed: int, device: torch.device) -> Run:
     """Return what is measured for a seed; nothing is computed yet."""
-    backbone = read_checkpoint(options.ckpt, seed)
+    backbone = read_backbone(options, seed)
     optim, crop = tuning.TuneOptim(**options.optim.as_dict()), CropConfig(**options.crop.as_dict())
     base, fine_print = command.base_config(options, backbone, device)
     crop.view(base["size"])

@@ -23,7 +23,7 @@ import torch
 from jsonargparse import Namespace
 
 from common.cli import CommandParser
-from transfer.benchmark import Run, read_checkpoint, run_benchmark
+from transfer.benchmark import Run, read_backbone, run_benchmark
 from transfer.classification import command, neighbours
 
 TEMPERATURE = 0.07  # Wu et al., section 3.4
@@ -40,7 +40,7 @@ def parser() -> CommandParser:
 def plan(options: Namespace, seed: int, device: torch.device) -> Run:
     """Return what is measured for a seed; nothing is computed yet."""
     ks, temperatures = check(options)
-    backbone = read_checkpoint(options.ckpt, seed)
+    backbone = read_backbone(options, seed)
     config, _ = command.base_config(options, backbone, device)
     bank, queries, size, precision = (config.pop(name) for name in ("data", "test", "size", "precision"))
     config |= {"bank": bank, "queries": queries, "k": ks, "size": size}

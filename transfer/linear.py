@@ -26,7 +26,7 @@ import torch
 from jsonargparse import Namespace
 
 from common.cli import CommandParser
-from transfer.benchmark import Run, read_checkpoint, run_benchmark
+from transfer.benchmark import Run, read_backbone, run_benchmark
 from transfer.classification import command, linear_probe, logistic
 from transfer.classification.linear_probe import CACHED, MODES, HeadOptim
 from transfer.classification.training import CropConfig
@@ -51,7 +51,7 @@ def parse(arguments: list[str] | None) -> Namespace:
 
 def plan(options: Namespace, seed: int, device: torch.device) -> Run:
     """Return what is measured for a seed; nothing is computed yet."""
-    backbone = read_checkpoint(options.ckpt, seed)
+    backbone = read_backbone(options, seed)
     base, fine_print = command.base_config(options, backbone, device)
     details, how = linear_probe.resolve(options, base["size"])
     config = base | {"mode": options.mode, "store": options.store} | details

@@ -18,6 +18,7 @@ from tabulate import tabulate
 from common.cli import CommandParser
 from common.distributed import has_gpu
 from common.run_folder import PACKAGES
+from converters.convert import add_reading_options
 from transfer.changes import differences, flat
 from transfer.tasks import Tasks
 
@@ -30,6 +31,7 @@ def add_options(parser: ArgumentParser) -> None:
         "--ckpt", type=str,
         help="a checkpoint in any format that converters reads, random, random:ARCH, torchvision:NAME or timm:NAME",
     )  # fmt: skip
+    add_reading_options(parser)
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=[0],
         help="seeds of the benchmark, one run each; they also initialise random weights that name no seed",

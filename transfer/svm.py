@@ -26,7 +26,7 @@ import torch
 from jsonargparse import Namespace
 
 from common.cli import CommandParser
-from transfer.benchmark import Run, read_checkpoint, run_benchmark
+from transfer.benchmark import Run, read_backbone, run_benchmark
 from transfer.classification import command, svms
 
 TASKS = ("voc07-svm", "voc07-lowshot", "svm", "lowshot")
@@ -49,7 +49,7 @@ def parser() -> CommandParser:
 def plan(options: Namespace, seed: int, device: torch.device) -> Run:
     """Return what is measured for a seed; nothing is computed yet."""
     svms.check(options)
-    backbone = read_checkpoint(options.ckpt, seed)
+    backbone = read_backbone(options, seed)
     base, fine_print = command.base_config(options, backbone, device)
     config = base | {"store": options.store}
     title = "linear SVMs, squared hinge, positives weigh 2, features L2-normalised"

@@ -106,7 +106,7 @@ def _convert(name: str, arch: str, folder: Path, targets: tuple[str, ...]) -> It
         home = folder if shared else Path(own)
         path, features = _paths(name, arch, home)
         reference = torch.load(features, weights_only=True) if shared else _make(name, arch, home)
-        backbone = read_backbone(path, ReadOptions(branch=sample.branch))
+        backbone = read_backbone(path, ReadOptions(weights=sample.weights))
         for target in targets:
             yield _verify(_row(name, arch, target), backbone, reference, Path(own))
 

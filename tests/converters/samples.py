@@ -6,6 +6,8 @@ saves them, independently of the reader's rules in converters/formats.py.
 
 import argparse
 import pickle
+import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +38,7 @@ class Sample:
         make: builds the model of an architecture; returns what is saved, the module to run, and its stages.
         suffix: kind of file.
         package: framework that needs a process of its own, or "".
-        branch: the encoder that the stages belong to, where it is not the default.
+        weights: the set that the stages belong to, where it is not the default.
         stem: suffix of the architecture's name.
         archs: the architectures that its package builds.
     """
@@ -46,7 +48,7 @@ class Sample:
     make: Callable[[str], Made]
     suffix: str = ".pth"
     package: str = ""
-    branch: str | None = None
+    weights: str | None = None
     stem: str = ""
     archs: tuple[str, ...] = ARCHS
 
@@ -99,11 +101,14 @@ def _by_rules(pack: Callable[[State, State, int], Any]) -> Callable[[str], Made]
     return make
 
 
+_NAMES = {512: "resnet18", 2048: "resnet50"}
+
+
 def _suite(q: State, k: State, width: int) -> Any:
     state = prefixed("encoder_q.", q | _mlp("fc", width)) | prefixed("encoder_k.", k | _mlp("fc", width))
     state |= {"queue": torch.randn(8, 16), "label_queue": torch.zeros(16), "index_queue": torch.zeros(16)}
     state["queue_ptr"] = torch.zeros(1)
-    meta = {"method": "unimoco", "arch": {512: "resnet18", 2048: "resnet50"}[width], "stem": "imagenet"}
+    meta = {"method": "unimoco", "arch": _NAMES[width], "stem": "imagenet"}
     more = {"optimizer": {"state": {}}, "rng": torch.zeros(4, dtype=torch.uint8), "config": {"seed": 0}}
     meta |= {"label_ratio": 0.1, "epochs": 20.0, "step": 1234}
     return {"format": "unimoco-suite", "version": 1, "state_dict": state, "meta": meta, **more}
@@ -115,7 +120,7 @@ def _moco(wrapper: str, mlp: bool, labels: bool) -> Callable[[State, State, int]
         state = prefixed("encoder_q.", q | head) | prefixed("encoder_k.", k | head)
         state |= {"queue": torch.randn(8, 16), "queue_ptr": torch.zeros(1)}
         state |= {"label_queue": torch.zeros(16)} if labels else {}
-        return {"epoch": 200, "arch": "resnet50", "state_dict": prefixed(wrapper, state), "optimizer": {}}
+        return {"epoch": 200, "arch": _NAMES[width], "state_dict": prefixed(wrapper, state), "optimizer": {}}
 
     return pack
 
@@ -132,7 +137,7 @@ def _simsiam(q: State, k: State, width: int) -> Any:
 
 def _pixpro(q: State, k: State, width: int) -> Any:
     state = prefixed("encoder.", q) | prefixed("encoder_k.", k) | _mlp("projector", 8) | _mlp("projector_k", 8)
-    options = argparse.Namespace(arch="resnet50", lr=0.1)
+    options = argparse.Namespace(arch=_NAMES[width], lr=0.1)
     return {"opt": options, "model": prefixed("module.", state | _mlp("value_transform", 8))}
 
 
@@ -157,6 +162,11 @@ def _vicreg(q: State, k: State, width: int) -> Any:
 def _dino(q: State, k: State, width: int) -> Any:
     teacher, student = (prefixed("module.backbone.", s) | _mlp("module.head.mlp", width) for s in (q, k))
     return {"teacher": teacher, "student": student, "epoch": 3}
+
+
+def _pair(q: State, k: State, width: int) -> Any:
+    state = prefixed("teacher.backbone.", q) | prefixed("student.backbone.", k)
+    return {"model": state | _mlp("teacher.dino_head.mlp", width) | _mlp("student.dino_head.mlp", width)}
 
 
 def _vissl(q: State, k: State, width: int) -> Any:
@@ -201,22 +211,51 @@ def _timm(arch: str) -> Made:
     return network.state_dict(), network, stages_of(network)
 
 
-def _lightly(sequential: bool) -> Callable[[str], Made]:
+def _lightly(sequential: bool, names: tuple[str, str] = ("backbone", "backbone_momentum")) -> Callable[[str], Made]:
+    """Make a sample of lightly: torchvision's networks under two names, lightly's heads, saved by Lightning.
+
+    Args:
+        sequential: whether the networks are wrapped as in lightly's examples.
+        names: of the networks, the one that is read first.
+    """
+
     def make(arch: str) -> Made:
-        from lightly.models.modules.heads import MoCoProjectionHead  # type: ignore[import-untyped]
+        import pytorch_lightning as pl
+        from lightly.loss import DINOLoss  # type: ignore[import-untyped]
+        from lightly.models.modules import heads  # type: ignore[import-untyped]
         from torchvision import models
 
-        network, other = (randomise(models.get_model(arch, weights=None)) for _ in range(2))
-        model = nn.Module()
-        for name, resnet in (("backbone", network), ("backbone_momentum", other)):
+        networks = [randomise(models.get_model(arch, weights=None)) for _ in names]
+        model, width = pl.LightningModule(), archs.feature_dim(arch)
+        for name, resnet in zip(names, networks, strict=True):
             resnet.fc = nn.Identity()
             model.add_module(name, nn.Sequential(*list(resnet.children())[:-1]) if sequential else resnet)
-        width = archs.feature_dim(arch)
-        model.projection_head = MoCoProjectionHead(width, 16, 8)
-        model.projection_head_momentum = MoCoProjectionHead(width, 16, 8)
-        return {"epoch": 3, "state_dict": model.state_dict()}, network, stages_of(network)
+            head = name.replace("backbone", "projection_head")
+            model.add_module(head, heads.DINOProjectionHead(width, 16, 8, 32))
+        model.local_projector = heads.VicRegLLocalProjectionHead(width, 8, 8)
+        model.smog = heads.SMoGPrototypes(torch.randn(4, 8), beta=0.99)
+        model.criterion = DINOLoss(output_dim=32)
+        return saved_by_lightning(model), networks[0], stages_of(networks[0])
 
     return make
+
+
+def saved_by_lightning(model: Any) -> Any:
+    """Return what Lightning saves of a module after a step that changes nothing, with its optimiser and callbacks."""
+    import pytorch_lightning as pl
+
+    model.training_step = lambda batch, batch_idx: sum(parameter.sum() * 0 for parameter in model.parameters())
+    model.configure_optimizers = lambda: torch.optim.SGD(model.parameters(), lr=0.1)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = pl.Trainer(
+            accelerator="cpu", max_steps=1, default_root_dir=folder, logger=False, enable_progress_bar=False,
+            enable_model_summary=False, callbacks=[pl.callbacks.EarlyStopping("x", strict=False)],
+        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of loader workers and of the missing metric
+            trainer.fit(model, [torch.zeros(1)])
+        trainer.save_checkpoint(f"{folder}/x.ckpt")
+        return torch.load(f"{folder}/x.ckpt", weights_only=False)
 
 
 def _detectron2(head: str) -> Callable[[str], Made]:
@@ -249,8 +288,15 @@ SAMPLES = {
     "solo-learn, CIFAR stem": Sample("solo-learn", RULES, _by_rules(_solo_learn), ".ckpt", stem="_cifar_pad2"),
     "lightly": Sample("lightly", "lightly", _lightly(False), ".ckpt"),
     "lightly, nn.Sequential": Sample("lightly-sequential", "lightly", _lightly(True), ".ckpt"),
+    "lightly, DINO": Sample(
+        "lightly-dino", "lightly", _lightly(True, ("teacher_backbone", "student_backbone")), ".ckpt"
+    ),
+    "lightly, DINO benchmark": Sample(
+        "lightly-dino", "lightly", _lightly(False, ("backbone", "student_backbone")), ".ckpt"
+    ),
+    "teacher and student": Sample("pairs", RULES, _by_rules(_pair)),
     "DINO": Sample("dino", RULES, _by_rules(_dino)),
-    "DINO student": Sample("dino", RULES, _by_rules(lambda q, k, w: _dino(k, q, w)), branch="student"),
+    "DINO student": Sample("dino", RULES, _by_rules(lambda q, k, w: _dino(k, q, w)), weights="student"),
     "SwAV": Sample("swav", RULES, _by_rules(_swav)),
     "Barlow Twins": Sample("barlowtwins", RULES, _by_rules(_barlow_twins)),
     "VICReg": Sample("vicreg", RULES, _by_rules(_vicreg)),

@@ -33,7 +33,7 @@ def test_it_accounts_for_every_key(
     out = tmp_path / "r18.pth"
     assert main([str(sample("MoCo v1")), "--to", "torchvision", "--out", str(out)]) == 0
     output = capsys.readouterr().out
-    assert "moco format (facebookresearch/moco v1 and v2), query encoder, resnet18, sha256" in output
+    assert "moco format (facebookresearch/moco v1 and v2), query weights, resnet18, sha256" in output
     for row in ("read", "dropped, projection heads", "dropped, the key encoder", "dropped, queues", "written"):
         assert any(line.startswith(row) for line in output.splitlines()), output
     assert f"246 keys found, 120 read, 126 dropped on purpose, 120 tensors written to {out}" in output
@@ -140,7 +140,7 @@ def test_equal_files_are_overwritten_and_different_ones_only_with_force(
         (["CKPT", "--to", "timm", "--out", "nowhere/x.pth"], "the folder nowhere does not exist"),
         (["CKPT", "--to", "torchvision", "--out", "CKPT"], "is the checkpoint itself; name another file"),
         (["CKPT", "--to", "timm", "--prefix", "backbone."], "--prefix backbone.: timm wants bare keys"),
-        (["CKPT", "--to", "timm", "--branch", "key"], "torchvision files have no branch 'key'; --branch takes encoder"),
+        (["CKPT", "--to", "timm", "--weights", "key"], "read as torchvision has no key weights: --weights takes model"),
         (
             ["random:resnet18_cifar", "--to", "detectron2"],
             "detectron2 builds no resnet18_cifar: it has no layer for conv1.weight",
@@ -222,7 +222,7 @@ def test_it_runs_as_a_script_and_as_a_module(tmp_path: Path) -> None:
 def test_help_explains_every_option() -> None:
     text = " ".join(entry.parser().format_help().split())
     for words in (
-        "the framework to write for", "the file to write", "which encoder", "the format of the checkpoint",
+        "the framework to write for", "the file to write", "which weights", "the format of the checkpoint",
         "keys to leave out", "before every key", "compare tensors and features", "run any Python code",
         "overwrite files",
     ):  # fmt: skip

@@ -137,9 +137,11 @@ def test_long_and_many_keys_are_refused_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.fault("hostile files", "convert", "keys that make a key rule's regular expression backtrack")
 def test_key_rules_take_linear_time() -> None:
-    patterns = {mark for entry in FORMATS for mark in entry.marks} | {p for e in FORMATS for p in e.drop.values()}
+    patterns = {mark for entry in FORMATS for mark in (*entry.marks, *entry.unless)} | {
+        p for e in FORMATS for p in e.drop.values()
+    }
     patterns |= {pattern for entry in FORMATS for pattern, _ in entry.names}
-    patterns |= {branch.prefix for entry in FORMATS for branch in entry.branches.values()}
+    patterns |= {place.prefix for entry in FORMATS for places in entry.weights.values() for place in places}
     words = {word for pattern in patterns for word in re.findall(r"[a-z_]{3,}", pattern)} | {"1", "_", "a.", "."}
     keys = [(word * 300)[:300] for word in words] + [(f"{word}_" + "1_" * 300)[:300] for word in words]
     slow = {

@@ -54,8 +54,10 @@ def test_mistakes(name: str, message: str) -> None:
 
 
 def test_options_for_files_are_refused() -> None:
-    with pytest.raises(ValueError, match="is one whole network: --branch, --from, --drop and --trust are for files"):
-        converters.read_backbone("random:resnet18", ReadOptions(branch="key"))
+    with pytest.raises(
+        ValueError, match="is one whole network: --weights, --arch, --from, --drop and --trust are for files"
+    ):
+        converters.read_backbone("random:resnet18", ReadOptions(weights="key"))
 
 
 def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:

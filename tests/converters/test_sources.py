@@ -24,7 +24,7 @@ Save = Callable[[object], Path]
 
 @pytest.mark.parametrize("name", HERE)
 def test_formats_are_recognised(name: str, sample: Callable[..., Path]) -> None:
-    backbone = converters.read_backbone(sample(name), ReadOptions(branch=SAMPLES[name].branch))
+    backbone = converters.read_backbone(sample(name), ReadOptions(weights=SAMPLES[name].weights))
     assert backbone.source.format == SAMPLES[name].format
     assert backbone.arch == "resnet18" + SAMPLES[name].stem
     assert list(backbone.tensors) == list(archs.expected(backbone.arch))
@@ -91,26 +91,26 @@ def test_a_checkpoint_that_contradicts_itself(sample: Callable[..., Path], save:
     ],
 )
 def test_a_branch_goes_by_any_of_its_names(name: str, asked: str, found: str, sample: Callable[..., Path]) -> None:
-    default, other = sources.read(sample(name)), sources.read(sample(name), ReadOptions(branch=asked))
-    assert other.branch == found
+    default, other = sources.read(sample(name)), sources.read(sample(name), ReadOptions(weights=asked))
+    assert other.weights == found
     assert not torch.equal(default.backbone.tensors["conv1.weight"], other.backbone.tensors["conv1.weight"])
 
 
 def test_a_branch_that_the_format_does_not_have(sample: Callable[..., Path]) -> None:
-    with pytest.raises(ValueError, match="mocov3 files have no branch 'teachr'; --branch takes query or key"):
-        converters.read_backbone(sample("MoCo v3"), ReadOptions(branch="teachr"))
+    with pytest.raises(ValueError, match="read as mocov3 has no teachr weights: --weights takes query or key"):
+        converters.read_backbone(sample("MoCo v3"), ReadOptions(weights="teachr"))
 
 
 def test_a_branch_that_the_file_does_not_have(moco: dict[str, Tensor], save: Save) -> None:
     path = save({"state_dict": moco})
-    with pytest.raises(ValueError, match=r"has no key encoder \(it has query: --branch query\)"):
-        converters.read_backbone(path, ReadOptions(branch="key"))
+    with pytest.raises(ValueError, match="read as moco has no key weights: --weights takes query"):
+        converters.read_backbone(path, ReadOptions(weights="key"))
 
 
 def test_a_wrong_name_of_the_format(sample: Callable[..., Path]) -> None:
     with pytest.raises(ValueError, match="format 'mocov9' is unknown; --from takes one of unimoco-suite"):
         converters.read_backbone(sample("MoCo v1"), ReadOptions(format="mocov9"))
-    with pytest.raises(ValueError, match="read as swav has no encoder encoder"):
+    with pytest.raises(ValueError, match="read as swav has no model weights, nor any other"):
         converters.read_backbone(sample("MoCo v1"), ReadOptions(format="swav"))
 
 

@@ -53,7 +53,7 @@ class FeatureCache:
     def describe(self, backbone: Backbone, images: ImageSet) -> dict[str, str | int]:
         """Return all that the features depend on."""
         return {
-            "checkpoint": backbone.source.sha256,
+            "checkpoint": backbone.source.content_id,
             "arch": backbone.arch,
             "images": len(images),
             "data": fingerprint(images),

@@ -44,7 +44,7 @@ def save_head(path: Path, head: nn.Linear, classes: list[str], backbone: Backbon
         "bias": head.bias.detach().cpu().clone(),
         "classes": classes,
         "arch": backbone.arch,
-        "checkpoint": backbone.source.sha256,
+        "checkpoint": backbone.source.content_id,
     }
     write_tensors(path, content)
 
@@ -76,7 +76,7 @@ def load_head(path: Path, classes: list[str], backbone: Backbone) -> nn.Linear:
         raise ValueError(f"--head {path}: not a head of transfer/linear.py")
     if content["arch"] != backbone.arch:
         raise ValueError(f"--head {path}: made on a {content['arch']}, the checkpoint is a {backbone.arch}")
-    if content["checkpoint"] != backbone.source.sha256:
+    if content["checkpoint"] != backbone.source.content_id:
         raise ValueError(
             f"--head {path}: trained on the features of the checkpoint with sha256 {content['checkpoint'][:12]}, "
             f"--ckpt {backbone.source.path} has {backbone.source.sha256[:12]}; give a head of its own"

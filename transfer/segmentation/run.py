@@ -19,7 +19,7 @@ from common.cli import StopRequest
 from common.distributed import barrier, on_first_rank, rank
 from common.files import write_text
 from common.run_folder import RunFolder
-from transfer.benchmark import Measurement, Run, read_checkpoint
+from transfer.benchmark import Measurement, Run, read_backbone
 from transfer.learning_curve import save_learning_curve
 from transfer.options import should_resume
 from transfer.segmentation import evaluation, pictures, plan
@@ -56,7 +56,7 @@ def register() -> None:
 
 def plan_run(options: Namespace, kind: str, processes: int, seed: int) -> SegmentationRun:
     """Resolve the task of --task for the backbone of --ckpt and a seed. Needs no data set."""
-    backbone = read_checkpoint(options.ckpt, seed, read_task(options.task).get("arch", "resnet50"))
+    backbone = read_backbone(options, seed, read_task(options.task).get("arch", "resnet50"))
     task = resolve(options, backbone, kind, processes)
     return SegmentationRun(
         backbone, SEGMENTATION.find(options.task).stem, task.title, seed, task.config, HEADLINE, options.out, PACKAGES,

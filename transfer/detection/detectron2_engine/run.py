@@ -21,7 +21,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 
 import transfer.detection.detectron2_engine.head  # noqa: F401  registers the C4 head
 from common.files import write_text
-from transfer.benchmark import Measurement, Run, read_checkpoint
+from transfer.benchmark import Measurement, Run, read_backbone
 from transfer.detection.detectron2_engine import config, plan
 from transfer.detection.detectron2_engine.data import register
 from transfer.detection.detectron2_engine.pictures import save_predictions
@@ -56,7 +56,7 @@ class DetectionRun(Run):
 def plan_run(options: Namespace, devices: Devices, seed: int) -> DetectionRun:
     """Resolve the task of --task for the backbone of --ckpt and a seed. Needs no data set."""
     depth = config.read_task(options.task).MODEL.RESNETS.DEPTH
-    backbone = read_checkpoint(options.ckpt, seed, f"resnet{depth}")
+    backbone = read_backbone(options, seed, f"resnet{depth}")
     cfg, changes = config.resolve(
         options.task, backbone, devices, seed, options.settings, options.batch, not options.no_scale
     )
