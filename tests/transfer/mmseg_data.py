@@ -154,9 +154,9 @@ WRONG = [
     pytest.param(as_jpeg, "train/0.png: JPEG changes the class indices", marks=fault("a mask saved as JPEG")),
     pytest.param(reordered_palettes, "train/1.png: the colour #00c800 is label 1, and 2 in ",
                  marks=fault("masks whose palettes are in different orders")),
-    pytest.param(turned(6), "images/train/1.jpg: EXIF orientation 6 turns this image when it is read",
+    pytest.param(turned(6), "images/train/1.jpg: its EXIF orientation 6 turns the image",
                  marks=fault("EXIF orientation 6 of a training image")),
-    pytest.param(turned(3, "val/0.jpg"), "images/val/0.jpg: EXIF orientation 3",
+    pytest.param(turned(3, "val/0.jpg"), "images/val/0.jpg: its EXIF orientation 3",
                  marks=fault("EXIF orientation 3 of a test image")),
     pytest.param(cut("images/train/1.jpg"), "images/train/1.jpg: ", marks=fault("a truncated image")),
     pytest.param(cut("masks/val/1.png"), "masks/val/1.png: this mask cannot be read",
@@ -219,7 +219,7 @@ def test_the_orientation_of_a_png_is_refused_wherever_its_tag_stands(
         path.write_bytes(content[:start] + content[end:-12] + content[start:end] + content[-12:])
     assert cv2.imread(str(path)).shape[:2] == (W, H), "it is turned when it is read"
     status, line = check(tmp_path, capsys, dataset_img_suffix=".png")
-    assert (status, "train/1.png: EXIF orientation 6" in line) == (2, True)
+    assert (status, "train/1.png: its EXIF orientation 6" in line) == (2, True)
 
 
 def test_a_jpeg_with_something_behind_its_end_is_complete(

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from common.scan import scan_files
-from transfer.detection.images import read_header
+from transfer.headers import read_header
 
 SMALLEST = 100  # pixels of an instance that counts, as cityscapesscripts has it
 CROWDS = 1000  # ids below it are groups

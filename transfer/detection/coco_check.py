@@ -20,7 +20,7 @@ import numpy as np
 from common.scan import in_workers, scan_files
 from transfer.detection.annotations import Annotations, Needs, Row, column, unique
 from transfer.detection.evaluation import coco_metrics, complete, load_coco, perfect_detections
-from transfer.detection.images import read_header
+from transfer.headers import read_header
 
 IMAGES_PER_PART = 2500  # that are scored together
 PARALLEL = 20_000  # annotations from which on worker processes score a file

@@ -10,8 +10,8 @@ import numpy as np
 
 from common.scan import scan_files
 from transfer.detection.annotations import RARE, TOLERANCE
-from transfer.detection.images import read_header
 from transfer.detection.voc import Detection, VocImage, read_annotations, read_names, voc_image, voc_metrics
+from transfer.headers import read_header
 
 
 def check_voc(name: str, folder: Path, split: str, classes: Sequence[str], test: bool) -> tuple[str, list[str]]:

@@ -16,10 +16,10 @@ from PIL import Image
 
 from common.cli import did_you_mean
 from common.scan import Scan, scan_files
+from transfer.headers import read_header
 from transfer.segmentation.config import LOADERS
 from transfer.segmentation.data import Part, class_names, count_images, list_parts
 from transfer.segmentation.masks import (
-    inspect_image,
     inspect_mask,
     label_table,
     perfect_score,
@@ -97,7 +97,7 @@ def _check_files(split: Split, part: Part, colours: dict[str, tuple[int, Path]])
         part: the data set.
         colours: colour of a palette -> label and mask where it was first seen; is added to.
     """
-    sizes = split.scan(part.images, inspect_image, "images")
+    sizes = split.scan(part.images, read_header, "images")
     masks = split.scan(part.masks, inspect_mask, "masks")
     for image, path, size, mask in zip(part.images, part.masks, sizes, masks, strict=True):
         if size != mask["size"]:

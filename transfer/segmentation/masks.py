@@ -1,11 +1,10 @@
-"""What the check of the data reads from each file: the header of an image, the labels of a mask, its perfect score.
+"""What the check of the data reads from each mask: its labels, and the score of a perfect prediction.
 
 These functions run in worker processes.
 """
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,39 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from mmseg.datasets.transforms import LoadAnnotations
-from PIL import ExifTags, Image
+from PIL import Image
 
 from transfer.segmentation.evaluation import ClassIoU
 
-ENDS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}  # of a complete file
-TAIL = 2**16  # bytes; a PNG may hold its EXIF tags behind the pixels
 LOSSY = ("JPEG", "MPO")
 CHANNELS = ("1", "L", "P", "I;16", "I;16B", "I")  # PIL's modes of one channel of integers
-
-
-def inspect_image(path: Path) -> list[int]:
-    """Return width and height of an image. Its pixels are decoded only where the end of the file is unusual.
-
-    Raises:
-        ValueError: its EXIF tags turn it, which mmcv does to the image and not to its mask.
-        OSError: it cannot be read, or its end is missing.
-    """
-    with path.open("rb") as file:
-        file.seek(-min(TAIL, os.fstat(file.fileno()).st_size), os.SEEK_END)
-        tail = file.read()
-    with Image.open(path) as image:
-        complete = tail.endswith(ENDS.get(image.format or "", b"\0" * TAIL))
-        if not complete or b"eXIf" in tail:
-            image.load()
-        # PIL decodes a PNG to look for tags behind the pixels; there are none.
-        tags = image.getexif() if image.format != "PNG" or "exif" in image.info or not complete else {}
-        orientation = tags.get(ExifTags.Base.Orientation, 1)
-        if orientation in range(2, 9):
-            raise ValueError(
-                f"{path}: EXIF orientation {orientation} turns this image when it is read, and not its mask: save its "
-                "pixels as they lie in the mask, without that tag"
-            )
-        return list(image.size)
 
 
 def inspect_mask(path: Path) -> dict[str, Any]:

@@ -29,8 +29,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from common.workers import protect
 from transfer.detection.data import find_data, scene_splits
-from transfer.detection.images import read_header
 from transfer.detection.voc import read_voc
+from transfer.headers import read_header
 
 Row = dict[str, Any]
 
