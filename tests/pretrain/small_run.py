@@ -44,22 +44,22 @@ def options(folder: Path, runs: Path, **changes: object) -> list[str]:
     return [word for name, value in values.items() for word in (f"--{name}", str(value))]
 
 
-def start(
-    arguments: list[str], patch: str = "", within: Sequence[str] = (), **environment: str
-) -> subprocess.Popen[str]:
+def start(arguments: list[str], patch: str = "", within: Sequence[str] = (), ranks: int = 1) -> subprocess.Popen[str]:
     """Start pre-training in a process group of its own.
 
     Args:
         arguments: of the command.
         patch: Python that runs first, in the same process.
         within: a command that runs the command which follows it, as `tests.mounts.small` returns it.
-        **environment: variables.
+        ranks: processes under torchrun, as pretrain/run.sh starts them.
     """
     program = ["-m", "pretrain.train"]
     if patch:
         program = ["-c", f"{patch}\nimport sys\nfrom pretrain.train import main\nsys.exit(main(sys.argv[1:]))"]
+    if ranks > 1:
+        program = ["-m", "pretrain.launch", "--standalone", "--nproc-per-node", str(ranks), *program]
     return subprocess.Popen(
-        [*within, sys.executable, *program, *arguments], env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        [*within, sys.executable, *program, *arguments], env=os.environ | {"OMP_NUM_THREADS": "1"},
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,7 +13,6 @@ import torch
 
 from tests.mounts import small
 from tests.pretrain.small_run import (
-    ROOT,
     STEPS,
     assert_same_run,
     finish,
@@ -156,11 +153,7 @@ def test_ranks_agree_on_a_stop_within_ten_steps(folder: Path, tmp_path: Path) ->
         folder, tmp_path, data__workers=1, monitor__log_every=1000, checkpoint__last_every=1, optim__epochs=500,
         monitor__knn_every=0,
     )  # fmt: skip
-    process = subprocess.Popen(
-        ["bash", str(ROOT / "pretrain" / "run.sh"), "--recipe", "my_folder", *arguments],
-        env=os.environ | {"NPROC": "2", "OMP_NUM_THREADS": "1", "UNIMOCO_ENV": sys.prefix},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
+    process = start(arguments, ranks=2)
     last, deadline = tmp_path / "r" / "last.pth", time.monotonic() + 120
     while process.poll() is None and not last.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
