@@ -207,7 +207,7 @@ def restore(t: Training, saved: dict[str, Any]) -> None:
     t.optimizer.load_state_dict(saved["optimizer"])
     t.scaler.load_state_dict(saved["scaler"])
     t.skipped_steps.fill_(saved.get("skipped_steps", 0))
-    t.step = saved["step"]
+    t.step = t.averaged_at = saved["step"]
     states = saved["rng"]
     if rank() < len(states):
         torch.set_rng_state(states[rank()]["cpu"])

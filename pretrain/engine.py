@@ -46,7 +46,7 @@ class Training:
 
     def __init__(self, config: Config, model: Model, device: torch.device, steps_per_epoch: int) -> None:
         self.config, self.model, self.device, self.steps_per_epoch = config, model, device, steps_per_epoch
-        self.step, c = 0, config.optim
+        self.step, self.averaged_at, c = 0, -1, config.optim
         self.model.to(self.device).to(memory_format=torch.channels_last)
         set_groups(self.model, local_groups(self.config.model.bn_groups, c), c.accumulate)
         self.dtype = autocast_dtype(c.precision, self.device)
@@ -155,8 +155,13 @@ class Training:
         return statistics
 
     def average_statistics(self) -> None:
-        """Give every rank the running statistics of all batch-norm groups."""
-        all_mean_(running_statistics(self.model))
+        """Give every rank the running statistics of all batch-norm groups, once after a step.
+
+        Their last digits depend on the steps after which it is called, so a stop must not add one.
+        """
+        if self.averaged_at != self.step:
+            all_mean_(running_statistics(self.model))
+            self.averaged_at = self.step
 
 
 def training_step(t: Training, batch: Batch, measure: bool = False) -> tuple[Tensor, dict[str, Tensor]]:

@@ -126,6 +126,8 @@ def train(
             monitor.add_corrupt(batch.corrupt, len(data.images), c.data.max_corrupt)
             if due:
                 monitor.report(statistics)
+            if not alone and t.step % distributed.AGREE_EVERY == 0:
+                t.average_statistics()  # as saving would, if this is where they stop: a stop must not change a digit
             stopping = distributed.stop_agreed(stop.signal is not None, t.step, t.device)
             if stopping:
                 break
