@@ -34,10 +34,10 @@ def _nested(depth: int, pair: bytes) -> bytes:
     return b"N" + b"".join(b"q\x00h\x00" + pair for _ in range(depth))
 
 
-def pickles() -> dict[str, bytes]:
-    """Return hostile pickles of at most 20 MB."""
+def _short_pickles() -> dict[str, bytes]:
+    """Return hostile pickles without their first opcode."""
     huge = _int(1 << 33)
-    found = {
+    return {
         "a memo index": b"Nr\xff\xff\xff\x7f.",
         "bytearray(n)": b"c__builtin__\nbytearray\n" + huge + b"\x85R.",
         "bytes(n)": b"cbuiltins\nbytes\n" + huge + b"\x85R.",
@@ -79,7 +79,11 @@ def pickles() -> dict[str, bytes]:
         "an extension code": b"\x82\x01.",
         "an out-of-band buffer": b"\x80\x05\x97.",
     }  # fmt: skip
-    found = {name: data if data[:1] == b"\x80" else _P2 + data for name, data in found.items()}
+
+
+def pickles() -> dict[str, bytes]:
+    """Return hostile pickles of at most 20 MB."""
+    found = {name: data if data[:1] == b"\x80" else _P2 + data for name, data in _short_pickles().items()}
     for name, code in (
         ("dicts", b"}"), ("lists", b"]"), ("marks", b"("), ("objects", b"ca\na\n)R"), ("integers", b"K\x01"),
         ("memo entries", b"N\x94"), ("empty sets", b"\x8f"),
