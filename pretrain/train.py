@@ -19,6 +19,7 @@ from common import distributed
 from common.cli import NON_FINITE, StopRequest, run_cli, say_last
 from common.images import save_png
 from common.loaders import Batch, GlobalBatches, train_loader
+from common.prefetch import prefetch
 from common.run_folder import RunFolder, exclusive
 from pretrain.checkpoint import Checkpoints, find_checkpoint, restore
 from pretrain.config import Config, PlanOptions, parse_command
@@ -114,7 +115,8 @@ def train(
     if t.step == 0 and not monitor.knn:
         monitor.evaluate(data.knn)
     # Several ranks must do the same steps, so there a stop does not end the wait for a batch.
-    batches = stop.until(iter(loader)) if alone else iter(loader)
+    batches = prefetch(loader, t.device)
+    batches = stop.until(batches) if alone else batches
     stopping = False
     while t.step < t.steps and not stopping:  # one epoch, or what is left of it
         began = t.step
