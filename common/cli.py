@@ -6,7 +6,6 @@ import argparse
 import difflib
 import io
 import logging
-import re
 import signal
 import sys
 import threading
@@ -21,10 +20,9 @@ import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from tqdm import tqdm
 
-from common import surroundings
 from common.faults import explain
 
-USER_ERROR, NON_FINITE, UNREAD = 2, 3, 141  # exit statuses; a stop by a signal is 128 + its number: 143, 130
+USER_ERROR, NON_FINITE = 2, 3  # exit statuses; a stop by a signal is 128 + its number: 143, 130
 REPEAT = 1.0  # seconds in which a second SIGTERM is the same stop: torchrun and Slurm send it both
 
 T = TypeVar("T")
@@ -136,8 +134,6 @@ class CommandParser(ArgumentParser):
         Raises:
             ValueError: there is no such option.
         """
-        if re.search("[\udc80-\udcff]", word):
-            raise ValueError(f"{word!a}: not UTF-8; rename the file or folder, or name a link to it")
         if not word.startswith("--") or word == "--":
             return word
         name, equals, value = word[2:].partition("=")
@@ -229,8 +225,7 @@ def run_cli(
 
     Returns:
         0 or what `work` returns; 2 for a user's mistake, files that cannot be read or written and loader processes
-        that died; 143 when SIGTERM and 130 when SIGINT (Ctrl-C) ends it; 141, without a word, where nobody reads the
-        output any more, as in `| head`.
+        that died; 143 when SIGTERM and 130 when SIGINT (Ctrl-C) ends it.
     """
     mistakes: tuple[type[Exception], ...] = (ValueError, *also)
     for stream in (sys.stdout, sys.stderr):  # a terminal that only knows ASCII must not stop a command at its last line
@@ -238,15 +233,9 @@ def run_cli(
             stream.reconfigure(errors="backslashreplace")
     logging.raiseExceptions = False  # a library's log on a full disk: what matters is written by us, and reported
     try:
-        surroundings.prepare()
-        try:
-            with _sigterm_raises():
-                return work() or 0
-        finally:
-            surroundings.flush_output()
+        with _sigterm_raises():
+            return work() or 0
     except OSError as error:
-        if surroundings.unread(error):
-            return UNREAD
         reason = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
         return _report(program, explain(error) or reason)
     except mistakes as error:

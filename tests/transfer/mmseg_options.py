@@ -177,7 +177,7 @@ def test_a_broken_launch_is_named(srun: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"scontrol cannot name the first of node\[1-2\] .*set MASTER_ADDR"):
         devices.join("auto")
     srun["RANK"] = "0"
-    with pytest.raises(ValueError, match="RANK is set and LOCAL_RANK, WORLD_SIZE, MASTER_PORT, MASTER_ADDR not"):
+    with pytest.raises(ValueError, match="RANK is set and LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT not"):
         devices.join("auto")
 
 
