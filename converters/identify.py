@@ -15,9 +15,11 @@ from converters import named
 from converters.backbone import Backbone
 from converters.contents import Content
 from converters.formats import OWN, REFUSED_CONFIGS, Format
+from converters.stand_ins import Inert
 
 _CONFIGS = ("meta.cfg", "meta.config", "cfg", "config")  # mmengine, mmcv 1 and others
-_LARGEST_CONFIG = 100_000  # entries
+_LARGEST_CONFIG = 1_000_000  # characters or entries
+_LEAVES = (str, bool, int, float, type(None))
 # Where code bases keep the name of their network: timm, MoCo, DINO, PixPro, SupContrast, solo-learn.
 _NAMES = (
     "arch", "architecture", "args.arch", "args.model", "args.backbone", "opt.arch", "opt.model", "config.arch",
@@ -51,10 +53,11 @@ def check_config(content: Content, entry: Format, forced: bool) -> tuple[str, ..
                 raise ValueError(
                     f"{path}: its config says {match.group()}: {reason}, so it is another network than torchvision's"
                 )
-        if match := re.search(r"dilations['\"]?\s*[=:]\s*[(\[][^)\]]*[2-9][^)\]]*[)\]]", text):
+        if match := re.search(r"dilations['\"]?\s*[=:]\s*[(\[][^)\]]{0,20}[2-9][^)\]]{0,20}[)\]]", text):
             notes.append(f"its config says {match.group()}: these weights are read into the network without dilation")
     for dotted, pattern, reason in entry.refuse:
-        if not forced and re.search(pattern, str(content.get(dotted) or "")):
+        value = content.get(dotted)
+        if not forced and isinstance(value, str) and re.search(pattern, value):
             raise ValueError(
                 f"{path}: {reason}, which is another network than torchvision's; if this one was "
                 f"trained on RGB images with the stride in the 3×3 convolution, say so with --from {entry.name}"
@@ -65,19 +68,21 @@ def check_config(content: Content, entry: Format, forced: bool) -> tuple[str, ..
 
 
 def _config_text(config: Any) -> str:
-    """Return a config, text or nested mappings and lists, as lines of key=value."""
+    """Return a config, text or nested mappings and lists, as lines of key=value, what is shared once."""
     if isinstance(config, str):
-        return config
+        return config[:_LARGEST_CONFIG]
     lines: list[str] = []
-    left = [("", config)]
+    left, seen = [("", config)], set()
     while left and len(lines) < _LARGEST_CONFIG:  # no recursion: it may be nested at any depth
         key, value = left.pop()
-        if isinstance(value, Mapping):
-            left += [(str(name), each) for name, each in value.items()]
-        elif isinstance(value, list | tuple) and any(isinstance(each, Mapping) for each in value):
-            left += [(key, each) for each in value]
-        elif isinstance(value, str | bool | list | tuple):
+        value = value.fields if isinstance(value, Inert) else value
+        if isinstance(value, _LEAVES) or (
+            isinstance(value, list | tuple) and all(isinstance(v, _LEAVES) for v in value)
+        ):
             lines.append(f"{key}={value!r}")
+        elif isinstance(value, Mapping | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            left += [(str(k), v) for k, v in value.items()] if isinstance(value, Mapping) else [(key, v) for v in value]
     return "\n".join(lines)
 
 

@@ -35,6 +35,7 @@ _RUNS_CODE = re.compile(
     r"(os|posix|nt|sys|subprocess|pty|shutil|socket|importlib|imp|runpy|ctypes|_ctypes|code|pdb|timeit|webbrowser)\."
     r"|builtins\.(eval|exec|compile|open|__import__|input|breakpoint|globals|locals|vars|setattr|delattr)$"
 )
+_MAX_BITS = 8192
 _COSTS = [INSTRUCTION] * 256
 for _code in (pickle.EMPTY_DICT, pickle.EMPTY_LIST, pickle.EMPTY_SET, pickle.MARK):  # objects for the collector
     _COSTS[_code[0]] = 3 * INSTRUCTION
@@ -187,6 +188,17 @@ class Unpickler(pickle._Unpickler):  # the one in Python: instructions can be re
         self.append(bytearray(self.read(int.from_bytes(self.read(8), "little"))))
 
 
+def _number(load: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Return an instruction that refuses whole numbers which Python does not print."""
+
+    def instruction(unpickler: Unpickler) -> None:
+        load(unpickler)
+        if unpickler.stack[-1].bit_length() > _MAX_BITS:
+            raise pickle.UnpicklingError(f"a whole number of {unpickler.stack[-1].bit_length():,} bits")
+
+    return instruction
+
+
 _INSTRUCTIONS: dict[int, Callable[..., None]] = dict(pickle._Unpickler.dispatch)
 _INSTRUCTIONS |= {
     code[0]: handler
@@ -205,5 +217,7 @@ _INSTRUCTIONS |= {
         pickle.BYTEARRAY8: Unpickler.load_bytearray8,
     }.items()
 }
+for _code in (pickle.INT, pickle.LONG, pickle.LONG4):
+    _INSTRUCTIONS[_code[0]] = _number(_INSTRUCTIONS[_code[0]])
 for _code in (pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER):
     del _INSTRUCTIONS[_code[0]]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.cli import printable
 from common.files import sha256
 from converters import arch as archs
 from converters import contents, files, identify, named
@@ -245,10 +246,13 @@ def _read_meta(content: Content, entry: Format, arch: str) -> dict[str, Any]:
     path, stored = content.path, content.get("meta")
     plain = (str, int, float, bool, type(None))
     stored = stored if isinstance(stored, Mapping) else {}
-    meta = {str(k): v for k, v in stored.items() if type(v) in plain and len(str(v)) <= _LONGEST_META}
+    short = {str(k): v for k, v in stored.items() if type(v) in plain and len(str(v)) <= _LONGEST_META}
+    meta = {printable(k): printable(v) if isinstance(v, str) else v for k, v in short.items()}  # names go into tables
     if entry.name == OWN:
-        if (version := content.get("version")) not in (None, 1):
-            raise ValueError(f"{path} is version {version} of this suite's checkpoints; this code reads version 1")
+        version = content.get("version")
+        if version is not None and (type(version) is not int or version != 1):
+            shown = version if type(version) in plain else f"a {type(version).__name__}"
+            raise ValueError(f"{path} is version {shown} of this suite's checkpoints; this code reads version 1")
         stem = "" if meta.get("stem", "imagenet") == "imagenet" else f"_{meta['stem']}"
         if (stated := f"{meta.get('arch', arch)}{stem}") not in (arch, arch.removesuffix("_cifar")):
             raise ValueError(f"{path} says it is {stated}, its tensors are {arch}'s")

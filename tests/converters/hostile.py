@@ -54,6 +54,8 @@ def _short_pickles() -> dict[str, bytes]:
         "BINBYTES of 4 GB": b"\x80\x03B" + struct.pack("<I", (1 << 32) - 1) + b"x.",
         "a frame of 8 GB": b"\x80\x04\x95" + struct.pack("<Q", 1 << 33) + b"x.",
         "LONG4 of 2 GB": b"\x8b" + struct.pack("<i", (1 << 31) - 1) + b"x.",
+        "a million bits": _int(1 << 1_000_000) + b".",
+        "a million hexadecimal digits": b"I0x" + b"f" * 1_000_000 + b"\n.",
         "a million digits": b"L" + b"9" * 1_000_000 + b"L\n.",
         "bytes in 10,000 arrays": _bytes(bytes(1 << 20)) + b"q\x00" + _DTYPE % b"u1" + b"q\x01"
         + b"".join(_EMPTY + b"(K\x01" + _int(1 << 20) + b"\x85h\x01\x89h\x00tb" for _ in range(10_000)) + b".",

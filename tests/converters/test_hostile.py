@@ -238,3 +238,69 @@ def test_control_characters_in_the_errors_of_the_benchmarks(
     error = capsys.readouterr().err
     assert "in no known format" in error, error
     assert error.rstrip("\n").isprintable(), error
+
+
+def bombs() -> dict[str, Any]:
+    """Return values of little memory that take 2**60 steps, or 100,000 levels of recursion, to print or to walk."""
+    pair, mapping, tuples, deep, deeper = [], {}, (), [], {}
+    for _ in range(60):
+        pair, mapping, tuples = [pair, pair], {"a": mapping, "b": mapping}, (tuples, tuples)
+    for _ in range(100_000):
+        deep, deeper = [deep], {"a": deeper}
+    cycle: dict[str, Any] = {}
+    cycle["a"] = cycle["b"] = [cycle, cycle]
+    return {"lists": pair, "dicts": mapping, "tuples": tuples, "deep lists": deep, "deep dicts": deeper, "cycle": cycle}
+
+
+def pickled(value: Any) -> bytes:
+    """Return the pickle of nested lists, tuples and dicts, of any depth, without its first and last instruction."""
+    parts: list[bytes] = []
+    memo: dict[int, int] = {}
+    left: list[Any] = [value]
+    while left:
+        node = left.pop()
+        if isinstance(node, bytes):
+            parts.append(node)
+        elif id(node) in memo:
+            parts.append(b"j" + struct.pack("<I", memo[id(node)]))
+        elif isinstance(node, list | dict) or (isinstance(node, tuple) and len(node) == 2):
+            memo[id(node)] = len(memo)
+            put = b"r" + struct.pack("<I", memo[id(node)])
+            if isinstance(node, tuple):
+                left += [b"\x86" + put, node[1], node[0]]
+            elif isinstance(node, list):
+                parts += [b"]", put, b"("]
+                left += [b"e", *reversed(node)]
+            else:
+                parts += [b"}", put, b"("]
+                left += [b"u", *(each for key, item in node.items() for each in (item, key))]
+        else:
+            parts.append(pickle.dumps(node, protocol=2)[2:-1].replace(b"q\x00", b""))
+    return b"".join(parts)
+
+
+@pytest.mark.fault("hostile files", "convert", "a config nested very deep or shared 2**60 times, in a whole checkpoint")
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("name", bombs())
+def test_what_lies_beside_the_weights_takes_no_time(name: str, own: bool, tmp_path: Path) -> None:
+    prefix = "encoder_q." if own else "backbone."
+    state = {prefix + key: tensor for key, tensor in converters.read_backbone("random:resnet18").tensors.items()}
+    path, bomb = tmp_path / "x.pth", bombs()[name]
+    torch.save({"state_dict": state, "format": "unimoco-suite" if own else "x"}, path)
+    places = {"meta": {"cfg": bomb, "config": bomb, "arch": bomb}, "version" if own else "epoch": bomb}
+    places |= dict.fromkeys(
+        ("cfg", "config", "args", "opt", "hyper_parameters", "arch", "__author__", "num_features"), bomb
+    )
+    more = b"(" + pickled(places)[7:]  # into the mapping that the file has, not one of its own
+    with zipfile.ZipFile(path) as archive:
+        records = {record.filename: archive.read(record) for record in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for each, data in records.items():
+            archive.writestr(each, data[:-1] + more + b"." if each.endswith("data.pkl") else data)
+    start = time.process_time()
+    if own:
+        with pytest.raises(ValueError, match=r"is version a (list|dict|tuple) of this suite's checkpoints"):
+            converters.read_backbone(path)
+    else:
+        assert converters.read_backbone(path).arch == "resnet18"
+    assert time.process_time() - start < hostile.SECONDS
