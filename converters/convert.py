@@ -24,7 +24,7 @@ if not __package__:  # run as a script: find the packages beside this folder
 from jsonargparse import ArgumentParser
 from tabulate import tabulate
 
-from common.cli import CommandParser, printable, run_cli
+from common.cli import CommandParser, Stopped, printable, run_cli
 from common.files import write_atomically
 from converters import named, sources
 from converters.backbone import VerificationError, is_counter
@@ -182,10 +182,10 @@ def _signals(handler: Callable[[int, FrameType | None], Any] | signal.Handlers) 
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    """End the command as Ctrl-C does; a second signal does not interrupt the removal of temporary files."""
+    """End the command; a second signal does not interrupt the removal of temporary files."""
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, signal.SIG_IGN)
-    raise KeyboardInterrupt
+    raise Stopped(number)
 
 
 def add_reading_options(p: ArgumentParser) -> None:
@@ -249,8 +249,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(done)
         return 0
 
-    with _signals(_stop):
-        return run_cli("convert.py", work, resumable=False)
+    def stoppable() -> int:
+        with _signals(_stop):
+            return work()
+
+    return run_cli("convert.py", stoppable, resumable=False)
 
 
 if __name__ == "__main__":
