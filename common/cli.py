@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import io
 import logging
 import signal
 import sys
@@ -20,9 +19,10 @@ import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from tqdm import tqdm
 
+from common import surroundings
 from common.faults import explain
 
-USER_ERROR, NON_FINITE = 2, 3  # exit statuses; a stop by a signal is 128 + its number: 143, 130
+USER_ERROR, NON_FINITE, UNREAD = 2, 3, 141  # exit statuses; a stop by a signal is 128 + its number: 143, 130
 REPEAT = 1.0  # seconds in which a second SIGTERM is the same stop: torchrun and Slurm send it both
 
 T = TypeVar("T")
@@ -225,18 +225,26 @@ def run_cli(
 
     Returns:
         0 or what `work` returns; 2 for a user's mistake, files that cannot be read or written and loader processes
-        that died; 143 when SIGTERM and 130 when SIGINT (Ctrl-C) ends it.
+        that died; 143 when SIGTERM and 130 when SIGINT (Ctrl-C) ends it; 141, without a word, where nobody reads the
+        output any more, as in `| head`.
     """
     mistakes: tuple[type[Exception], ...] = (ValueError, *also)
-    for stream in (sys.stdout, sys.stderr):  # a terminal that only knows ASCII must not stop a command at its last line
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
     logging.raiseExceptions = False  # a library's log on a full disk: what matters is written by us, and reported
     try:
-        with _sigterm_raises():
-            return work() or 0
+        surroundings.prepare()
+        try:
+            with _sigterm_raises():
+                return work() or 0
+        finally:
+            sys.stdout.flush()
     except OSError as error:
-        reason = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        dropped = surroundings.drop_output(error)
+        if dropped and isinstance(error, BrokenPipeError):
+            return UNREAD
+        file = "standard output" if dropped else error.filename
+        reason = f"{file}: {error.strerror}" if file and error.strerror else str(error)
+        if dropped:
+            return _report(program, reason)
         return _report(program, explain(error) or reason)
     except mistakes as error:
         return _report(program, explain(error) or str(error))

@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from common.surroundings import cores
+
 START_TIMEOUT = datetime.timedelta(minutes=10)
 AGREE_EVERY = 10  # steps after which ranks agree whether to stop; on a GPU it waits for the device
 WAIT_TIMEOUT = datetime.timedelta(days=1)  # of `on_first_rank`, which may read a whole data set
@@ -69,7 +71,9 @@ def start(device: str) -> torch.device:
         raise ValueError(f"device={device}: torch finds no GPU; use --device cpu or auto")
     if index and int(index) >= torch.cuda.device_count():
         raise ValueError(f"device={device}: this machine has {torch.cuda.device_count()} GPUs, counted from 0")
+    limit_threads()
     if "RANK" in os.environ:
+        _check_rendezvous()
         index = os.environ["LOCAL_RANK"]
         if kind == "cuda" and int(index) >= torch.cuda.device_count():
             raise ValueError(
@@ -82,6 +86,23 @@ def start(device: str) -> torch.device:
     if "RANK" in os.environ:
         _join(target)
     return target
+
+
+def limit_threads() -> None:
+    """Compute with no more threads than there are cores for this process; torch does not see a container's limit."""
+    if cores() < torch.get_num_threads() and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(cores())
+
+
+def _check_rendezvous() -> None:
+    """Raise a ValueError where RANK is set and what torch reads besides it is not, or is no number."""
+    numbers = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")
+    broken = [name for name in (*numbers, "MASTER_ADDR") if name not in os.environ]
+    if broken:
+        raise ValueError(f"RANK is set and {', '.join(broken)} not: start it with torchrun, or unset RANK")
+    broken = [f"{name}={os.environ[name]}" for name in numbers if not os.environ[name].isdigit()]
+    if broken:
+        raise ValueError(f"{', '.join(broken)}: not a number: start it with torchrun, or unset RANK")
 
 
 def _join(device: torch.device) -> None:

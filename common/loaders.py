@@ -7,7 +7,6 @@ carried from one batch to the next.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -20,6 +19,7 @@ from tqdm import tqdm
 
 from common.distributed import local_processes, rank, world_size
 from common.images import CorruptImageError, ImageSet
+from common.surroundings import cores
 from common.transforms import Image, ViewConfig, ViewMaker, evaluation_view
 from common.workers import protect, require_shared_memory
 
@@ -192,8 +192,7 @@ def default_workers(device: torch.device, in_memory: bool = False) -> int:
     """
     if in_memory and device.type == "cpu":
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 1 if device.type == "cpu" else max(1, (cores - 1) // local_processes())
+    return 1 if device.type == "cpu" else max(1, (cores() - 1) // local_processes())
 
 
 def one_thread(_worker: int = 0) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
+import os
 import platform
 import subprocess
 import sys
@@ -43,14 +44,21 @@ def environment(device: torch.device, packages: Sequence[str] = ()) -> dict[str,
 
 def git_state() -> dict[str, Any]:
     """Return the commit of this checkout and whether its code has uncommitted changes; None outside of git."""
+    # The variables of e.g. a hook name another repository. In a checkout of another user git wants to be asked to trust
+    # what it finds; it is the code that runs here already.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    code = Path(__file__)
 
     def git(*arguments: str) -> str | None:
         done = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, encoding="utf-8", check=False
-        )
+            ["git", "-c", "safe.directory=*", *arguments], cwd=code.parent, env=environment, capture_output=True,
+            encoding="utf-8", errors="replace", check=False,
+        )  # fmt: skip
         return done.stdout.strip() if done.returncode == 0 else None
 
     try:
+        if git("ls-files", "--error-unmatch", code.name) is None:  # a repository around a copy is not the code's
+            return {"git_commit": None, "git_dirty": None}
         commit = git("rev-parse", "HEAD")
         changes = git("status", "--porcelain", "--untracked-files=no", "--", *(f":(top){pattern}" for pattern in CODE))
     except FileNotFoundError:  # no git on this machine

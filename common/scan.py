@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from common.files import write_text
+from common.surroundings import cores
 from common.workers import protect
 
 CACHE = Path("runs/checks")
@@ -166,7 +167,7 @@ def in_workers(
     Raises:
         ValueError: a worker died.
     """
-    workers = min(len(os.sched_getaffinity(0)), len(items) // few)
+    workers = min(cores(), len(items) // few)
     loader = protect(DataLoader(
         _Calls(function, items), min(BATCH, few), num_workers=workers, collate_fn=list, worker_init_fn=_start_worker,
         generator=torch.Generator(),  # else the loader would draw from the generator of the run

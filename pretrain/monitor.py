@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sys
 import time
@@ -268,8 +269,8 @@ def log_done(t: Training, knn: dict[str, float], folder: Path) -> None:
     log(f"done: {t.steps} steps{skipped}, checkpoint {last}")
     if values:
         log(f"kNN on held-out images: {values[0]:.2%} before, {values[-1]:.2%} after")
-    python = this_python()
-    log(f"next: {python} transfer/knn.py --ckpt {last}    or    {python} converters/convert.py {last} --to detectron2")
+    python, ckpt = this_python(), shlex.quote(str(last))
+    log(f"next: {python} transfer/knn.py --ckpt {ckpt}    or    {python} converters/convert.py {ckpt} --to detectron2")
 
 
 def this_python() -> str:

@@ -55,7 +55,7 @@ def data_root(options: Namespace) -> Path:
     """Return --data-root or its default."""
     fashion = (options.task or "").startswith("fashion")
     default = "data" if fashion else os.environ.get("DETECTRON2_DATASETS", "datasets")
-    return Path(options.data_root or default).expanduser()
+    return Path(os.path.expanduser(options.data_root or default))
 
 
 def detect(options: Namespace) -> None:

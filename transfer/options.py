@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import os
 import platform
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from tabulate import tabulate
 from common.cli import CommandParser
 from common.distributed import has_gpu
 from common.run_folder import PACKAGES
+from common.surroundings import cores
 from converters.convert import add_reading_options
 from transfer.changes import differences, flat
 from transfer.tasks import Tasks
@@ -129,7 +129,7 @@ def machine(packages: Sequence[str]) -> str:
             rows.append([name, "not installed: bash setup.sh"])
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     rows.append(["CUDA of torch", torch.version.cuda or "none"])
-    rows.append(["devices", ", ".join(devices) or f"CPU, {len(os.sched_getaffinity(0))} cores, no GPU"])
+    rows.append(["devices", ", ".join(devices) or f"CPU, {cores()} cores, no GPU"])
     return str(tabulate(rows, disable_numparse=True, tablefmt="plain"))
 
 

@@ -56,7 +56,7 @@ def segment(options: Namespace) -> None:
         from transfer.segmentation.run import SegmentationRun, check_run, measure_run, plan_run, register
 
     device, processes = choose_devices(options)
-    root = Path(options.data_root or "data").expanduser()
+    root = Path(os.path.expanduser(options.data_root or "data"))
     register()
     runs = (plan_run(options, device.type, processes, seed) for seed in options.seeds)
 

@@ -63,7 +63,9 @@ def share(slot: int, jobs: int) -> dict[str, str]:
         parts = re.findall(r"^\s+MIG .*UUID: (MIG-[\w/-]+)", listed, re.M)  # of GPUs that are split
         visible = ",".join(parts or map(str, range(len(re.findall(r"^GPU \d+:", listed, re.M)))))
     devices = [device for device in (visible or "").split(",") if device]
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // jobs))
+    from joblib import cpu_count  # of the affinity and of the control group
+
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cpu_count() // jobs))
     own = devices[slot::jobs] or devices[slot % max(len(devices), 1) :][:1]
     return {"OMP_NUM_THREADS": threads} | ({"CUDA_VISIBLE_DEVICES": ",".join(own)} if own else {})
 

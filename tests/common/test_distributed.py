@@ -44,7 +44,8 @@ class TestDevices:
         assert gpus.joined == []
 
     def launched(self, monkeypatch: pytest.MonkeyPatch, local_rank: int) -> None:
-        for variable, value in {"RANK": 9, "LOCAL_RANK": local_rank, "WORLD_SIZE": 16}.items():
+        variables = {"RANK": 9, "LOCAL_RANK": local_rank, "WORLD_SIZE": 16, "MASTER_ADDR": "host", "MASTER_PORT": 1}
+        for variable, value in variables.items():
             monkeypatch.setenv(variable, str(value))
 
     def test_a_process_joins_with_its_own_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:

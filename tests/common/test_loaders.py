@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -257,11 +258,12 @@ def test_options_out_of_range_are_errors_that_name_them(option: dict[str, float]
 
 
 def test_default_loader_processes_share_the_cores_among_local_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(common.loaders.os, "sched_getaffinity", lambda _: set(range(33)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(33)))
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert default_workers(CPU) == 1
     assert default_workers(torch.device("cuda")) == 32
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert default_workers(torch.device("cuda")) == 8
-    monkeypatch.setattr(common.loaders.os, "sched_getaffinity", lambda _: {0})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     assert default_workers(torch.device("cuda")) == 1

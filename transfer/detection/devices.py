@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from jsonargparse import Namespace
 
+from common.distributed import limit_threads
 from transfer.options import device_kind
 
 
@@ -39,6 +40,7 @@ def choose_devices(options: Namespace) -> Devices:
     Raises:
         ValueError: an unknown device, fewer than asked for, or machines without a meeting point.
     """
+    limit_threads()
     available, gpus, machines = torch.cuda.device_count(), options.num_gpus, options.num_machines
     kind = "cuda" if options.dry_run and options.device == "auto" and gpus else device_kind(options.device)
     count = (available if kind == "cuda" else 0) if gpus is None else gpus

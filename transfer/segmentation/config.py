@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from jsonargparse import Namespace
 from mmengine.config import Config
 
 from common.distributed import local_processes
+from common.surroundings import cores
 from converters import Backbone
 from transfer.changes import changed, flat
 from transfer.scaling import Schedule, comparison, for_devices
@@ -208,9 +208,9 @@ def rescale(cfg: Config, processes: int, batch: int | None, accumulate: int, sca
 
 def limit_workers(cfg: Config) -> None:
     """Limit the data workers to the cores of this process, but keep one where any are asked for."""
-    cores = len(os.sched_getaffinity(0)) // local_processes()
+    own = cores() // local_processes()
     for name in LOADERS:
-        cfg[name].num_workers = min(cfg[name].get("num_workers", 0), max(1, cores - 1))
+        cfg[name].num_workers = min(cfg[name].get("num_workers", 0), max(1, own - 1))
         cfg[name].persistent_workers = cfg[name].num_workers > 0
 
 

@@ -15,7 +15,6 @@ from transfer.options import device_kind
 
 LAUNCHERS = ("auto", "none", "pytorch", "slurm")
 PORT = "29500"
-RENDEZVOUS = ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torch reads besides RANK
 
 
 def choose_devices(options: Namespace) -> tuple[torch.device, int]:
@@ -45,9 +44,6 @@ def join(launcher: str, device: str = "auto") -> torch.device:
         raise ValueError("--launcher pytorch: torchrun has not started this; torchrun --nproc-per-node N transfer/...")
     if launcher == "none":
         os.environ.pop("RANK", None)
-    absent = [name for name in RENDEZVOUS if name not in os.environ]
-    if "RANK" in os.environ and absent:
-        raise ValueError(f"RANK is set and {', '.join(absent)} not: start it with torchrun, or add --launcher none")
     chosen = start(kind)
     if chosen.type == "cpu":
         mmengine.device.utils.DEVICE = "cpu"  # else mmengine takes a GPU where it sees one
