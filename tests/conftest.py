@@ -21,11 +21,6 @@ LONGEST = (
 
 # Tests that failed in the last complete run and wait for their mend; each that passes again leaves the list.
 OPEN = frozenset((
-    "test_a_signal_is_one_line_and_leaves_nothing_half_written",
-    "test_default_loader_processes_share_the_cores_among_local_ranks", "test_any_file_name_is_measured_and_recorded",
-    "test_a_signal_lets_the_commands_save_their_state", "test_a_signal_stops_the_scan_and_its_workers",
-    "test_a_second_run_in_a_folder_is_told_who_is_there",
-    "test_any_file_name_is_trained_on", "test_inside_mmseg", "test_with_the_real_commands",
     "test_the_page_shows_the_tests_that_there_are",
 ))  # fmt: skip
 
