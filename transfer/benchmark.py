@@ -83,6 +83,7 @@ class Run:
         headline: name of the main metric.
         out: folder of the run folders.
         packages: whose versions are recorded besides the usual ones.
+        data: facts about the data for the record: its name, identity and overlap, of a user's data set.
     """
 
     backbone: Backbone
@@ -93,6 +94,7 @@ class Run:
     headline: str
     out: Path
     packages: Sequence[str] = ()
+    data: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def config_hash(self) -> str:
@@ -133,7 +135,7 @@ class Run:
         b, source = self.backbone, self.backbone.source
         facts = b.meta | {"path": source.path, "sha256": source.sha256, "format": source.format, "arch": b.arch}
         facts |= {"weights": source.weights} if source.weights else {}
-        more = {"job": os.environ.get("UNIMOCO_JOB"), "data_check": data_check}
+        more = {"job": os.environ.get("UNIMOCO_JOB"), "data_check": data_check, **self.data}
         return Record(
             backbone_id=b.backbone_id, backbone=facts, pretrain_seed=b.seed, task=self.task, config=self.config,
             title=self.title, seed=self.seed, metrics=measured.metrics, headline=self.headline, cost=measured.cost,

@@ -4,6 +4,7 @@ python transfer/detect.py --ckpt runs/fashion/last.pth --task fashion-fpn       
 python transfer/detect.py --ckpt moco_v2.pth --task coco-c4-1x --data-root /data     # all GPUs of this machine
 python transfer/detect.py --ckpt X --task voc-c4-24k --seeds 0 1 2 3 4 TEST.EVAL_PERIOD 4000    # detectron2's settings
 python transfer/detect.py --ckpt X --task coco-c4-1x --device cuda --num-gpus 8 --dry-run       # needs no GPU
+python transfer/detect.py --ckpt X --data DIR       your own boxes or masks in COCO's, YOLO's or VOC's layout
 python transfer/detect.py --check
 """
 
@@ -28,6 +29,8 @@ from common.run_folder import exclusive
 from transfer.benchmark import Measurement, measure, on_record, run_benchmark, summary
 from transfer.detection.devices import choose_devices
 from transfer.options import require, training_parser
+from transfer.own_data import detection as own
+from transfer.own_data.detection_task import PROTOCOLS, write_task
 from transfer.tasks import DETECTION
 
 SETTING = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+")  # a key of detectron2's configuration
@@ -36,6 +39,9 @@ SETTING = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+")  # a key of detectron2's
 def parser() -> CommandParser:
     """Return the parser of the options."""
     p = training_parser("transfer/detect.py", __doc__, DETECTION, "data for fashion tasks, else $DETECTRON2_DATASETS")
+    own.add_options(p)
+    p.add_argument("--protocol", choices=[*PROTOCOLS], default="fpn", help="detector for your own data")
+    p.add_argument("--epochs", type=float, help="schedule for your own data; default: by its number of images")
     p.add_argument("--num-gpus", type=int, help="processes on this machine; default: one per GPU")
     p.add_argument("--num-machines", type=int, default=1, help="number of machines that work together")
     p.add_argument("--machine-rank", type=int, default=0, help="rank of this machine")
@@ -58,8 +64,19 @@ def data_root(options: Namespace) -> Path:
     return Path(os.path.expanduser(options.data_root or default))
 
 
+def own_task(options: Namespace) -> str:
+    """Return the task that is made for the user's data set, after printing what was found in it."""
+    if options.task:
+        raise ValueError(f"--task {options.task}: your own data has --protocol in its place")
+    path, said = write_task(own.load(options), options.protocol, options.epochs)
+    print("\n".join(said), file=sys.stderr if options.dry_run else sys.stdout, flush=True)
+    return str(path)
+
+
 def detect(options: Namespace) -> None:
     """Measure every seed that is not on record, and print the result."""
+    if own.names_data(options):
+        options.task = own_task(options)
     DETECTION.find(options.task)
     require("detectron2")
     from transfer.detection.detectron2_engine.data_check import check_data

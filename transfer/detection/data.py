@@ -12,6 +12,7 @@ from transfer.options import require
 from transfer.scenes import ensure_scenes
 
 FIT = 0.875  # fraction of the training scenes in fashion_scenes_fit; the rest is fashion_scenes_held
+OWN_SPLITS = "own_coco_train", "own_coco_val"  # with "coco", detectron2 does not warn of category ids with gaps
 CITYSCAPES = "pip install --no-deps cityscapesscripts==2.3.0 shapely==2.2.0 pyquaternion==0.9.9"
 
 
@@ -45,6 +46,12 @@ def scene_splits(folder: Path) -> dict[str, tuple[Path, Path]]:
     files["held"] = _write_part(files["train"], "held", FIT, 1)
     images = {name: folder / "images" / ("val" if name == "val" else "train") for name in files}
     return {f"fashion_scenes_{name}": (file, images[name]) for name, file in files.items()}
+
+
+def own_splits(files: Sequence[str]) -> dict[str, tuple[Path, Path]]:
+    """Return annotation file and image folder of each split of a user's data set, from TASK.FILES."""
+    train, train_images, val, val_images = map(Path, files)
+    return dict(zip(OWN_SPLITS, ((train, train_images), (val, val_images)), strict=True))
 
 
 def _write_part(file: Path, part: str, begin: float, end: float) -> Path:

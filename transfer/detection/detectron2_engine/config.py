@@ -24,22 +24,29 @@ from transfer.scaling import Schedule, comparison, for_devices
 from transfer.tasks import DETECTION
 
 NETWORK = ("DEPTH", "NUM_GROUPS", "WIDTH_PER_GROUP", "RES2_OUT_CHANNELS")  # of MODEL.RESNETS, set by the backbone
+FROZEN = "MODEL.BACKBONE.FREEZE_AT", 5  # the whole backbone
 # Settings that the metrics do not depend on, or that a record holds elsewhere.
 NOT_RECORDED = (
     "DATALOADER.NUM_WORKERS", "MODEL.DEVICE", "OUTPUT_DIR", "SEED", "SOLVER.CHECKPOINT_PERIOD",
-    "SOLVER.REFERENCE_WORLD_SIZE", "TASK.HEADLINE", "TEST.EVAL_PERIOD", "VERSION",
+    "SOLVER.REFERENCE_WORLD_SIZE", "TASK.FILES", "TASK.HEADLINE", "TASK.NAME", "TASK.OVERLAP", "TEST.EVAL_PERIOD",
+    "VERSION",
 )  # fmt: skip
 
 
 def defaults() -> CfgNode:
     """Return detectron2's defaults with our node TASK.
 
-    TASK.DATA: data set tree (configs/layouts.yaml), or "fashion". TASK.HEADLINE: the main metric. TASK.SCENES: training
-    scenes, test scenes, size and seed of Fashion Scenes. TASK.PRECISION: of training; fp32, bf16, or auto, which is
-    bf16 where the device computes it fast. SOLVER.AMP.ENABLED is detectron2's own fp16.
+    TASK.DATA: data set tree (configs/layouts.yaml), "fashion", or "own", a user's. TASK.HEADLINE: the main metric.
+    TASK.SCENES: training scenes, test scenes, size and seed of Fashion Scenes. TASK.PRECISION: of training; fp32, bf16,
+    or auto, which is bf16 where the device computes it fast. SOLVER.AMP.ENABLED is detectron2's own fp16. Of a user's
+    data set, FILES are annotations and images of train and of val, IDENTITY is a hash of their content, NAME is for
+    people, and OVERLAP says which test images are training images.
     """
     cfg = get_cfg()
-    cfg.TASK = CfgNode({"DATA": "", "HEADLINE": "bbox/AP", "SCENES": [], "PRECISION": "fp32"})
+    cfg.TASK = CfgNode({
+        "DATA": "", "HEADLINE": "bbox/AP", "SCENES": [], "PRECISION": "fp32", "FILES": [], "IDENTITY": "", "NAME": "",
+        "OVERLAP": "",
+    })  # fmt: skip
     return cfg
 
 
@@ -196,7 +203,7 @@ def _set_precision(cfg: CfgNode) -> None:
 def _check(cfg: CfgNode, backbone: Backbone, devices: Devices) -> None:
     found = flat(cfg)
     for key, wanted in expected_settings(backbone).items():
-        if found[key] != wanted:
+        if found[key] != wanted and (key, found[key]) != FROZEN:
             raise ValueError(
                 f"{key} is {found[key]}, and {backbone.source.path} ({backbone.arch}) was trained for {wanted}: "
                 f"leave {key} out"

@@ -28,7 +28,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from common.workers import protect
-from transfer.detection.data import find_data, scene_splits
+from transfer.detection.data import find_data, own_splits, scene_splits
 from transfer.detection.voc import read_voc
 from transfer.headers import read_header
 
@@ -45,11 +45,12 @@ def register(cfg: CfgNode, root: Path) -> None:
     Raises:
         ValueError: data are missing, or the task has another number of classes than they have.
     """
-    folder = find_data(cfg.TASK.DATA, cfg.TASK.SCENES, root)
+    own = cfg.TASK.DATA == "own"
+    folder = root if own else find_data(cfg.TASK.DATA, cfg.TASK.SCENES, root)
     DatasetCatalog.clear()  # on import detectron2 registers its own, below a folder of its choice
     MetadataCatalog.clear()
-    if cfg.TASK.DATA == "fashion":
-        for name, (file, images) in scene_splits(folder).items():
+    if own or cfg.TASK.DATA == "fashion":
+        for name, (file, images) in (own_splits(cfg.TASK.FILES) if own else scene_splits(folder)).items():
             DatasetCatalog.register(name, partial(load_coco_json, str(file), str(images), name))
             MetadataCatalog.get(name).set(json_file=str(file), image_root=str(images), evaluator_type="coco")
     else:

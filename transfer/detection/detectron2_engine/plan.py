@@ -30,9 +30,9 @@ def takes(cfg: CfgNode) -> dict[str, Any]:
         sides = [-(-side // 32) * 32 for side in (short, long)]
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model.backbone(torch.empty(1, 3, *sides))
-    data = cfg.TASK.DATA
+    data, found = cfg.TASK.DATA, [*cfg.TASK.FILES] or ["scenes, made from Fashion-MNIST"]
     return {
         "parameters": sum(p.numel() for p in model.parameters()), "backbone_flops": counter.get_total_flops(),
         "image": sides, "iterations": cfg.SOLVER.MAX_ITER, "batch": cfg.SOLVER.IMS_PER_BATCH,
-        "data": LAYOUTS[data].patterns if data in LAYOUTS else ["scenes, made from Fashion-MNIST"],
+        "data": LAYOUTS[data].patterns if data in LAYOUTS else found,
     }  # fmt: skip

@@ -34,6 +34,7 @@ from transfer.options import should_resume
 from transfer.tasks import DETECTION
 
 RESULTS = "results.json"
+DATA_FACTS = {"data": "NAME", "data_identity": "IDENTITY", "overlap": "OVERLAP"}  # in records -> in TASK
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,8 @@ def plan_run(options: Namespace, devices: Devices, seed: int) -> DetectionRun:
     )
     return DetectionRun(
         backbone, DETECTION.find(options.task).stem, compose_title(options.task, cfg), seed, config.for_record(cfg),
-        cfg.TASK.HEADLINE, options.out, config.packages(), cfg=cfg, changes=changes,
+        cfg.TASK.HEADLINE, options.out, config.packages(),
+        {name: cfg.TASK[key] for name, key in DATA_FACTS.items() if cfg.TASK[key]}, cfg=cfg, changes=changes,
     )  # fmt: skip
 
 

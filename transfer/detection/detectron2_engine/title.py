@@ -18,7 +18,7 @@ def compose_title(task: str, cfg: CfgNode) -> str:
     solver = cfg.SOLVER
     parts = [
         f"{_detector(cfg)}, {_norms(cfg)}",
-        f"{' + '.join(cfg.DATASETS.TRAIN)} to {' + '.join(cfg.DATASETS.TEST)}",
+        cfg.TASK.NAME or f"{' + '.join(cfg.DATASETS.TRAIN)} to {' + '.join(cfg.DATASETS.TEST)}",
         f"{solver.MAX_ITER} iterations of {solver.IMS_PER_BATCH}",
         f"lr {solver.BASE_LR:g}",
         "fp16" if solver.AMP.ENABLED else cfg.TASK.PRECISION,

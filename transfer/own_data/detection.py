@@ -1,0 +1,218 @@
+"""A user's detection data set: what the options name becomes two files in COCO's format, and what they hold."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import statistics
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from common.files import write_text
+from common.folders import escaped
+from common.scan import scan_files
+from transfer.own_data import coco, voc, yolo
+from transfer.own_data.coco import Annotated
+from transfer.own_data.layouts import WHOLE, Part, find_parts
+from transfer.own_data.overlap import find_overlap, fingerprint
+
+FILES = ("train_json", "train_images", "val_json", "val_images")
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class DetectionData:
+    """A user's detection data set.
+
+    Attributes:
+        name: of the data set, for people.
+        folder: of what is made from it: annotations that had to be converted, and tasks.
+        identity: hash of the annotations and of the content of the images.
+        files: annotations and images of train, annotations and images of val.
+        classes: names.
+        masks: whether the objects have masks.
+        encoded: whether any of the masks is not a polygon.
+        sides: median short and median long side of the training images, pixels.
+        images: numbers of training and test images.
+        trained: number of training images with objects.
+        most: largest number of objects in a test image.
+        overlap: test images that are training images, in words; "" where there are none.
+        notes: what was assumed or left out, in words.
+    """
+
+    name: str
+    folder: Path
+    identity: str
+    files: tuple[str, str, str, str]
+    classes: list[str]
+    masks: bool
+    encoded: bool
+    sides: tuple[int, int]
+    images: tuple[int, int]
+    trained: int
+    most: int
+    overlap: str = ""
+    notes: list[str] = field(default_factory=list)
+
+
+def add_options(p: ArgumentParser) -> None:
+    """Add the options that name a data set of one's own."""
+    p.add_argument("--data", type=Path, help="folder of your own data set, in COCO's, YOLO's or VOC's layout")
+    for split, what in (("train", "training"), ("val", "test")):
+        p.add_argument(f"--{split}-json", type=Path, help=f"in place of --data: {what} annotations in COCO's format")
+        p.add_argument(f"--{split}-images", type=Path, help=f"folder of the {what} images")
+    p.add_argument("--classes", type=Path, help="file with one class name per line, for YOLO's and VOC's layouts")
+    p.add_argument("--data-name", help="of your data set in records and tables; default: that of its folder")
+    p.add_argument("--val-fraction", type=float, default=0.2, help="tested on, where a data set has one part only")
+    p.add_argument("--split-seed", type=int, default=0, help="of the choice of these images")
+    p.add_argument("--allow-overlap", action="store_true", help="accept test images that are training images")
+
+
+def names_data(options: Namespace) -> bool:
+    """Return whether the options name a data set of one's own.
+
+    Raises:
+        ValueError: they name it twice or in part.
+    """
+    given = [name for name in FILES if options[name] is not None]
+    if given and options.data is not None:
+        raise ValueError(f"--data and --{given[0].replace('_', '-')}: give the folder or the four files and folders")
+    if given and len(given) < len(FILES):
+        missing = [f"--{name.replace('_', '-')}" for name in FILES if name not in given]
+        raise ValueError(f"{', '.join(missing)} missing: train and val each need their annotations and images")
+    return bool(given) or options.data is not None
+
+
+def load(options: Namespace) -> DetectionData:
+    """Read the data set that the options name; every image is read once, and no file of the user is changed.
+
+    Raises:
+        ValueError: names the file that is wrong and how to mend it; or test images are training images.
+    """
+    train, val, notes = _read_parts(options)
+    contents = train.content, val.content
+    prints = [scan_files(part.paths(), fingerprint, f"{n} images") for part, n in ((train, "training"), (val, "test"))]
+    overlap = find_overlap(train.paths(), prints[0], val.paths(), prints[1])
+    if overlap and not options.allow_overlap:
+        raise ValueError(f"{overlap}: remove them from one part, or add --allow-overlap, which the record will say")
+    texts = [p.file.read_bytes() if p.file else json.dumps(p.content).encode() for p in (train, val)]
+    hashes = [print_[0] for part in prints for print_ in part]
+    identity = hashlib.sha256(b"\0".join([*texts, "".join(hashes).encode()])).hexdigest()[:12]
+    masks = _with_masks([row for content in contents for row in content["annotations"]], notes)
+    name = _name(options)
+    objects = [Counter(row.get("image_id") for row in c["annotations"] if not row.get("iscrowd")) for c in contents]
+    data = DetectionData(
+        name, options.out / "data" / f"{name}-{identity}", identity, _files(train, val), _classes(train), masks,
+        any(isinstance(row.get("segmentation"), dict) and not row.get("iscrowd") for row in contents[0]["annotations"]),
+        _sides(contents[0]["images"]), (len(train.names()), len(val.names())), len(objects[0]),
+        max(objects[1].values(), default=0), str(overlap or ""), notes,
+    )  # fmt: skip
+    return _store(data, train, val, texts)
+
+
+def _read_parts(options: Namespace) -> tuple[Annotated, Annotated, list[str]]:
+    if options.data is None:
+        found = {
+            split: Part("coco", options[f"{split}_json"], (options[f"{split}_images"],)) for split in ("train", "val")
+        }
+        for part in found.values():
+            if not part.annotations.is_file():
+                raise ValueError(f"{part.annotations.absolute()}: no such file of annotations")
+            if not part.images[0].is_dir():
+                raise ValueError(f"{part.images[0].absolute()}: no such folder of images")
+    else:
+        found = find_parts(options.data)
+    places = [*found.values()]
+    if places[0].layout == "coco":
+        if options.classes:
+            raise ValueError("--classes is for YOLO's and VOC's layouts: COCO's files name their classes")
+        parts, notes = [coco.read(place) for place in places], list[str]()
+    else:
+        contents, notes = (
+            yolo.read(places, yolo.class_names(options.data, options.classes)) if places[0].layout == "yolo"
+            else voc.read(places, options.classes)
+        )  # fmt: skip
+        parts = [Annotated(content, place.images[0]) for content, place in zip(contents, places, strict=True)]
+    notes += filter(None, [coco.drop_group(parts)])
+    if WHOLE in found:
+        notes.append(
+            f"the data set has one part: {options.val_fraction:.0%} of its images are tested on, chosen with seed "
+            f"{options.split_seed} (--val-fraction, --split-seed)"
+        )
+        train, val = coco.split(parts[0], options.val_fraction, options.split_seed)
+    else:
+        train, val = parts
+        notes += filter(None, [coco.share_categories(train, val)])
+    return train, val, notes
+
+
+def _name(options: Namespace) -> str:
+    path = options.data if options.data is not None else options.train_json.absolute().parent
+    return re.sub(r"[^\w.=-]+", "-", options.data_name or path.absolute().name or "data")
+
+
+def _files(train: Annotated, val: Annotated) -> tuple[str, str, str, str]:
+    return str(train.file), str(train.images.absolute()), str(val.file), str(val.images.absolute())
+
+
+def _classes(train: Annotated) -> list[str]:
+    rows = sorted(train.content["categories"], key=lambda row: str(row.get("id")).zfill(20))
+    return [str(row.get("name")) for row in rows]
+
+
+def _sides(images: list[Row]) -> tuple[int, int]:
+    """Return the median short and long side; 0 where the file does not say, which the check will refuse."""
+    sizes = [sorted((image.get("width") or 0, image.get("height") or 0)) for image in images]
+    return int(statistics.median(s[0] for s in sizes)), int(statistics.median(s[1] for s in sizes))
+
+
+def _with_masks(rows: list[Row], notes: list[str]) -> bool:
+    """Return whether all objects have masks that are more than their boxes; say why not, where some have."""
+    rows = [row for row in rows if not row.get("iscrowd")]
+    having = sum(bool(row.get("segmentation")) for row in rows)
+    if not having:
+        return False
+    if having < len(rows):
+        notes.append(f"{len(rows) - having} of {len(rows)} objects have no mask: boxes only")
+        return False
+    if all(_is_box(row) for row in rows):
+        notes.append("all masks are rectangles equal to their boxes: boxes only")
+        return False
+    return True
+
+
+def _is_box(row: Row) -> bool:
+    """Return whether a mask is the four corners of the box of its object."""
+    try:
+        (polygon,), (x, y, width, height) = row["segmentation"], row["bbox"]
+        corners = {*zip(polygon[::2], polygon[1::2], strict=True)}
+        return corners == {(x, y), (x + width, y), (x, y + height), (x + width, y + height)}
+    except (KeyError, TypeError, ValueError):
+        return False
+
+
+def _store(data: DetectionData, train: Annotated, val: Annotated, texts: list[bytes]) -> DetectionData:
+    """Write the annotations that differ from the user's file; return the data set with their names."""
+    files = list(data.files)
+    for at, part, text, name in ((0, train, texts[0], "train"), (2, val, texts[1], "val")):
+        path = data.folder / f"{name}.json"
+        if part.file is None:
+            write_text(path, text.decode())
+        files[at] = str((part.file or path).absolute())
+    return DetectionData(**{**vars(data), "files": tuple(files)})
+
+
+def describe(data: DetectionData) -> str:
+    """Return the data set in words."""
+    listed = ", ".join(map(escaped, data.classes[:5])) + ", ..." * (len(data.classes) > 5)
+    kind = "boxes and masks" if data.masks else "boxes"
+    return (
+        f"{data.name}: {data.images[0]:,} training images ({data.images[0] - data.trained:,} without objects), "
+        f"{data.images[1]:,} test images, {len(data.classes)} classes ({listed}), {kind}, median image "
+        f"{data.sides[1]} x {data.sides[0]}, identity {data.identity}"
+    )
