@@ -4,6 +4,7 @@ python transfer/segment.py --ckpt runs/fashion/last.pth --task fashion-fcn      
 python transfer/segment.py --ckpt X --task voc12aug-fcn-20k --data-root /data --seeds 0 1 2 3 4
 torchrun --nproc-per-node 4 transfer/segment.py --ckpt X --task cityscapes-fcn-40k --data-root /data
 WORLD_SIZE=4 python transfer/segment.py --ckpt X --task cityscapes-fcn-40k --device cuda --dry-run    # needs no GPU
+python transfer/segment.py --ckpt X --images DIR --masks DIR --classes FILE          your own images and masks
 python transfer/segment.py --check
 """
 
@@ -20,10 +21,11 @@ if not __package__:  # run as a script: find the packages beside this folder
 from jsonargparse import Namespace
 
 from common.cli import CommandParser
-from common.distributed import rank
+from common.distributed import on_first_rank, rank
 from common.run_folder import exclusive
 from transfer.benchmark import Measurement, measure, run_benchmark, summary
 from transfer.options import require, training_parser
+from transfer.own_data import segmentation as own
 from transfer.segmentation.quiet import quiet
 from transfer.tasks import SEGMENTATION
 
@@ -33,6 +35,7 @@ MOST_ROWS = 30  # of the table on the screen
 def parser() -> CommandParser:
     """Return the parser of the options."""
     p = training_parser("transfer/segment.py", __doc__, SEGMENTATION, "data")
+    own.add_options(p)
     p.add_argument("--accumulate", type=int, default=1, help="batches whose gradients are accumulated per step")
     p.add_argument("--amp", action="store_true", help="mixed precision: float16 on a GPU, bfloat16 on the CPU")
     p.add_argument(
@@ -44,9 +47,21 @@ def parser() -> CommandParser:
     return p
 
 
+def own_task(options: Namespace) -> str:
+    """Return the task that is made for the user's images, after printing what was found."""
+    path, said = on_first_rank(lambda: own.write_task(own.load(options), options.epochs))
+    if rank() == 0:
+        print("\n".join(said), file=sys.stderr if options.dry_run else sys.stdout, flush=True)
+    return str(path)
+
+
 def segment(options: Namespace) -> None:
     """Measure every seed that is not on record, and print the result."""
-    SEGMENTATION.find(options.task)
+    mine = own.names_data(options)
+    if mine and options.task:
+        raise ValueError(f"--task {options.task}: your own data makes its own; leave one of them out")
+    if not mine:
+        SEGMENTATION.find(options.task)
     if options.resume and options.force:
         raise ValueError("--resume continues a run, --force replaces it: leave one of them out")
     if options.dry_run and os.environ.get("RANK", "0") != "0":
@@ -56,6 +71,8 @@ def segment(options: Namespace) -> None:
         from transfer.segmentation.run import SegmentationRun, check_run, measure_run, plan_run, register
 
     device, processes = choose_devices(options)
+    if mine:
+        options.task = own_task(options)
     root = Path(os.path.expanduser(options.data_root or "data"))
     register()
     runs = (plan_run(options, device.type, processes, seed) for seed in options.seeds)

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from transfer.detection.coco_check import read_sections
 from transfer.own_data.layouts import Content, Part, image_folder
+from transfer.own_data.options import hold_out
 
 
 @dataclass
@@ -66,13 +65,7 @@ def split(whole: Annotated, fraction: float, seed: int) -> tuple[Annotated, Anno
     Raises:
         ValueError: one part would be empty.
     """
-    if not 0 < fraction < 1:
-        raise ValueError(f"--val-fraction {fraction}: must be between 0 and 1")
-    names = whole.names()
-    count = round(fraction * len(names))
-    if not 0 < count < len(names):
-        raise ValueError(f"--val-fraction {fraction}: of {len(names)} images, {count} would be tested on")
-    held = {names[i] for i in np.random.default_rng(seed).permutation(len(names))[:count]}
+    held = hold_out(whole.names(), fraction, seed)
 
     def part(tested: bool) -> Annotated:
         images = [image for image in whole.content["images"] if (str(image.get("file_name")) in held) == tested]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import statistics
 from collections import Counter
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from common.scan import scan_files
 from transfer.own_data import coco, voc, yolo
 from transfer.own_data.coco import Annotated
 from transfer.own_data.layouts import WHOLE, Part, find_parts
+from transfer.own_data.options import add_common, describe_split, file_name
 from transfer.own_data.overlap import find_overlap, fingerprint
 
 FILES = ("train_json", "train_images", "val_json", "val_images")
@@ -66,11 +66,7 @@ def add_options(p: ArgumentParser) -> None:
     for split, what in (("train", "training"), ("val", "test")):
         p.add_argument(f"--{split}-json", type=Path, help=f"in place of --data: {what} annotations in COCO's format")
         p.add_argument(f"--{split}-images", type=Path, help=f"folder of the {what} images")
-    p.add_argument("--classes", type=Path, help="file with one class name per line, for YOLO's and VOC's layouts")
-    p.add_argument("--data-name", help="of your data set in records and tables; default: that of its folder")
-    p.add_argument("--val-fraction", type=float, default=0.2, help="tested on, where a data set has one part only")
-    p.add_argument("--split-seed", type=int, default=0, help="of the choice of these images")
-    p.add_argument("--allow-overlap", action="store_true", help="accept test images that are training images")
+    add_common(p, "for YOLO's and VOC's layouts")
 
 
 def names_data(options: Namespace) -> bool:
@@ -97,20 +93,18 @@ def load(options: Namespace) -> DetectionData:
     train, val, notes = _read_parts(options)
     contents = train.content, val.content
     prints = [scan_files(part.paths(), fingerprint, f"{n} images") for part, n in ((train, "training"), (val, "test"))]
-    overlap = find_overlap(train.paths(), prints[0], val.paths(), prints[1])
-    if overlap and not options.allow_overlap:
-        raise ValueError(f"{overlap}: remove them from one part, or add --allow-overlap, which the record will say")
+    overlap = find_overlap(train.paths(), prints[0], val.paths(), prints[1], options.allow_overlap)
     texts = [p.file.read_bytes() if p.file else json.dumps(p.content).encode() for p in (train, val)]
     hashes = [print_[0] for part in prints for print_ in part]
     identity = hashlib.sha256(b"\0".join([*texts, "".join(hashes).encode()])).hexdigest()[:12]
     masks = _with_masks([row for content in contents for row in content["annotations"]], notes)
-    name = _name(options)
+    name = file_name(options.data_name, options.data or options.train_json.absolute().parent)
     objects = [Counter(row.get("image_id") for row in c["annotations"] if not row.get("iscrowd")) for c in contents]
     data = DetectionData(
         name, options.out / "data" / f"{name}-{identity}", identity, _files(train, val), _classes(train), masks,
         any(isinstance(row.get("segmentation"), dict) and not row.get("iscrowd") for row in contents[0]["annotations"]),
         _sides(contents[0]["images"]), (len(train.names()), len(val.names())), len(objects[0]),
-        max(objects[1].values(), default=0), str(overlap or ""), notes,
+        max(objects[1].values(), default=0), overlap, notes,
     )  # fmt: skip
     return _store(data, train, val, texts)
 
@@ -140,20 +134,12 @@ def _read_parts(options: Namespace) -> tuple[Annotated, Annotated, list[str]]:
         parts = [Annotated(content, place.images[0]) for content, place in zip(contents, places, strict=True)]
     notes += filter(None, [coco.drop_group(parts)])
     if WHOLE in found:
-        notes.append(
-            f"the data set has one part: {options.val_fraction:.0%} of its images are tested on, chosen with seed "
-            f"{options.split_seed} (--val-fraction, --split-seed)"
-        )
+        notes.append(describe_split(options.val_fraction, options.split_seed))
         train, val = coco.split(parts[0], options.val_fraction, options.split_seed)
     else:
         train, val = parts
         notes += filter(None, [coco.share_categories(train, val)])
     return train, val, notes
-
-
-def _name(options: Namespace) -> str:
-    path = options.data if options.data is not None else options.train_json.absolute().parent
-    return re.sub(r"[^\w.=-]+", "-", options.data_name or path.absolute().name or "data")
 
 
 def _files(train: Annotated, val: Annotated) -> tuple[str, str, str, str]:

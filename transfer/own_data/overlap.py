@@ -77,15 +77,19 @@ def thumbnail(path: Path, data: bytes) -> np.ndarray:
 
 def find_overlap(
     train: Sequence[Path], train_prints: Sequence[Sequence[str]], test: Sequence[Path],
-    test_prints: Sequence[Sequence[str]],
-) -> Overlap | None:  # fmt: skip
-    """Return the test images that are training images, None where there are none.
+    test_prints: Sequence[Sequence[str]], allow: bool = False,
+) -> str:  # fmt: skip
+    """Return in words which test images are training images, "" where there are none.
 
     Args:
         train: N files.
         train_prints: their `fingerprint`.
         test: M files.
         test_prints: theirs.
+        allow: accept such images.
+
+    Raises:
+        ValueError: there are such images, and they are not accepted.
     """
     content = {print_[0]: path for path, print_ in zip(reversed(train), reversed(train_prints), strict=True)}
     pairs = [
@@ -96,7 +100,13 @@ def find_overlap(
         if path not in equal:
             equal.add(path)
             pairs.append((path, other, False))
-    return Overlap(len(test), pairs) if pairs else None
+    if not pairs:
+        return ""
+    if not allow:
+        raise ValueError(
+            f"{Overlap(len(test), pairs)}: remove them from one part, or add --allow-overlap, which the record will say"
+        )
+    return str(Overlap(len(test), pairs))
 
 
 def _look_alike(

@@ -17,6 +17,7 @@ from mmseg.registry import DATASETS
 from common.folders import EXTENSIONS, walk
 from transfer.layouts import require_data
 from transfer.scenes import CLASSES, PALETTE, ensure_scenes
+from transfer.segmentation import own
 from transfer.segmentation.config import LOADERS, datasets
 from transfer.segmentation.quiet import quiet
 
@@ -28,7 +29,9 @@ def find_data(cfg: Config, root: Path) -> None:
         ValueError: names what is missing and where to get it.
     """
     settings: dict[str, Any] = {}
-    if cfg.get("scenes"):
+    if cfg.get("own"):
+        settings = own.settings(cfg.own)
+    elif cfg.get("scenes"):
         settings["data_root"] = str(ensure_scenes(root, **cfg.scenes))
         settings["metainfo"] = {"classes": ("background", *CLASSES), "palette": [[0, 0, 0], *PALETTE.tolist()]}
     else:

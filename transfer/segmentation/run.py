@@ -33,6 +33,7 @@ from transfer.tasks import SEGMENTATION
 
 POINTER = "last_checkpoint"  # mmengine writes the newest checkpoint's path to it once that is complete
 HEADLINE = "mIoU"  # main metric of every task
+DATA_FACTS = {"data": "name", "data_identity": "identity", "overlap": "overlap"}  # in records -> in `own`
 PACKAGES = ("onedl-mmcv", "onedl-mmengine", "onedl-mmsegmentation")  # whose versions are recorded
 
 
@@ -58,9 +59,10 @@ def plan_run(options: Namespace, kind: str, processes: int, seed: int) -> Segmen
     """Resolve the task of --task for the backbone of --ckpt and a seed. Needs no data set."""
     backbone = read_backbone(options, seed, read_task(options.task).get("arch", "resnet50"))
     task = resolve(options, backbone, kind, processes)
+    own = task.cfg.get("own") or {}
     return SegmentationRun(
         backbone, SEGMENTATION.find(options.task).stem, task.title, seed, task.config, HEADLINE, options.out, PACKAGES,
-        resolved=task,
+        {name: own[key] for name, key in DATA_FACTS.items() if own.get(key)}, resolved=task,
     )  # fmt: skip
 
 

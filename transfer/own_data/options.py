@@ -1,0 +1,51 @@
+"""Options that name a user's data set, the same for detection and segmentation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jsonargparse import ArgumentParser
+
+
+def add_common(p: ArgumentParser, classes: str) -> None:
+    """Add what all kinds of data sets have; `classes` says what --classes is for."""
+    p.add_argument("--classes", type=Path, help=f"file with one class name per line, {classes}")
+    p.add_argument("--data-name", help="of your data set in records and tables; default: that of its folder")
+    p.add_argument("--val-fraction", type=float, default=0.2, help="tested on, where your data set has one part only")
+    p.add_argument("--split-seed", type=int, default=0, help="of the choice of these images")
+    p.add_argument("--allow-overlap", action="store_true", help="accept test images that are training images")
+
+
+def file_name(given: str | None, folder: Path) -> str:
+    """Return the name of a data set as part of a file name: as given, or that of its folder."""
+    return re.sub(r"[^\w.=-]+", "-", given or folder.absolute().name or "data")
+
+
+def hold_out(names: Sequence[str], fraction: float, seed: int) -> set[str]:
+    """Return the names that are tested on, chosen at random.
+
+    Args:
+        names: N of them, in an order that does not depend on where they are.
+        fraction: of them.
+        seed: of the choice.
+
+    Raises:
+        ValueError: one part would be empty.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"--val-fraction {fraction}: must be between 0 and 1")
+    count = round(fraction * len(names))
+    if not 0 < count < len(names):
+        raise ValueError(f"--val-fraction {fraction}: of {len(names)} images, {count} would be tested on")
+    return {names[i] for i in np.random.default_rng(seed).permutation(len(names))[:count]}
+
+
+def describe_split(fraction: float, seed: int) -> str:
+    """Return what `hold_out` did, in words."""
+    return (
+        f"the data set has one part: {fraction:.0%} of its images are tested on, chosen with seed {seed} "
+        "(--val-fraction, --split-seed)"
+    )
