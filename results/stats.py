@@ -46,11 +46,19 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Interval:
-    """A difference with its 95 % interval, of fractions; printed in %."""
+    """A difference with its 95 % interval, of fractions; printed in %.
+
+    Attributes:
+        difference: of the means.
+        low: end of the interval.
+        high: end of the interval.
+        p: twice the part of the resamples on the other side of 0, and at least 2 / (resamples + 1).
+    """
 
     difference: float
     low: float
     high: float
+    p: float = 1.0
 
     def __str__(self) -> str:
         return f"[{100 * self.low:.1f}, {100 * self.high:.1f}]".replace("-", "−")
@@ -106,8 +114,11 @@ def paired_bootstrap(
     if first.ndim != 1 or first.shape != second.shape or len(first) < 2:
         raise ValueError(f"bootstrap of {first.shape} and {second.shape}: needs the same two or more test images")
     differences = first.astype(float) - second.astype(float)
-    interval = stats.bootstrap(
+    found = stats.bootstrap(
         (differences,), np.mean, n_resamples=resamples, batch=100, method="percentile",
         rng=np.random.default_rng(seed),
-    ).confidence_interval  # fmt: skip
-    return Interval(float(differences.mean()), float(interval.low), float(interval.high))
+    )  # fmt: skip
+    interval, means = found.confidence_interval, found.bootstrap_distribution
+    other = min(int((means <= 0).sum()), int((means >= 0).sum()))
+    p = min(1.0, 2 * (1 + other) / (resamples + 1))
+    return Interval(float(differences.mean()), float(interval.low), float(interval.high), p)
