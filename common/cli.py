@@ -24,6 +24,7 @@ from common.faults import explain
 
 USER_ERROR, NON_FINITE, UNREAD = 2, 3, 141  # exit statuses; a stop by a signal is 128 + its number: 143, 130
 REPEAT = 1.0  # seconds in which a second SIGTERM is the same stop: torchrun and Slurm send it both
+PATIENCE = 60.0  # seconds without a batch after which the wait is told
 
 T = TypeVar("T")
 
@@ -292,6 +293,11 @@ def _sigterm_raises() -> Iterator[None]:
         signal.signal(signal.SIGTERM, old)
 
 
+def _say_waiting(_number: int, _frame: FrameType | None) -> None:
+    line = f"still waiting for images after {PATIENCE:g} s: a slow disk or network, or a loader process that hangs"
+    tqdm.write(line, file=sys.stderr)
+
+
 class _WaitEnded(BaseException):
     """A stop was asked for while a batch was waited for."""
 
@@ -304,10 +310,12 @@ class StopRequest:
         self._waiting = False
 
     def __enter__(self) -> StopRequest:
-        self._old = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        handlers = {signal.SIGTERM: self._note, signal.SIGINT: self._note, signal.SIGALRM: _say_waiting}
+        self._old = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         return self
 
     def __exit__(self, *_: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._old.items():
             signal.signal(number, handler)
 
@@ -319,15 +327,23 @@ class StopRequest:
             self._waiting = False
             raise _WaitEnded
 
-    def until(self, batches: Iterator[T]) -> Iterator[T]:
-        """Yield batches until a stop is asked for, also while one is waited for."""
-        while self.signal is None:
+    def until(self, batches: Iterator[T], ends_wait: bool = True) -> Iterator[T]:
+        """Yield batches until a stop is asked for; where one is waited for long, say so.
+
+        Args:
+            batches: from loader processes.
+            ends_wait: whether a stop also ends the wait for a batch. Several ranks must do the same steps: they get
+                all batches and stop by agreement.
+        """
+        while self.signal is None or not ends_wait:
             try:
                 try:
-                    self._waiting = True
+                    signal.setitimer(signal.ITIMER_REAL, PATIENCE, PATIENCE)
+                    self._waiting = ends_wait
                     batch = next(batches)
                 finally:
                     self._waiting = False
+                    signal.setitimer(signal.ITIMER_REAL, 0)
             except (StopIteration, _WaitEnded):
                 return
             yield batch

@@ -11,6 +11,7 @@ A checkpoint is a dict of tensors and Python builtins:
     step                steps done
     config              the resolved configuration
     progress            what the monitor carries from step to step
+    earlier_schedules   where --resume FILE went on with another schedule: the step, and what changed
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from common.distributed import gather_objects, rank, world_size
 from common.files import naming, write_tensors
 from common.images import UNLABELLED
 from common.run_folder import git_state
-from pretrain.config import Config, backbone_id, differing_keys, method, recipe_id, rename_options
+from pretrain.config import Config, backbone_id, differing_keys, method, only_schedule, recipe_id, rename_options
 from pretrain.data import TrainingData
 from pretrain.engine import Training
 from pretrain.monitor import Monitor, log
@@ -73,6 +74,7 @@ class Checkpoints:
             "step": t.step,
             "config": t.config.as_dict(),
             "progress": self.monitor.state(),
+            "earlier_schedules": t.earlier_schedules,
         }
         if name is None:
             save_last(self.folder, content)
@@ -89,8 +91,8 @@ class Checkpoints:
         """Facts of the run at this step; on rank 0."""
         config, images, epochs = self.t.config, self.data.images, self.t.epoch
         identity = {
-            "backbone_id": backbone_id(config, images, self.data.kept, epochs),
-            "recipe_id": recipe_id(config, images, epochs),
+            "backbone_id": backbone_id(config, images, self.data.kept, epochs, self.t.earlier_schedules),
+            "recipe_id": recipe_id(config, images, epochs, self.t.earlier_schedules),
         }
         return {**identity, **self.fixed_meta, "epochs": epochs, "step": self.t.step}
 
@@ -154,7 +156,7 @@ def find_checkpoint(config: Config, folder: Path) -> dict[str, Any] | None:
     """Return the content of the checkpoint that a run continues from; None to start at step 0.
 
     With `resume` a file, that is the file, unless the run's own folder has a later one: then the file is where the
-    run began, as it is for a job that Slurm starts again.
+    run began, as it is for a job that Slurm starts again. A file may be continued with another schedule.
 
     Raises:
         ValueError: the run exists and `resume` is "never"; its configuration differs; no checkpoint can be read.
@@ -167,13 +169,17 @@ def find_checkpoint(config: Config, folder: Path) -> dict[str, Any] | None:
             log(f"{folder} has a later checkpoint than {config.resume} ({steps}); continuing from it")
         else:
             own = start
+            if config.optim.epochs > start["meta"]["epochs"] and only_schedule(start["config"], config.as_dict()):
+                return own
     elif own and config.resume == "never":
         raise ValueError(f"{folder} holds a run already: give another --name, or --resume auto to continue it")
     different = differing_keys(own["config"], config.as_dict()) if own else []
-    if different:
+    if own and different:
+        longer = config.resume == "auto" and only_schedule(own["config"], config.as_dict())
+        way = f"; or train on from it with another schedule: --resume {folder / LAST} --name NEW" * longer
         raise ValueError(
             f"{folder} was run with another configuration ({'; '.join(different)}): give another --name, "
-            "or the old options to continue it"
+            f"or the old options to continue it{way}"
         )
     return own
 
@@ -208,6 +214,9 @@ def restore(t: Training, saved: dict[str, Any]) -> None:
     t.scaler.load_state_dict(saved["scaler"])
     t.skipped_steps.fill_(saved.get("skipped_steps", 0))
     t.step = t.averaged_at = saved["step"]
+    t.earlier_schedules = saved.get("earlier_schedules", [])
+    if changed := differing_keys(saved["config"], t.config.as_dict()):
+        t.earlier_schedules = [*t.earlier_schedules, {"step": t.step, "changed": changed}]
     states = saved["rng"]
     if rank() < len(states):
         torch.set_rng_state(states[rank()]["cpu"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,7 @@ MAY_DIFFER = (
     *("recipe.", "name.", "runs.", "device.", "resume.", "data.root.", "data.workers.", "checkpoint."),
     *(f"monitor.{option}." for option in ("log_every", "knn_every", "bank", "k", "temperature", "plateau")),
 )
+SCHEDULE = ("optim.epochs", "optim.milestones", "optim.warmup")  # may change where --resume names a file
 # Old name of an option -> its name now. Command lines, recipes and checkpoints with old names still work.
 RENAMED = {
     "views.grey": "views.grayscale_prob",
@@ -118,7 +120,10 @@ class OptimConfig:
         if not self.epochs > 0:
             raise ValueError(f"optim.epochs={self.epochs}: must be above 0")
         if not 0 <= self.warmup < self.epochs:
-            raise ValueError(f"optim.warmup={self.warmup}: must lie between 0 and optim.epochs={self.epochs}")
+            raise ValueError(
+                f"optim.warmup={self.warmup}: must lie between 0 and optim.epochs={self.epochs}: add "
+                f"--optim.warmup {self.epochs / 10:g}, or more epochs"
+            )
         if not self.base_lr > 0:
             raise ValueError(f"optim.base_lr={self.base_lr}: must be above 0")
 
@@ -222,24 +227,30 @@ class Config:
         return plain
 
 
-def backbone_id(config: Config, images: ImageSet, kept: KeptLabels, epochs: float) -> str:
-    """Return METHOD-HASH12, which identifies a pre-training, `epochs` old, apart from its seeds."""
+def backbone_id(
+    config: Config, images: ImageSet, kept: KeptLabels, epochs: float, earlier: Sequence[Mapping[str, Any]] = ()
+) -> str:
+    """Return METHOD-HASH12, which identifies a pre-training, `epochs` old, apart from its seeds.
+
+    `earlier` are schedules that it was continued from, see `Training.earlier_schedules`.
+    """
     labels = {"ratio": config.labels.ratio} if config.labels.list is None else {"list": kept.sha256}
-    return f"{method(config)}-{_hash(_recipe(config, images, epochs) | {'labels': labels})}"
+    return f"{method(config)}-{_hash(_recipe(config, images, epochs, earlier) | {'labels': labels})}"
 
 
-def recipe_id(config: Config, images: ImageSet, epochs: float) -> str:
+def recipe_id(config: Config, images: ImageSet, epochs: float, earlier: Sequence[Mapping[str, Any]] = ()) -> str:
     """Return a hash that pre-trainings share which differ in their labels and seeds alone."""
-    return _hash(_recipe(config, images, epochs))
+    return _hash(_recipe(config, images, epochs, earlier))
 
 
-def _recipe(config: Config, images: ImageSet, epochs: float) -> dict[str, Any]:
+def _recipe(config: Config, images: ImageSet, epochs: float, earlier: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return what decides the weights besides labels and seeds."""
     tree = config.as_dict()
     for option in ("accumulate", "compile"):  # they change how the weights are computed, not which
         del tree["optim"][option]
     chosen = {name: tree[name] for name in ("views", "model", "optim")}
-    return chosen | {"data": images.identity, "images": len(images), "epochs": epochs}
+    chosen |= {"data": images.identity, "images": len(images), "epochs": epochs}
+    return chosen | ({"earlier": list(earlier)} if earlier else {})
 
 
 def _hash(content: dict[str, Any]) -> str:
@@ -278,6 +289,11 @@ class PlanOptions:
     gpus: int = 8
     gpu: str = "h100"
     images: int | None = None
+
+
+def only_schedule(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Return whether two configurations differ in nothing but the schedule, as far as it matters."""
+    return all(row.partition(":")[0] in SCHEDULE for row in differing_keys(old, new))
 
 
 def parse(arguments: list[str] | None) -> Config:

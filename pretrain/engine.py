@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from timm.models.resnet import ResNet
@@ -37,6 +38,9 @@ class Model(nn.Module):
 class Training:
     """Everything that a step changes; `step` counts the steps done so far.
 
+    Attributes:
+        earlier_schedules: of a run that was continued with another one: the step, and what changed.
+
     Args:
         config: of the run.
         model: what is trained; moved to the device.
@@ -47,6 +51,7 @@ class Training:
     def __init__(self, config: Config, model: Model, device: torch.device, steps_per_epoch: int) -> None:
         self.config, self.model, self.device, self.steps_per_epoch = config, model, device, steps_per_epoch
         self.step, self.averaged_at, c = 0, -1, config.optim
+        self.earlier_schedules: list[dict[str, Any]] = []
         self.model.to(self.device).to(memory_format=torch.channels_last)
         set_groups(self.model, local_groups(self.config.model.bn_groups, c), c.accumulate)
         self.dtype = autocast_dtype(c.precision, self.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -30,6 +31,7 @@ DATA_TIME_WARNING = 0.2
 COLLAPSE = 0.1  # embedding_std of a healthy run lies between 0.5 and 1
 PLATEAU_BAND = 0.01
 MIN_LOSS_SCALE = 1.0  # below it, gradients overflow fp16 without any scaling
+ROOT = Path(__file__).resolve().parents[1]
 SUMMARY = "summary.json"  # in the folder of a run that has finished
 T = TypeVar("T")
 
@@ -270,7 +272,8 @@ def log_done(t: Training, knn: dict[str, float], folder: Path) -> None:
     if values:
         log(f"kNN on held-out images: {values[0]:.2%} before, {values[-1]:.2%} after")
     python, ckpt = this_python(), shlex.quote(str(last))
-    log(f"next: {python} transfer/knn.py --ckpt {ckpt}    or    {python} converters/convert.py {ckpt} --to detectron2")
+    measure, convert = (shlex.quote(os.path.relpath(ROOT / name)) for name in ("transfer/knn.py", "converters/convert.py"))
+    log(f"next: {python} {measure} --ckpt {ckpt}    or    {python} {convert} {ckpt} --to detectron2")
 
 
 def this_python() -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -341,3 +343,52 @@ def test_two_processes_through_the_front_door(folder: Path, tmp_path: Path) -> N
     assert f"done: {STEPS} steps" in done.stdout
     assert len(torch.load(tmp_path / "r" / "last.pth", weights_only=True)["rng"]) == 2
     assert [step for step, _ in losses(tmp_path / "r")] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.fault("a newcomer's mistakes", "pretrain", "a longer schedule for a finished run")
+def test_a_longer_schedule_names_the_way_and_is_another_pretraining(
+    folder: Path, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = options(folder, reference.parent, optim__epochs=4)
+    assert main(given) == 2
+    way = f"; or train on from it with another schedule: --resume {reference / 'last.pth'} --name NEW\n"
+    assert capsys.readouterr().err.endswith(way)
+    given = options(folder, tmp_path, optim__epochs=4, resume=reference / "last.pth")
+    assert main(given) == 0
+    assert [step for step, _ in losses(tmp_path / "r")] == list(range(STEPS + 1, STEPS + 5))
+    saved = torch.load(tmp_path / "r" / "last.pth", weights_only=True)
+    assert saved["earlier_schedules"] == [{"step": STEPS, "changed": ["optim.epochs: 3.0 -> 4.0"]}]
+    config = parse(given)
+    data = load_data(config)
+    assert saved["meta"]["backbone_id"] != backbone_id(config, data.images, data.kept, 4)  # of 4 epochs in one go
+    assert main([*given, "--optim.base_lr=0.1"]) == 2
+
+
+@pytest.mark.fault("a newcomer's mistakes", "pretrain", "fewer epochs than the recipe's warm-up")
+def test_a_warm_up_longer_than_the_training_names_the_fix(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--recipe=my_folder", f"--data.train={folder}", f"--runs={tmp_path}", "--optim.epochs=2"]
+    assert main(given) == 2
+    assert "add --optim.warmup 0.2, or more epochs" in capsys.readouterr().err
+
+
+@pytest.mark.fault("a newcomer's mistakes", "pretrain", "two runs of one name at once")
+def test_a_second_run_of_a_name_is_told_who_is_there(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = options(folder, tmp_path)
+    process = start(given, "import time, pretrain.train\npretrain.train.train = lambda *_: time.sleep(600)")
+    lock, deadline = tmp_path / ".r.lock", time.monotonic() + 60
+    while not (lock.exists() and lock.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    try:
+        assert main(given) == 2
+        holder = rf"{tmp_path}/r is in use by process {process.pid} on \S+ since [\d-]+ [\d:]+; "
+        message = rf"pretrain: error: {holder}wait for it, or give another --name\n"
+        assert re.fullmatch(message, capsys.readouterr().err)
+    finally:
+        process.kill()  # the system releases the lock
+        process.communicate()
+    assert main(given) == 0
+    assert not lock.exists()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import shutil
 import statistics
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import detectron2.engine
@@ -17,9 +20,10 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from jsonargparse import Namespace
-from torch.multiprocessing.spawn import ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 import transfer.detection.detectron2_engine.head  # noqa: F401  registers the C4 head
+from common.cli import StopRequest
 from common.files import write_text
 from transfer.benchmark import Measurement, Run, read_backbone
 from transfer.detection.detectron2_engine import config, plan
@@ -97,17 +101,33 @@ def launch(run: DetectionRun, cfg: CfgNode, root: Path, devices: Devices, option
 
     Raises:
         ValueError: re-raised from a process, without its traceback.
+        Stopped: a signal asked for it; the state is saved.
     """
     arguments = (run, cfg, root, options.eval_only)
-    try:
-        detectron2.engine.launch(
-            work, max(1, devices.gpus), devices.machines, options.machine_rank, options.dist_url, arguments
-        )
-    except ProcessRaisedException as error:
-        last = str(error).strip().splitlines()[-1]
-        if last.startswith("ValueError: "):
-            raise ValueError(last.removeprefix("ValueError: ")) from error
-        raise
+    several = devices.gpus * devices.machines > 1
+    with _PassOn() if several else nullcontext() as stop:
+        try:
+            detectron2.engine.launch(
+                work, max(1, devices.gpus), devices.machines, options.machine_rank, options.dist_url, arguments
+            )
+        except (ProcessRaisedException, ProcessExitedException) as error:
+            if stop and stop.signal is not None:  # before the training, which saves its state
+                stop.end()
+            last = str(error).strip().splitlines()[-1]
+            if last.startswith("ValueError: "):
+                raise ValueError(last.removeprefix("ValueError: ")) from error
+            raise
+    if stop and stop.signal is not None:
+        stop.end()
+
+
+class _PassOn(StopRequest):
+    """Passes a stop on to the training processes, which save the state."""
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        super()._note(number, frame)
+        for process in multiprocessing.active_children():
+            process.terminate()
 
 
 def work(run: DetectionRun, cfg: CfgNode, root: Path, eval_only: bool) -> None:
