@@ -33,9 +33,9 @@ class _Process(ForkProcess):
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
         try:
             super().start()
+            self._popen.terminate = self._popen.kill  # type: ignore[attr-defined]  # Python's sends a blocked signal
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        self._popen.terminate = self._popen.kill  # type: ignore[attr-defined]  # Python sends a blocked signal
 
     def run(self) -> None:
         """Load batches until the run ends, however it ends."""

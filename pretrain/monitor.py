@@ -272,7 +272,9 @@ def log_done(t: Training, knn: dict[str, float], folder: Path) -> None:
     if values:
         log(f"kNN on held-out images: {values[0]:.2%} before, {values[-1]:.2%} after")
     python, ckpt = this_python(), shlex.quote(str(last))
-    measure, convert = (shlex.quote(os.path.relpath(ROOT / name)) for name in ("transfer/knn.py", "converters/convert.py"))
+    measure, convert = (
+        shlex.quote(os.path.relpath(ROOT / name)) for name in ("transfer/knn.py", "converters/convert.py")
+    )
     log(f"next: {python} {measure} --ckpt {ckpt}    or    {python} {convert} {ckpt} --to detectron2")
 
 

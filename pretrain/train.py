@@ -114,9 +114,7 @@ def train(
     c, alone = t.config, distributed.world_size() == 1
     if t.step == 0 and not monitor.knn:
         monitor.evaluate(data.knn)
-    # Several ranks must do the same steps, so there a stop does not end the wait for a batch.
-    batches = prefetch(loader, t.device)
-    batches = stop.until(batches) if alone else batches
+    batches = stop.until(prefetch(loader, t.device), ends_wait=alone)
     stopping = False
     while t.step < t.steps and not stopping:  # one epoch, or what is left of it
         began = t.step

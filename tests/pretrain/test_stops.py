@@ -11,6 +11,7 @@ import psutil
 import pytest
 import torch
 
+from tests.benchmarks import kills
 from tests.mounts import small
 from tests.pretrain.small_run import (
     STEPS,
@@ -165,3 +166,21 @@ def test_ranks_agree_on_a_stop_within_ten_steps(folder: Path, tmp_path: Path) ->
     step = torch.load(last, weights_only=True)["step"]
     assert step % 10 == 0
     assert step <= before + 20  # those until the signal came, and at most ten
+
+
+@pytest.mark.slow
+@pytest.mark.fault(KIND, "pretrain", "SIGKILL, SIGTERM and SIGINT at random moments, to one process and to the group")
+def test_a_cut_of_the_hundred_kills(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """tests/benchmarks/kills.py; its record is results/benchmarks/kills.jsonl."""
+    assert kills.main(["--count=3", "--seed=6", f"--out={tmp_path / 'kills.jsonl'}"]) == 0
+    assert "3 of 3 kills ended in bit-identical weights" in capsys.readouterr().out
+
+
+@pytest.mark.fault(KIND, "pretrain", "a batch that is long in coming")
+def test_a_long_wait_for_images_is_told(folder: Path, tmp_path: Path) -> None:
+    patch = "import common.cli\ncommon.cli.PATIENCE = 0.5\n"
+    process = start(options(folder, tmp_path, data__workers=1), patch + LATER.format(then="time.sleep(600)"))
+    wait_for_step(process, tmp_path / "r", 2)
+    time.sleep(1.5)
+    process.send_signal(signal.SIGTERM)
+    assert "still waiting for images after 0.5 s: a slow disk or network, or a loader" in finish(process, 143)
