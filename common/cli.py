@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import difflib
 import logging
+import os
 import signal
+import stat
 import sys
 import threading
 import time
@@ -23,7 +25,8 @@ from common import surroundings
 from common.faults import explain
 
 USER_ERROR, NON_FINITE, UNREAD = 2, 3, 141  # exit statuses; a stop by a signal is 128 + its number: 143, 130
-REPEAT = 1.0  # seconds in which a second SIGTERM is the same stop: torchrun and Slurm send it both
+STOPS = {signal.SIGTERM: "terminated", signal.SIGINT: "interrupted", signal.SIGHUP: "hung up"}
+REPEAT = 1.0  # seconds in which a second signal is the same stop: torchrun and Slurm send it both
 PATIENCE = 60.0  # seconds without a batch after which the wait is told
 
 T = TypeVar("T")
@@ -202,7 +205,7 @@ def nest(rows: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal, other than a plain Ctrl-C, ends the command.
+    """A signal ends the command.
 
     Args:
         number: of the signal.
@@ -226,15 +229,15 @@ def run_cli(
 
     Returns:
         0 or what `work` returns; 2 for a user's mistake, files that cannot be read or written and loader processes
-        that died; 143 when SIGTERM and 130 when SIGINT (Ctrl-C) ends it; 141, without a word, where nobody reads the
-        output any more, as in `| head`.
+        that died; 143, 130 or 129 when SIGTERM, SIGINT (Ctrl-C) or SIGHUP (a closed terminal) ends it; 141, without a
+        word, where nobody reads the output any more, as in `| head`.
     """
     mistakes: tuple[type[Exception], ...] = (ValueError, *also)
     logging.raiseExceptions = False  # a library's log on a full disk: what matters is written by us, and reported
     try:
         surroundings.prepare()
         try:
-            with _sigterm_raises():
+            with _stops_raise():
                 return work() or 0
         finally:
             sys.stdout.flush()
@@ -254,9 +257,8 @@ def run_cli(
             return _report(program, line)
         raise
     except KeyboardInterrupt as error:
-        number = error.number if isinstance(error, Stopped) else signal.SIGINT
-        how = "; the same command with --resume continues it" * resumable
-        say_last(f"{program}: {'interrupted' if number == signal.SIGINT else 'terminated'}{how}")
+        number = signal.Signals(error.number if isinstance(error, Stopped) else signal.SIGINT)
+        say_last(f"{program}: {STOPS[number]}" + "; the same command with --resume continues it" * resumable)
         return 128 + number
 
 
@@ -273,24 +275,43 @@ def say_last(line: str) -> None:
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Raise Stopped on SIGTERM, so that temporary files are removed on the way out."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def _stops_raise() -> Iterator[None]:
+    """Raise Stopped on a signal, so that temporary files are removed on the way out."""
     latest = -REPEAT
 
     def stop(number: int, _frame: FrameType | None) -> None:
         nonlocal latest
         before, latest = latest, time.monotonic()
+        leave_terminal(number)
         if latest - before > REPEAT:
             raise Stopped(number)
 
-    old = signal.signal(signal.SIGTERM, stop)
+    with handling(dict.fromkeys(STOPS, stop)):
+        yield
+
+
+@contextmanager
+def handling(
+    handlers: Mapping[signal.Signals, Callable[[int, FrameType | None], Any] | signal.Handlers],
+) -> Iterator[None]:
+    """Set handlers of signals; those that this process ignores stay ignored, as SIGHUP under nohup."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may, and gets them
+        yield
+        return
+    wanted = {number: new for number, new in handlers.items() if signal.getsignal(number) is not signal.SIG_IGN}
+    old = {number: signal.signal(number, new) for number, new in wanted.items()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, old)
+        for number, before in old.items():
+            signal.signal(number, before)
+
+
+def leave_terminal(number: int) -> None:
+    """After SIGHUP write to no terminal: it is gone, and writing to it would fail."""
+    for stream in (1, 2) if number == signal.SIGHUP else ():
+        if stat.S_ISCHR(os.fstat(stream).st_mode):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
 
 def _say_waiting(_number: int, _frame: FrameType | None) -> None:
@@ -303,23 +324,23 @@ class _WaitEnded(BaseException):
 
 
 class StopRequest:
-    """Remembers SIGTERM or SIGINT, so that the current step is finished and saved; a second SIGINT ends at once."""
+    """Remembers a signal, so that the current step is finished and saved; a second SIGINT ends at once."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
         self._waiting = False
 
     def __enter__(self) -> StopRequest:
-        handlers = {signal.SIGTERM: self._note, signal.SIGINT: self._note, signal.SIGALRM: _say_waiting}
-        self._old = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        self._handling = handling(dict.fromkeys(STOPS, self._note) | {signal.SIGALRM: _say_waiting})
+        self._handling.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
+        self._handling.__exit__(None, None, None)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
+        leave_terminal(number)
         if self.signal == signal.SIGINT and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number

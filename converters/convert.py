@@ -9,13 +9,10 @@ import re
 import signal
 import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 if not __package__:  # run as a script: find the packages beside this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -24,7 +21,7 @@ if not __package__:  # run as a script: find the packages beside this folder
 from jsonargparse import ArgumentParser
 from tabulate import tabulate
 
-from common.cli import CommandParser, Stopped, printable, run_cli
+from common.cli import STOPS, CommandParser, handling, printable, run_cli
 from common.files import write_atomically
 from converters import named, sources
 from converters.backbone import VerificationError, is_counter
@@ -152,7 +149,7 @@ def staging(folder: Path, force: bool = False) -> Iterator[Path]:
             path = folder / part.name
             if path.exists() and not force and not filecmp.cmp(part, path, shallow=False):
                 raise ValueError(f"{path} exists and differs; --force overwrites it, --out names another")
-        with _signals(signal.SIG_IGN):  # all of them or none
+        with handling(dict.fromkeys(STOPS, signal.SIG_IGN)):  # all of them or none
             for part in parts:
                 part.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner reads
                 write_atomically(folder / part.name, part.replace)
@@ -162,30 +159,6 @@ def _umask() -> int:
     mask = os.umask(0o77)
     os.umask(mask)
     return mask
-
-
-@contextmanager
-def _signals(handler: Callable[[int, FrameType | None], Any] | signal.Handlers) -> Iterator[None]:
-    """Set the handler of the signals that ask a process to end; those that it ignores stay ignored."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may, and gets them
-        yield
-        return
-    old = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    old = {number: before for number, before in old.items() if before is not signal.SIG_IGN}
-    for number in old:
-        signal.signal(number, handler)
-    try:
-        yield
-    finally:
-        for number, before in old.items():
-            signal.signal(number, before)
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    """End the command; a second signal does not interrupt the removal of temporary files."""
-    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(each, signal.SIG_IGN)
-    raise Stopped(number)
 
 
 def add_reading_options(p: ArgumentParser) -> None:
@@ -249,11 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(done)
         return 0
 
-    def stoppable() -> int:
-        with _signals(_stop):
-            return work()
-
-    return run_cli("convert.py", stoppable, resumable=False)
+    return run_cli("convert.py", work, resumable=False)
 
 
 if __name__ == "__main__":

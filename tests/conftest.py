@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,10 +15,13 @@ from common.transforms import Image
 
 pytest_plugins = ["tests.reliability", "tests.profiles"]
 LONGEST = (
-    "test_segment.py", "test_detect.py", "test_studies.py", "test_train.py", "test_study.py", "test_slurm.py",
-    "test_roundtrip.py", "test_linear.py", "test_tables.py", "test_svm.py",
+    "test_segment.py", "test_detect.py", "test_stops.py", "test_studies.py", "test_train.py", "test_study.py",
+    "test_slurm.py", "test_roundtrip.py", "test_linear.py", "test_tables.py", "test_svm.py",
 )  # fmt: skip
 
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a script; the tests' processes inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tests that failed in the last complete run and wait for their mend; each that passes again leaves the list.
 OPEN = frozenset((

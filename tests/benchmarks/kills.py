@@ -274,6 +274,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of signals, moments and runs")
     parser.add_argument("--out", type=Path, default=ROOT / "results/benchmarks/kills.jsonl", help="one line a run")
     given = parser.parse_args(arguments)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background; the runs would inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     return 0 if measure(given.count, given.seed, given.out) else 1
 
 

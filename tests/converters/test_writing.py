@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from common.cli import STOPS
 from converters.convert import main
 
 SUFFIX = {"detectron2": ".pkl", "openmmlab": ".pth", "torchvision": ".pth", "timm": ".safetensors"}
 ROOT = Path(__file__).parents[2]
-SAID = {signal.SIGTERM: "terminated", signal.SIGHUP: "terminated", signal.SIGINT: "interrupted"}
 
 
 @pytest.mark.fault("converters", "convert", "permissions of the files under two umasks")
@@ -74,7 +74,7 @@ def test_a_stop_leaves_no_temporary_files(number: signal.Signals, tmp_path: Path
     process.send_signal(number)
     process.send_signal(number)  # an impatient user; the files are removed all the same
     _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (128 + number, f"convert.py: {SAID[number]}\n")
+    assert (process.returncode, err) == (128 + number, f"convert.py: {STOPS[number]}\n")
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -85,7 +85,7 @@ def test_a_stop_while_writing_removes_the_files(number: signal.Signals, tmp_path
     assert [path.name[:12] for path in (tmp_path / "out").iterdir()] == [".converting-"]
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert (process.returncode, err.splitlines()[-1]) == (128 + number, f"convert.py: {SAID[number]}")
+    assert (process.returncode, err.splitlines()[-1]) == (128 + number, f"convert.py: {STOPS[number]}")
     assert list((tmp_path / "out").iterdir()) == []
 
 
