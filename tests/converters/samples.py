@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from converters import arch as archs
 from converters.backbone import is_counter
@@ -253,9 +254,28 @@ def saved_by_lightning(model: Any) -> Any:
         )  # fmt: skip
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of loader workers and of the missing metric
-            trainer.fit(model, [torch.zeros(1)])
+            trainer.fit(model, DataLoader([0]))
         trainer.save_checkpoint(f"{folder}/x.ckpt")
         return torch.load(f"{folder}/x.ckpt", weights_only=False)
+
+
+def saved_by_mmengine(model: nn.Module, config: Any = None, average: bool = False) -> Any:
+    """Return what mmengine's Runner saves of a model, with its message hub, and the moving average of its EMAHook."""
+    from mmengine.hooks import EMAHook
+    from mmengine.runner import Runner
+
+    with tempfile.TemporaryDirectory() as folder:
+        optimizer = {"type": "SGD", "lr": 0.1, "momentum": 0.9}
+        runner = Runner(
+            model, folder, train_dataloader=DataLoader([0]), train_cfg={"by_epoch": False, "max_iters": 1},
+            optim_wrapper={"optimizer": optimizer}, cfg=config, log_level="ERROR",
+            custom_hooks=[EMAHook(momentum=0.5)] if average else None, experiment_name=str(id(model)),
+        )  # fmt: skip
+        runner.message_hub.update_scalar("train/loss", 1.0)
+        runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+        runner.call_hook("before_run")
+        runner.save_checkpoint(folder, "x.pth", save_param_scheduler=False)
+        return torch.load(f"{folder}/x.pth", weights_only=False)
 
 
 def _detectron2(head: str) -> Callable[[str], Made]:
