@@ -12,6 +12,7 @@ import yaml
 from detectron2.modeling import build_model
 
 from converters.backbone import Backbone
+from tests.transfer.two_sets import KIND, TRIED, assert_refuses_another, write_two_sets
 from transfer.benchmark import read_checkpoint
 from transfer.changes import flat
 from transfer.detect import main
@@ -326,3 +327,12 @@ def test_a_user_s_config_gives_its_name_to_the_task(plan: Plan, tmp_path: Path) 
     assert planned["task"] == "my_task"
     assert planned["path"].startswith("my_task/")
     assert "lr 0.01" in planned["title"]
+
+
+@pytest.mark.fault(KIND, "detect", TRIED)
+def test_the_chosen_weights_are_planned(plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    both = str(write_two_sets(tmp_path)["both"])
+    given = ["--ckpt", both, "--task", "fashion-fpn", "--device", "cpu"]
+    planned = [plan(*given, *more)[0] for more in ((), ("--weights", "ema"), ("--weights", "model"))]
+    assert [one["path"] == planned[0]["path"] for one in planned] == [True, True, False]
+    assert_refuses_another(main, given, capsys)

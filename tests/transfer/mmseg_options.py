@@ -15,6 +15,7 @@ from mmseg.registry import MODELS
 
 from results.record import hash_config
 from tests.transfer.mmseg_configs import resolve
+from tests.transfer.two_sets import KIND, TRIED, assert_refuses_another, write_two_sets
 from transfer.benchmark import read_checkpoint
 from transfer.segment import main
 from transfer.segmentation import config, devices
@@ -282,3 +283,11 @@ def test_a_user_s_config_gives_its_name_to_the_task(
     planned = plan(capsys, "--ckpt", "random:resnet18", "--task", str(mine), "--device", "cpu")
     assert (planned["task"], planned["path"].split("/")[0]) == ("my_task", "my_task")
     assert "10 iterations of 4" in planned["title"]
+
+
+@pytest.mark.fault(KIND, "segment", TRIED)
+def test_the_chosen_weights_are_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--ckpt", str(write_two_sets(tmp_path)["both"]), "--task", "fashion-fcn", "--device", "cpu"]
+    planned = [plan(capsys, *given, *more) for more in ((), ("--weights", "ema"), ("--weights", "model"))]
+    assert [one["path"] == planned[0]["path"] for one in planned] == [True, True, False]
+    assert_refuses_another(main, given, capsys)
