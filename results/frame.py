@@ -14,9 +14,11 @@ from typing import Any
 
 import pandas as pd
 
+from common.cli import printable
 from results.record import Record, read_all
 from results.registry import METHODS, PUBLISHED_AS, TASKS, task_order
 
+LONGEST = 400  # characters of a title
 CONFIG = ["task", "config_hash"]
 RECIPE = ("epochs", "arch", "data", "image_size", "stem")  # facts that one curve over label ratios has in common
 TYPES = dict.fromkeys(
@@ -61,11 +63,16 @@ def frame(records: Mapping[Path, Record]) -> pd.DataFrame:
     rows = []
     for path, record in records.items():
         environment = record.environment
-        about = facts.setdefault(record.backbone_id, _backbone(record)) | {
-            "task": record.task, "config_hash": record.config_hash, "config": record.title,
+        try:
+            backbone = facts.setdefault(record.backbone_id, _backbone(record))
+            per_image = str(path.with_name(record.per_image)) if record.per_image else ""
+        except (TypeError, ValueError) as error:  # e.g. a label ratio in words
+            raise ValueError(f"{path}: not a record of a backbone: {error}") from error
+        about = backbone | {
+            "task": record.task, "config_hash": record.config_hash, "config": short(record.title),
             "pretraining": record.pretraining, "seed": record.seed, "device": environment.get("device") or "",
             "commit": str(environment.get("git_commit"))[:8] + "+" * bool(environment.get("git_dirty")),
-            "per_image": str(path.with_name(record.per_image)) if record.per_image else "",
+            "per_image": per_image,
             **{f"cost_{name}": value for name, value in record.cost.items()},
         }  # fmt: skip
         rows += [
@@ -150,11 +157,17 @@ def published(path: Path) -> pd.DataFrame:
     return table.assign(source=source, shown=shown, **{name: numbers[name] for name in numbers})
 
 
+def short(title: str) -> str:
+    """Return a title on one line, with an end."""
+    title = printable(title)
+    return title if len(title) <= LONGEST else f"{title[:LONGEST]}…"
+
+
 def _backbone(record: Record) -> dict[str, Any]:
     """Return the facts of a record's backbone."""
     facts, key = record.backbone, record.backbone_id
     method, ratio, epochs = str(facts.get("method") or ""), facts.get("label_ratio"), facts.get("epochs")
-    title = METHODS.get(method, method) or f"{Path(facts['path']).name} ({facts['format']} layout)"
+    title = short(METHODS.get(method, method) or f"{Path(facts['path']).name} ({facts['format']} layout)")
     if ratio is not None and method != "info_nce":  # which does not use labels
         title += f", {100 * ratio:.3g} % of the labels"
     if epochs is not None:

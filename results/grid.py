@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -9,6 +12,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
+from common.cli import printable
 from results.stats import Interval, compare, correct, paired_bootstrap
 
 MISSING = "–"
@@ -109,6 +113,11 @@ class Grid:
     short: bool = False
     align: str = "r"
 
+    def __post_init__(self) -> None:
+        """Put titles on one line: names of files, methods and tasks may hold anything."""
+        self.title, self.header = printable(self.title), [printable(name) for name in self.header]
+        self.rows = [[printable(text) if isinstance(text, str) else text for text in row] for row in self.rows]
+
     def compare(self, baseline: int | None = None) -> None:
         """Compare all pairs of rows in each column; mark the best entry and the differences to a baseline row.
 
@@ -147,9 +156,10 @@ class Grid:
     def markdown(self) -> str:
         """Return a Markdown table and its notes."""
         rules = [":--"] + [":--" if self.align == "l" else "--:"] * (len(self.header) - 1)
-        lines = [self.header, rules, *self.texts("**{}**")]
-        table = "\n".join(f"| {' | '.join(text.replace('|', '¦') for text in line)} |" for line in lines)
-        return "\n\n".join([table, *(" ".join(self.notes),) * bool(self.notes)])
+        header = [markdown_escaped(name) for name in self.header]
+        lines = [header, rules, *self.texts("**{}**", markdown_escaped)]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return "\n\n".join([table, *(markdown_escaped(printable(" ".join(self.notes))),) * bool(self.notes)])
 
     def latex(self) -> str:
         """Return a booktabs table, at most as wide as the page or broken over pages, and its notes.
@@ -167,11 +177,14 @@ class Grid:
             body = table.to_latex(index=False, escape=False, column_format="l" + self.align * others)
             fit = r"\ifdim\width>\linewidth\linewidth\else\width\fi"
             body = f"\\resizebox{{{fit}}}{{!}}{{%\n{body}}}\n\n"
-        notes = "".join(f"{{\\footnotesize\\sloppy {escaped(note)}\\par}}\n" for note in self.notes)
+        notes = "".join(f"{{\\footnotesize\\sloppy {escaped(printable(note))}\\par}}\n" for note in self.notes)
         return f"% {self.title}\n\\noindent\n{body}{notes}"
 
     def csv(self) -> str:
-        """Return a line for each entry: row, column, numbers and keys of a measurement, else the text."""
+        """Return a line for each entry: row, column, numbers and keys of a measurement, else the text.
+
+        A spreadsheet runs a text that opens like a formula; it gets an apostrophe in front.
+        """
         lines = []
         for title, *entries in self.rows:
             for column, entry in zip(self.header[1:], entries, strict=True):
@@ -182,6 +195,8 @@ class Grid:
                 elif entry != MISSING:
                     lines.append(line | {"text": entry})
         table = pd.DataFrame(lines, columns=["row", "column", "mean", "std", "n", "runs", "text", *KEYS])
+        texts = ["row", "column", "text", *KEYS]
+        table[texts] = table[texts].map(printable, na_action="ignore").replace("^(?=[=+@-])", "'", regex=True)
         table = table.astype({"n": "Int64", "runs": "Int64"})
         return str(table.to_csv(index=False, lineterminator="\n", float_format="%.4f"))
 
@@ -190,13 +205,16 @@ def over_images(first: Entry, second: Entry) -> Interval | None:
     """Return the bootstrap over test images of two single measurements; None where one has no values per image.
 
     Raises:
-        ValueError: the measurements are of different images; the message names their files.
+        ValueError: a file is broken, or the measurements are of different images; the message names the files.
     """
     arrays = []
     for entry in (first, second):
         if entry.per_image:
-            with np.load(entry.per_image) as content:
-                arrays += [content[entry.key[-1]]] if entry.key[-1] in content else []
+            try:
+                with np.load(entry.per_image) as content:
+                    arrays += [content[entry.key[-1]]] if entry.key[-1] in content else []
+            except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                raise ValueError(f"{entry.per_image}: not the values of a record: {error}") from error
     try:
         return paired_bootstrap(*arrays) if len(arrays) == 2 else None
     except ValueError as error:
@@ -207,10 +225,19 @@ LATEX_SIGNS = str.maketrans(
     {
         "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "≥": r"$\geq$",
         **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+        "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
     }
 )  # fmt: skip
 
 
 def escaped(text: str) -> str:
-    """Return text for LaTeX."""
-    return text.translate(LATEX_SIGNS)
+    """Return text for LaTeX. After the end of a row, [ or * would be read as an argument of it."""
+    return "{}" * text.startswith(("[", "*")) + text.translate(LATEX_SIGNS)
+
+
+MARKDOWN = re.compile(r"[\\|*`<$]|&(?=[#\w]+;)|(?<!\w)_|_(?!\w)|(?<=\])\(")  # with a meaning in tables and texts
+
+
+def markdown_escaped(text: str) -> str:
+    """Return text for Markdown, in which neither tables nor HTML nor links begin."""
+    return MARKDOWN.sub(lambda sign: {"<": "&lt;", "|": "&#124;"}.get(sign[0], f"\\{sign[0]}"), text)

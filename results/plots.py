@@ -23,7 +23,10 @@ from results.frame import by_ratio, headlines
 from results.grid import Entry
 from results.registry import METRICS, PAPER_TITLES, TASKS
 
-STYLE: Any = {"svg.hashsalt": "unimoco", "svg.fonttype": "none", "font.size": 10, "axes.grid": True, "grid.alpha": 0.3}
+STYLE: Any = {
+    "svg.hashsalt": "unimoco", "svg.fonttype": "none", "font.size": 10, "axes.grid": True, "grid.alpha": 0.3,
+    "text.parse_math": False,  # a title may hold two dollar signs
+}  # fmt: skip
 
 
 def draw(rows: pd.DataFrame, papers: pd.DataFrame, curves: Path | None) -> dict[str, tuple[str, str]]:

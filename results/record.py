@@ -18,6 +18,7 @@ from typing import Any, get_origin, get_type_hints
 
 from common.files import write_text
 
+LONGEST = 150  # bytes of an identity in a file name, which has 255 at most
 _FACTS = ("path", "sha256", "format", "arch")  # of every backbone
 
 
@@ -138,10 +139,11 @@ def read(path: Path) -> Record:
         if content.keys() != fields:
             raise ValueError(f"fields {sorted(content.keys() ^ fields)} are missing or unknown")
         record = Record(**content)
+        label_seed(record.backbone)  # a number
         if stored != record.config_hash:
             raise ValueError(f"config_hash is {stored}, its config hashes to {record.config_hash}: edited by hand?")
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: not a record: {error}") from error
     return record
 
 
@@ -161,8 +163,8 @@ def read_all(folder: Path) -> list[Record]:
 
 
 def slug(text: str) -> str:
-    """Return an identity as a file name, with a hash of it where characters other than colons had to be replaced."""
+    """Return an identity as a file name, with a hash of it where more than colons had to be replaced."""
     text = text.replace(":", "-")
-    name = re.sub(r"[^\w.=+-]+|^\.+", "-", text)
+    name = re.sub(r"[^\w.=+-]+|^\.+", "-", text).encode()[:LONGEST].decode(errors="ignore")
     digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
     return name if name == text else f"{name}-{digest[:6]}"

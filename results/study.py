@@ -120,7 +120,10 @@ def is_stale(job: Job) -> bool:
     if job.key == PRETRAIN:
         run = (Path(job.ckpt), Path(job.ckpt).with_name("summary.json"))
         return any(not file.exists() or file.stat().st_mtime_ns > receipt.stat().st_mtime_ns for file in run)
-    return not all(Path(path).exists() for path in json.loads(receipt.read_bytes()))
+    try:
+        return not all(Path(path).exists() for path in json.loads(receipt.read_bytes()))
+    except (ValueError, TypeError):  # half a receipt, of a full disk
+        return True
 
 
 def snakemake(study: Study, jobs: Sequence[Job], slots: int, config: Path, *arguments: str) -> list[str]:
