@@ -2,7 +2,7 @@
 
     python -m venv --system-site-packages /tmp/peers
     /tmp/peers/bin/pip install --no-deps solo-learn==1.0.2 onedl-mmpretrain==1.3.6 einops mat4py terminaltables
-    /tmp/peers/bin/python tests/benchmarks/peers.py [--out results/benchmarks/peers.jsonl]          two minutes on two cores
+    /tmp/peers/bin/python tests/benchmarks/peers.py [--out results/benchmarks/peers.jsonl]   two minutes on two cores
 
 These packages pin versions that the environment of this project does not have, so they are no part of it. The modules
 that they import and do not need here are replaced by empty ones. Each line of the output is one file:
