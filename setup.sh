@@ -1,23 +1,35 @@
 #!/usr/bin/env bash
-# One environment for everything: dependencies, detectron2, Fashion-MNIST. Safe to run again: what is there is skipped.
-#   bash setup.sh                    .venv here, or the conda / virtual environment that is active
-#   UNIMOCO_ENV=DIR bash setup.sh    a virtual environment in DIR
-#   UNIMOCO_DATA=DIR                 where the demo data go (default: data)
+# One environment for everything. Safe to run again: what is there is skipped. The last line, on stdout, is its folder.
+#   bash setup.sh                           .venv here, or the conda / virtual environment that is active
+#   bash setup.sh --with-system-packages    with apt-get, as root: Debian's copy of Fashion-MNIST, what some tests start
+# Environment variables:
+#   UNIMOCO_ENV=DIR      an environment in DIR
+#   UNIMOCO_EXTRAS=E,E   of detectron2, mmseg, mmdet, study, dev (default: all,dev); core: none of them
+#   TORCH=cpu|cu126|…    torch's wheel index (default: PyPI's build, or an older CUDA's where the driver is older)
+#   PYTHON=PROGRAM       Python 3.11, 3.12 or 3.13
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
+
+extras="${UNIMOCO_EXTRAS:-all,dev}"
+detectron2=transfer/detection/requirements-detectron2.txt
+system_packages=(dataset-fashion-mnist slurm-wlm munge chromium chromium-driver texlive-latex-base texlive-latex-recommended)
 
 say() { printf '[setup] %s\n' "$*" >&2; }
 fail() { say "error: $*"; exit 2; }
 
+supported() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; }
+
 find_python() {
     local candidate
-    for candidate in "${PYTHON:-}" python3.11 python3 python; do
-        if [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then
+    for candidate in ${PYTHON:+"$PYTHON"} python3.11 python3.12 python3.13 python3 python; do
+        if supported "$candidate"; then
             echo "$candidate"
             return
         fi
+        [ "$candidate" != "${PYTHON:-}" ] || fail "PYTHON=$PYTHON: not Python 3.11, 3.12 or 3.13"
     done
-    fail "Python 3.11 not found; install it or name it: PYTHON=/path/to/python3.11 bash setup.sh"
+    fail "no Python 3.11, 3.12 or 3.13 here; one of these brings it: apt-get install python3 python3-venv," \
+        "conda create -n unimoco python=3.12 && conda activate unimoco, uv python install 3.12"
 }
 
 environment() {
@@ -28,56 +40,82 @@ environment() {
     fi
 }
 
+create() {
+    local found
+    found="$(find_python)" || exit
+    say "creating $1 with $found"
+    if command -v uv >/dev/null; then uv venv --quiet --python "$found" "$1" >&2
+    else "$found" -m venv "$1" >&2 || fail "$found makes no environments: apt-get install python3-venv"
+    fi
+}
+
+# torch's wheel index: PyPI's build wants a driver of CUDA 13; with an older one it would train on the CPU.
+torch_index() {
+    local driver
+    if [ -n "${TORCH:-}" ]; then echo "$TORCH"
+    elif driver="$(nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9]*\)\.\([0-9]*\).*/\1\2/p')" && [ -n "$driver" ]; then
+        if [ "$driver" -ge 130 ]; then :
+        elif [ "$driver" -ge 126 ]; then echo cu126
+        else fail "the NVIDIA driver is for CUDA ${driver%?}.${driver: -1}, torch wants 12.6 or above:" \
+            "renew the driver, or set TORCH=cpu"
+        fi
+    fi
+}
+
+install() {
+    local quiet=()
+    [ -t 2 ] || quiet=(--quiet) # a progress bar is for a terminal
+    if command -v uv >/dev/null; then uv pip install "${quiet[@]}" --python "$python" "$@" >&2
+    else "$python" -m pip install --disable-pip-version-check "${quiet[@]}" "$@" >&2
+    fi
+}
+
 install_packages() {
-    local stamp="$1/.unimoco-stamp" python="$1/bin/python" wanted site
-    "$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' ||
-        fail "$1 is not a Python 3.11 environment; make one with: conda env create -f environment.yml"
-    wanted="$PWD $(cat pyproject.toml requirements-detectron2.txt setup.sh | sha256sum | cut -c1-64)"
-    [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && return
+    local stamp="$1/.unimoco-stamp" wanted project=. index began=$SECONDS
+    supported "$python" || fail "$1 is not an environment of Python 3.11, 3.12 or 3.13; conda env create -f environment.yml makes one"
+    index="$(torch_index)"
+    wanted="$PWD $({ cat pyproject.toml constraints.txt "$detectron2" setup.sh; echo "$extras $index"; } | sha256sum | cut -c1-64)"
+    [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] || return 0
     if [ "$(cut -d' ' -f2 "$stamp" 2>/dev/null)" = "${wanted##* }" ]; then
         say "$1 has every package; pointing it at $PWD"
-        "$python" -m pip install --quiet --no-deps --editable .
+        install --no-deps --editable .
     else
-        say "installing packages into $1 (some 6 GB, a few minutes)"
-        "$python" -m pip install --quiet --editable '.[dev]'
-        site="$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')"
-        "$python" -m pip install --quiet --no-deps --upgrade --target "$site" --python-version 3.10 \
-            --only-binary=:all: --require-hashes -r requirements-detectron2.txt
+        say "1/3 torch into $1 (${TORCH:+TORCH=$TORCH; }some GB and minutes; TORCH=cpu is the small one)"
+        install ${index:+--extra-index-url "https://download.pytorch.org/whl/$index"} -c constraints.txt torch torchvision
+        [ "$extras" = core ] || project=".[$extras]"
+        say "2/3 the packages of $project"
+        install -c constraints.txt --editable "$project"
+        if [[ ",$extras," == *,all,* || ",$extras," == *,detectron2,* ]]; then
+            say "3/3 detectron2"
+            "$python" -m transfer.detection.install
+        fi
         # Where the system has no libGL, the headless build of the same OpenCV takes the place of the full one.
-        "$python" -c 'import cv2' 2>/dev/null || "$python" -m pip install --quiet --no-deps --force-reinstall \
+        "$python" -c 'import cv2' 2>/dev/null || install --no-deps --force-reinstall \
             "opencv-python-headless==$("$python" -c 'import importlib.metadata as m; print(m.version("opencv-python"))')"
+        say "done in $((SECONDS - began)) s, $(du -sh "$1" | cut -f1)"
     fi
     echo "$wanted" >"$stamp"
 }
 
-fashion_mnist() {
-    local raw="${UNIMOCO_DATA:-data}/FashionMNIST/raw" debian=/usr/share/datasets/fashion-mnist name
-    local names=(train-images-idx3-ubyte train-labels-idx1-ubyte t10k-images-idx3-ubyte t10k-labels-idx1-ubyte)
-    mkdir -p "$raw"
-    for name in "${names[@]}"; do [ -s "$raw/$name" ] || break; done
-    [ -s "$raw/$name" ] && return
-    say "Fashion-MNIST into $raw"
-    if [ ! -d "$debian" ] && [ -e /etc/debian_version ] && [ "$(id -u)" = 0 ]; then
-        { apt-get update && apt-get install -y dataset-fashion-mnist; } >"$raw/apt.log" 2>&1 || say "apt-get failed, see $raw/apt.log"
-    fi
-    for name in "${names[@]}"; do
-        [ -s "$raw/$name.gz" ] || { [ -d "$debian" ] && cp "$debian/$name.gz" "$raw/"; } || break
+add_system_packages() {
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then fail "--with-system-packages needs root and apt-get"; fi
+    local missing=() name
+    for name in "${system_packages[@]}"; do
+        dpkg-query -W -f '${Status}' "$name" 2>/dev/null | grep -q 'ok installed' || missing+=("$name")
     done
-    if [ ! -s "$raw/$name.gz" ]; then
-        "$1/bin/python" -c 'import sys, torchvision; torchvision.datasets.FashionMNIST(sys.argv[1], download=True)' \
-            "${UNIMOCO_DATA:-data}" >&2 ||
-            fail "no Fashion-MNIST here: put ${names[*]/%/.gz} (github.com/zalandoresearch/fashion-mnist, data/fashion) into $PWD/$raw"
-    fi
-    for name in "${names[@]}"; do
-        [ -s "$raw/$name" ] || { gunzip -c "$raw/$name.gz" >"$raw/$name.part" && mv "$raw/$name.part" "$raw/$name"; }
-    done
+    [ ${#missing[@]} -gt 0 ] || return 0
+    say "apt-get install ${missing[*]}"
+    { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"; } >&2 ||
+        fail "apt-get failed, see above"
 }
 
+case "${1:-}" in
+"") ;;
+--with-system-packages) add_system_packages ;;
+*) fail "$1: unknown; bash setup.sh takes --with-system-packages alone" ;;
+esac
 env="$(environment)"
-if [ ! -x "$env/bin/python" ]; then
-    say "creating $env"
-    "$(find_python)" -m venv "$env"
-fi
+python="$env/bin/python"
+[ -x "$python" ] || create "$env"
 install_packages "$env"
-fashion_mnist "$env"
 echo "$env"

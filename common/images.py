@@ -25,8 +25,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torchvision
 
+from common import fashion_mnist
 from common.files import write_atomically
 from common.folders import EXTENSIONS, Walk, escaped, some, tell, walk
 from common.strings import Paths, Strings
@@ -354,12 +354,6 @@ def _manifest(path: Path) -> list[Entry]:
 
 
 def _fashion(split: str, root: str) -> list[Entry]:
-    """Read Fashion-MNIST (Xiao et al., arXiv 1708.07747) through torchvision."""
-    if split not in ("train", "test"):
-        raise ValueError(f"fashion:{split}: use fashion:train or fashion:test")
-    try:
-        data = torchvision.datasets.FashionMNIST(root, train=split == "train", download=False)
-    except RuntimeError as error:
-        raise ValueError(f"no Fashion-MNIST in {root}/FashionMNIST/raw; get it with: bash setup.sh") from error
+    data = fashion_mnist.load(root, split)
     images = enumerate(zip(data.targets.tolist(), data.data.numpy(), strict=True))
     return [Entry(f"{split}/{i:05d}", data.classes[label], pixels=pixels) for i, (label, pixels) in images]

@@ -22,6 +22,7 @@ from jsonargparse import ArgumentParser
 from tabulate import tabulate
 
 from common.cli import STOPS, CommandParser, handling, printable, run_cli
+from common.extras import how_to_install
 from common.files import write_atomically
 from converters import named, sources
 from converters.backbone import VerificationError, is_counter
@@ -116,7 +117,7 @@ def convert(
         raise ValueError(f"--prefix {prefix}: {to} wants bare keys; only OpenMMLab reads them with a prefix")
     unverified = "--verify no" if check == "no" else ""
     if not unverified and not installed(to):
-        unverified = f"{target.package} is not installed; bash setup.sh installs it"
+        unverified = f"{target.package} is not installed; {how_to_install(target.package)}"
         if check == "yes":
             raise ValueError(f"--verify yes: {unverified}")
     reading = sources.read(checkpoint, options)

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from common.extras import how_to_install
 from common.openmmlab import HIDDEN, prepare_mmdet, prepare_mmseg
 from converters import arch as archs
 from converters.backbone import MEAN255, STAGE_NAMES, STD255, Backbone, VerificationError, is_counter
@@ -131,7 +132,7 @@ def verify(
         ValueError: the framework is not installed, or its rival is loaded in this process.
     """
     if not installed(target):
-        raise ValueError(f"{TARGETS[target].package} is not installed: bash setup.sh installs it")
+        raise ValueError(f"{TARGETS[target].package} is not installed: {how_to_install(TARGETS[target].package)}")
     image = photograph() if image is None else image
     if reference is None:
         network = backbone.build()

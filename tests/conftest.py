@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_sample_image
 
+from common import fashion_mnist
 from common.images import CorruptImageError, ImageSet
 from common.transforms import Image
 
@@ -29,6 +30,11 @@ OPEN = frozenset((
 ))  # fmt: skip
 
 
+def pytest_sessionstart() -> None:
+    """Fetch Fashion-MNIST where it is missing."""
+    fashion_mnist.fetch(DATA)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A stable sort: the order within a file stays."""
     for item in items:
@@ -43,8 +49,7 @@ DATA = Path(__file__).parents[1] / "data"
 
 @pytest.fixture(scope="session")
 def data_root() -> str:
-    """Folder of Fashion-MNIST, which setup.sh fills."""
-    assert (DATA / "FashionMNIST").is_dir(), "no Fashion-MNIST; run: bash setup.sh"
+    """Folder of Fashion-MNIST."""
     return str(DATA)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
+import itertools
 import os
 import re
 import subprocess
@@ -12,6 +14,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 
@@ -22,19 +27,37 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_conda_and_pip_users_get_the_same_versions() -> None:
+def ranges() -> dict[str, SpecifierSet]:
+    """Return every package of pyproject.toml, the extras' too, and its range."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    lists = [project["dependencies"], *project["optional-dependencies"].values()]
+    found = [Requirement(line) for line in itertools.chain(*lists)]
+    return {canonicalize_name(r.name): r.specifier for r in found if r.name != project["name"]}
+
+
+def constraints() -> dict[str, str]:
+    lines = (line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#"))
+    return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+
+
+def test_the_tested_set_names_every_package_and_fits_the_ranges() -> None:
+    tested = constraints()
+    assert {name: tested[name] for name, allowed in ranges().items() if tested[name] not in allowed} == {}
+    requirements = (ROOT / "transfer/detection/requirements-detectron2.txt").read_text()
+    assert "sal-detectron2==" in requirements and "--hash=sha256:" in requirements  # noqa: PT018
+
+
+def test_conda_users_get_the_tested_set_too() -> None:
     conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
-    assert conda[0] == "python=3.11"
-    assert conda[-1] == {"pip": wanted}
+    python = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    assert conda == [f"python{python}", "pip", {"pip": ["-c constraints.txt", "-e .[all,dev]"]}]
 
 
-def test_every_version_is_pinned() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for requirement in project["dependencies"] + project["optional-dependencies"]["dev"]:
-        assert re.fullmatch(r"[\w.-]+(\[\w+\])?==[\w.]+", requirement)
-    assert "--hash=sha256:" in (ROOT / "requirements-detectron2.txt").read_text()
+def test_this_environment_is_the_tested_set() -> None:
+    tested = constraints()
+    here = {canonicalize_name(d.name): d.version for d in importlib.metadata.distributions()}
+    differ = {name: here[name] for name in ranges() if name in here and here[name].split("+")[0] != tested[name]}
+    assert not differ
 
 
 def test_the_packages_import_where_detectron2_and_mmseg_are_missing() -> None:
@@ -70,17 +93,6 @@ def test_own_images_without_a_recipe_get_the_recipe_for_them(data: list[str]) ->
     done = run("bash", "pretrain/run.sh", *data, DRY_RUN="1", NPROC="1", UNIMOCO_ENV=sys.prefix)
     assert done.stdout.strip() == f"{sys.prefix}/bin/python -m pretrain.train --recipe my_folder {' '.join(data)}"
     assert "no --recipe given: using my_folder" in done.stderr
-
-
-def test_set_up_completes_the_demo_data(tmp_path: Path) -> None:
-    """Fashion-MNIST that is there is not asked for again; half of it is completed."""
-    raw = tmp_path / "FashionMNIST" / "raw"
-    done = run("bash", "setup.sh", UNIMOCO_ENV=sys.prefix, UNIMOCO_DATA=str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    assert (raw / "t10k-labels-idx1-ubyte").stat().st_size == 10_008
-    (raw / "train-labels-idx1-ubyte").unlink()
-    assert run("bash", "setup.sh", UNIMOCO_ENV=sys.prefix, UNIMOCO_DATA=str(tmp_path)).returncode == 0
-    assert (raw / "train-labels-idx1-ubyte").stat().st_size == 60_008
 
 
 # What each room may import of the house, itself aside. Nothing imports transfer.

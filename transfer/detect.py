@@ -25,10 +25,11 @@ import torch
 from jsonargparse import Namespace
 
 from common.cli import CommandParser
+from common.extras import require
 from common.run_folder import exclusive
 from transfer.benchmark import Measurement, measure, on_record, run_benchmark, summary
 from transfer.detection.devices import choose_devices
-from transfer.options import require, training_parser
+from transfer.options import training_parser
 from transfer.own_data import detection as own
 from transfer.own_data.detection_task import PROTOCOLS, write_task
 from transfer.tasks import DETECTION

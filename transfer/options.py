@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import platform
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from tabulate import tabulate
 
 from common.cli import CommandParser
 from common.distributed import has_gpu
+from common.extras import how_to_install
 from common.run_folder import PACKAGES
 from common.surroundings import cores
 from converters.convert import add_reading_options
@@ -126,14 +126,8 @@ def machine(packages: Sequence[str]) -> str:
         try:
             rows.append([name, importlib.metadata.version(name)])
         except importlib.metadata.PackageNotFoundError:
-            rows.append([name, "not installed: bash setup.sh"])
+            rows.append([name, f"not installed: {how_to_install(name)}"])
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     rows.append(["CUDA of torch", torch.version.cuda or "none"])
     rows.append(["devices", ", ".join(devices) or f"CPU, {cores()} cores, no GPU"])
     return str(tabulate(rows, disable_numparse=True, tablefmt="plain"))
-
-
-def require(package: str, install: str = "bash setup.sh") -> None:
-    """Raise a ValueError that names the command to install a package, where it is not installed."""
-    if importlib.util.find_spec(package) is None:
-        raise ValueError(f"{package} is not installed: {install} installs it")

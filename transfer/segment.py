@@ -22,9 +22,10 @@ from jsonargparse import Namespace
 
 from common.cli import CommandParser
 from common.distributed import on_first_rank, rank
+from common.extras import require
 from common.run_folder import exclusive
 from transfer.benchmark import Measurement, measure, run_benchmark, summary
-from transfer.options import require, training_parser
+from transfer.options import training_parser
 from transfer.own_data import segmentation as own
 from transfer.segmentation.quiet import quiet
 from transfer.tasks import SEGMENTATION

@@ -20,6 +20,8 @@ import sys
 
 from torch import nn
 
+from common.extras import require
+
 NEWEST_MMCV = "2.1.0"  # that mmdet 3.3.0 accepts
 HIDDEN: set[str] = set()  # packages that are installed, though find_spec does not find them any more
 # The modules of mmcv.ops whose layers work on the stand-in: they need no other compiled operation than it has.
@@ -57,8 +59,7 @@ def prepare_mmdet() -> str:
     if not sys.modules.get("mmdet"):
         sys.modules.pop("mmdet", None)  # it may be hidden
         HIDDEN.discard("mmdet")
-        if importlib.util.find_spec("mmdet") is None:
-            raise ValueError("mmdet is not installed: bash setup.sh installs it")
+        require("mmdet")
         _import_mmdet()
     return operations
 

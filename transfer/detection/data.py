@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.extras import require
 from common.files import write_text
 from transfer.layouts import require_data
-from transfer.options import require
 from transfer.scenes import ensure_scenes
 
 FIT = 0.875  # fraction of the training scenes in fashion_scenes_fit; the rest is fashion_scenes_held

@@ -12,9 +12,10 @@ import torch
 from detectron2.layers import ROIAlign, batched_nms
 from tabulate import tabulate
 
+from common.extras import require
 from transfer.detection.data import CITYSCAPES
 from transfer.layouts import LAYOUTS
-from transfer.options import machine, require
+from transfer.options import machine
 
 
 def report(root: Path) -> str:
