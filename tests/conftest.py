@@ -15,10 +15,29 @@ from common.images import CorruptImageError, ImageSet
 from common.transforms import Image
 
 pytest_plugins = ["tests.reliability", "tests.profiles"]
-LONGEST = (
-    "test_segment.py", "test_detect.py", "test_stops.py", "test_studies.py", "test_train.py", "test_study.py",
-    "test_slurm.py", "test_roundtrip.py", "test_linear.py", "test_tables.py", "test_svm.py",
-)  # fmt: skip
+LONGEST = tuple(
+    f"test_{name}.py"
+    for name in [
+        "segment",
+        "detect",
+        "studies",
+        "train",
+        "study",
+        "slurm",
+        "roundtrip",
+        "linear",
+        "openmmlab",
+        "stops",
+        "surroundings",
+        "disks",
+        "frameworks",
+        "writing",
+        "own_data",
+        "names",
+        "tables",
+        "svm",
+    ]
+)
 
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a script; the tests' processes inherit it

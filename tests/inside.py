@@ -26,7 +26,8 @@ def run_inside(file: Path, request: pytest.FixtureRequest, folder: Path) -> None
     profile = request.config.getoption("--hypothesis-profile", None)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", str(file), "-q", "-p", "no:cacheprovider", f"--reliability={outcomes}",
-         *([f"--hypothesis-profile={profile}"] if profile else [])],
+         *([f"--hypothesis-profile={profile}"] if profile else []),
+         *(["--nightly"] if request.config.getoption("--nightly") else [])],
         cwd=ROOT, capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     if outcomes.exists():

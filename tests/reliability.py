@@ -4,7 +4,7 @@
 
 A test may carry several marks. To make the page from a complete run of the tests:
 
-    bash tests/run.sh --reliability runs/reliability.json
+    bash tests/run.sh --nightly --reliability runs/reliability.json
     python tests/reliability.py runs/reliability.json
 """
 

@@ -21,7 +21,13 @@ ENTRIES = {
     "detect": ["transfer/detect.py"], "segment": ["transfer/segment.py"],
 }  # fmt: skip
 EVERY = [
-    pytest.param(name, marks=pytest.mark.fault("surroundings", name, "a user without HOME and passwd entry"))
+    pytest.param(
+        name,
+        marks=[
+            pytest.mark.fault("surroundings", name, "a user without HOME and passwd entry"),
+            *[pytest.mark.nightly] * (name not in ("knn", "pretrain", "segment")),
+        ],
+    )
     for name in ENTRIES
 ]
 # A user of that number without any rights but to read, as in `docker run --user 12345` with the project mounted.
@@ -138,7 +144,11 @@ ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIO
     "command",
     [
         pytest.param(
-            name, marks=pytest.mark.fault("surroundings", name, "an ASCII locale and a path that is not ASCII")
+            name,
+            marks=[
+                pytest.mark.fault("surroundings", name, "an ASCII locale and a path that is not ASCII"),
+                *[pytest.mark.nightly] * (name in ("knn", "convert")),
+            ],
         )
         for name in ("knn", "svm", "convert", "tables")
     ],

@@ -60,7 +60,9 @@ print(json.dumps(os.path.exists("ran")))
 
 
 @pytest.mark.fault("hostile files", "convert", "code in the name of a file or folder, --to detectron2, openmmlab")
-@pytest.mark.parametrize(("target", "suffix"), [("detectron2", ".pkl"), ("openmmlab", ".pth")])
+@pytest.mark.parametrize(
+    ("target", "suffix"), [("openmmlab", ".pth"), pytest.param("detectron2", ".pkl", marks=pytest.mark.nightly)]
+)
 def test_names_in_settings_are_data(target: str, suffix: str, tmp_path: Path) -> None:
     names = json.dumps(NAMES)
     command = [sys.executable, "-c", SCRIPT, target, suffix, names]

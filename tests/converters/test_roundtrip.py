@@ -28,7 +28,7 @@ def check(row: roundtrip.Row) -> None:
     ("arch", "samples"),
     [
         ("resnet18", [name for name in SAMPLES if name != "detectron2 C4"]),
-        ("resnet50", ["this suite", "detectron2 C4"]),
+        pytest.param("resnet50", ["this suite", "detectron2 C4"], marks=pytest.mark.nightly),
     ],
 )
 def test_round_trips_keep_the_features(arch: str, samples: list[str]) -> None:
