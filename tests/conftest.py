@@ -15,29 +15,10 @@ from common.images import CorruptImageError, ImageSet
 from common.transforms import Image
 
 pytest_plugins = ["tests.reliability", "tests.profiles"]
-LONGEST = tuple(
-    f"test_{name}.py"
-    for name in [
-        "segment",
-        "detect",
-        "studies",
-        "train",
-        "study",
-        "slurm",
-        "roundtrip",
-        "linear",
-        "openmmlab",
-        "stops",
-        "surroundings",
-        "disks",
-        "frameworks",
-        "writing",
-        "own_data",
-        "names",
-        "tables",
-        "svm",
-    ]
-)
+LONGEST = (
+    "segment", "detect", "studies", "train", "study", "slurm", "roundtrip", "linear", "openmmlab", "stops",
+    "surroundings", "disks", "own_data", "own_masks", "frameworks", "writing", "names", "tables", "svm",
+)  # fmt: skip
 
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a script; the tests' processes inherit it
@@ -59,7 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if getattr(item, "originalname", item.name) in OPEN:
             item.add_marker(pytest.mark.xfail(reason="failed in the last complete run; open", strict=False))
-    place = {name: number for number, name in enumerate(LONGEST)}
+    place = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
 
 
