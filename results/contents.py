@@ -11,6 +11,7 @@ import pandas as pd
 from results.claims import claims
 from results.frame import CONFIG, columns, headlines, titles, usual
 from results.grid import KEYS, MISSING, Entry, Grid
+from results.own import data_sets, is_own
 from results.record import slug
 from results.registry import METRICS, PAPER_TITLES, SUMMARY, TABLES, TASKS, task_title
 from results.stats import LEVEL, MIN_PRETRAININGS
@@ -36,6 +37,8 @@ def all_grids(rows: pd.DataFrame, papers: pd.DataFrame) -> list[Grid]:
         rows: of `frame`.
         papers: of `published`.
     """
+    own = data_sets(rows)
+    rows, everything = rows[~is_own(rows)], rows
     rival = rows["method"].isin(RIVALS)
     main = rows[~rival]
     of_table = main["task"].map({name: task.table for name, task in TASKS.items()})
@@ -46,7 +49,8 @@ def all_grids(rows: pd.DataFrame, papers: pd.DataFrame) -> list[Grid]:
     losses = headlines(rows[(rival | (rows["method"] == "unimoco")) & (rows["label_ratio"] == 1)])
     if losses["backbone_id"].nunique() > 1:
         tables.append(measured("ablation", "Losses, with all labels", losses))
-    return [*(table for table in tables if table.rows), cost(rows), published_results(papers)]
+    tables = [*(measured(f"data-{slug(name)}", name, part) for name, part in own.items()), *tables]
+    return [*(table for table in tables if table.rows), cost(everything), published_results(papers)]
 
 
 def summary(rows: pd.DataFrame) -> Grid:

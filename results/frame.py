@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from common.cli import printable
-from results.record import Record, read_all
+from results.record import Record, read, read_all
 from results.registry import METHODS, PUBLISHED_AS, TASKS, task_order
 
 LONGEST = 400  # characters of a title
@@ -23,22 +23,25 @@ CONFIG = ["task", "config_hash"]
 RECIPE = ("epochs", "arch", "data", "image_size", "stem")  # facts that one curve over label ratios has in common
 TYPES = dict.fromkeys(
     [*CONFIG, "config", "metric", "backbone_id", "method", "published_as", "arch", "title", "recipe", "recipe_id",
-     "pretraining", "commit", "device", "per_image"], str,
+     "pretraining", "commit", "device", "per_image", "data", "data_id"], str,
 ) | {"value": float, "headline": bool, "label_ratio": float, "epochs": float, "seed": int}  # fmt: skip
 
 
 def load(folders: Iterable[Path]) -> dict[Path, Record]:
-    """Read the records of several folders by their files; of one measurement in two folders the last one counts.
+    """Read records, folders of them or single files, by file; of one measurement in two places the last one counts.
 
     Raises:
         ValueError: a folder does not exist, or a record is broken or not in fractions; the message names it.
     """
     found: dict[Path, tuple[Path, Record]] = {}
     for folder in folders:
-        if not folder.is_dir():
+        if not folder.exists():
             raise ValueError(f"{folder}: the folder of records does not exist")
-        for record in read_all(folder):
-            path = folder / record.path
+        if folder.is_dir():
+            records = {folder / record.path: record for record in read_all(folder)}
+        else:
+            records = {folder: read(folder)}
+        for path, record in records.items():
             for name in TASKS[record.task].metrics if record.task in TASKS else [record.headline]:
                 if not 0 <= record.metrics.get(name, 0) <= 1:
                     raise ValueError(f"{path}: {name}={record.metrics[name]}: expected a fraction between 0 and 1")
@@ -58,6 +61,7 @@ def frame(records: Mapping[Path, Record]) -> pd.DataFrame:
             recipe, recipe_id: equal for pre-trainings that differ in labels and seeds alone. `recipe` holds the facts
                 RECIPE, which other methods may have too; `recipe_id` is the checkpoint's own hash, where it has one.
             per_image: path of a .npz file, or "".
+            data, data_id: name and identity of a user's data set, or "".
     """
     facts: dict[str, dict[str, Any]] = {}
     rows = []
@@ -73,6 +77,7 @@ def frame(records: Mapping[Path, Record]) -> pd.DataFrame:
             "pretraining": record.pretraining, "seed": record.seed, "device": environment.get("device") or "",
             "commit": str(environment.get("git_commit"))[:8] + "+" * bool(environment.get("git_dirty")),
             "per_image": per_image,
+            "data": environment.get("data") or "", "data_id": environment.get("data_identity") or "",
             **{f"cost_{name}": value for name, value in record.cost.items()},
         }  # fmt: skip
         rows += [
@@ -177,6 +182,7 @@ def _backbone(record: Record) -> dict[str, Any]:
         title = key
     elif key.startswith("torchvision:"):  # of files without a method only these are known to be supervised
         title, published_as = f"{key}, supervised", "cross_entropy"
+    title = facts.get("label") or title
     return {
         "backbone_id": key, "method": method, "published_as": published_as, "title": title, "arch": facts["arch"],
         "label_ratio": None if ratio is None else round(float(ratio), 4), "epochs": epochs,

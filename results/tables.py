@@ -5,8 +5,9 @@ these markers:
 
     <!-- table:NAME begin --> ... <!-- table:NAME end -->
 
-With --records DIR it reads your records and writes only to --out. Each table comes as Markdown, LaTeX
-(booktabs) and CSV, and all are in index.html. --check writes nothing and fails where a file differs from the records.
+With --records PATH ... it reads your records and writes only to --out: a table per data set of yours, and verdicts.md,
+which says in words which checkpoints differ. Each table comes as Markdown, LaTeX (booktabs) and CSV, and all are in
+index.html. --check writes nothing and fails where a file differs from the records.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from jsonargparse import Namespace
 
 from common.cli import CommandParser, run_cli
 from common.files import write_text
-from results import contents, plots
+from results import contents, own, plots
 from results.frame import frame, load, published
 from results.grid import Grid
 
@@ -46,12 +47,12 @@ def made(folders: Sequence[Path], extras: Path | None = None) -> dict[str, str]:
         ValueError: a record is broken; the message names it.
     """
     rows, papers = frame(load(folders)), published(RESULTS / "published.csv")
-    files: dict[str, str] = {}
+    files = {"verdicts.md": own.verdicts(rows)} if own.is_own(rows).any() else {}
     grids = contents.all_grids(rows, papers)
     for grid in grids:
         for suffix, text in (("md", f"{grid.markdown()}\n"), ("tex", grid.latex()), ("csv", grid.csv())):
             files[f"{grid.name}.{suffix}"] = text
-    drawn = plots.draw(rows, papers, extras and extras / "curves")
+    drawn = plots.draw(rows[~own.is_own(rows)], papers, extras and extras / "curves")
     files |= {f"{name}.svg": svg for name, (_, svg) in drawn.items()}
     shown = [grid for grid in grids if grid.name != "summary"]
     return files | {"index.html": report(shown, dict(drawn.values()), extras and extras / "pictures")}
@@ -114,7 +115,7 @@ def of_repository() -> dict[Path, str | None]:
 def parser() -> CommandParser:
     """Return the parser of the command line."""
     p = CommandParser("results/tables.py", __doc__)
-    p.add_argument("--records", type=Path, nargs="+", metavar="DIR", help="folders of your records")
+    p.add_argument("--records", type=Path, nargs="+", metavar="PATH", help="your records: folders or files")
     p.add_argument("--out", type=Path, metavar="DIR", help="where to write; default with --records: runs/tables")
     p.add_argument("--check", action="store_true", help="write nothing; fail where something differs")
     return p
@@ -143,6 +144,8 @@ def _run(options: Namespace) -> int:
             path.unlink()
         else:
             write_text(path, text)
+    if words := wanted.get(report_file.with_name("verdicts.md")):
+        print(words)
     print(f"{report_file.parent}: {len(wanted)} files, {len(differing)} of them new or changed; open {report_file}")
     return 0
 

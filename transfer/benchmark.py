@@ -61,7 +61,8 @@ def read_checkpoint(
 
 def read_backbone(options: Namespace, seed: int, arch: str = "resnet18") -> Backbone:
     """Read --ckpt as --weights and --arch say; `read_checkpoint` explains the other arguments."""
-    return read_checkpoint(options.ckpt, seed, arch, ReadOptions(options.weights, options.arch))
+    backbone = read_checkpoint(options.ckpt, seed, arch, ReadOptions(options.weights, options.arch))
+    return replace(backbone, meta=backbone.meta | {"label": options.label}) if options.label else backbone
 
 
 @cache

@@ -32,6 +32,7 @@ def add_options(parser: ArgumentParser) -> None:
         help="a checkpoint in any format that converters reads, random, random:ARCH, torchvision:NAME or timm:NAME",
     )  # fmt: skip
     add_reading_options(parser)
+    parser.add_argument("--label", help="name of the checkpoint in tables; default: what it says of itself")
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=[0],
         help="seeds of the benchmark, one run each; they also initialise random weights that name no seed",
