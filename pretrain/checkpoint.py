@@ -12,6 +12,7 @@ A checkpoint is a dict of tensors and Python builtins:
     config              the resolved configuration
     progress            what the monitor carries from step to step
     earlier_schedules   where --resume FILE went on with another schedule: the step, and what changed
+    image_hashes        which images were seen (common/seen.py)
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from common.distributed import gather_objects, rank, world_size
 from common.files import naming, write_tensors
 from common.images import UNLABELLED
 from common.run_folder import git_state
+from common.seen import KEY
 from pretrain.config import Config, backbone_id, differing_keys, method, only_schedule, recipe_id, rename_options
 from pretrain.data import TrainingData
 from pretrain.engine import Training
@@ -75,6 +77,7 @@ class Checkpoints:
             "config": t.config.as_dict(),
             "progress": self.monitor.state(),
             "earlier_schedules": t.earlier_schedules,
+            KEY: self.data.hashes,
         }
         if name is None:
             save_last(self.folder, content)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from common.images import UNLABELLED, CorruptImageError, ImageSet, load_images
 from common.knn import accuracy, knn_predict
 from common.labels import KeptLabels, choose_balanced, keep_labels
 from common.loaders import TwoViews
+from common.seen import sample_hashes
 from pretrain.config import CROSS_ENTROPY, Config, MonitorConfig
 
 
@@ -78,12 +80,14 @@ class TrainingData:
         kept: the labels that they keep.
         views: two views of an image and its label, N of them.
         knn: the measurement on held-out images; None where there are none, or none with a label.
+        hashes: of the training images' files (common/seen.py); empty where they were not looked at.
     """
 
     images: ImageSet
     kept: KeptLabels
     views: TwoViews
     knn: Knn | None
+    hashes: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
 
 def load_data(config: Config) -> TrainingData:
@@ -97,35 +101,36 @@ def load_data(config: Config) -> TrainingData:
         CorruptImageError: more images are broken than `data.max_corrupt` allows, or one of `monitor.images`.
     """
     images, held_out, m = load_images(config.data.sources, config.data.root, config.data.classes), None, config.monitor
-    measured = images if config.skip_check else _without_labels_of_broken(images, config.data.max_corrupt)
+    measured, hashes = (images, [""] * len(images)) if config.skip_check else _checked(images, config.data.max_corrupt)
     if m.images is not None:
         held_out = load_images([m.images], config.data.root, config.data.classes)
         if not config.skip_check:
-            _without_labels_of_broken(held_out, None)
+            _checked(held_out, None)
     elif m.holdout:
         labelled = int((measured.labels != UNLABELLED).sum())
         if m.holdout >= labelled:
             raise ValueError(f"monitor.holdout={m.holdout}: must be below the {labelled} labelled images")
         chosen = choose_balanced(measured.labels, m.holdout / labelled, seed=0)
         held_out, rest = images.subset(chosen), np.setdiff1d(np.arange(len(images)), chosen)
-        images, measured = images.subset(rest), measured.subset(rest)
+        images, measured, hashes = images.subset(rest), measured.subset(rest), [hashes[i] for i in rest]
     kept = keep_labels(images, config.labels)
     seen = labelled_only(images, kept) if config.model.loss == CROSS_ENTROPY else (images, kept.labels)
     knn = None
     if held_out is not None and held_out.classes:
         knn = Knn(measured, held_out, m, config.views.size, config.data.workers)
-    return TrainingData(images, kept, TwoViews(*seen, config.views, config.seed), knn)
+    return TrainingData(images, kept, TwoViews(*seen, config.views, config.seed), knn, sample_hashes(hashes))
 
 
-def _without_labels_of_broken(images: ImageSet, max_corrupt: float | None) -> ImageSet:
-    """Look at every file; return the images, those that cannot be read without their label.
+def _checked(images: ImageSet, max_corrupt: float | None) -> tuple[ImageSet, Sequence[str]]:
+    """Look at every file; return the images, those that cannot be read without their label, and hashes of the files.
 
     `max_corrupt` is the fraction that training may replace; None: they are measured on, so each must be read.
     """
     title = "held-out images" if max_corrupt is None else "training images"
-    wrong = on_first_rank(lambda: check_images(images, title)).wrong
+    checked = on_first_rank(lambda: check_images(images, title))
+    wrong, hashes = checked.wrong, checked.hashes
     if not wrong:
-        return images
+        return images, hashes
     first = next(iter(wrong.values()))
     if max_corrupt is None:
         raise CorruptImageError(f"{first} ({len(wrong)} of {len(images)} {title} cannot be read)")
@@ -135,7 +140,7 @@ def _without_labels_of_broken(images: ImageSet, max_corrupt: float | None) -> Im
     tell(f"warning: {text} and will be replaced by others; the first: {first}")
     labels = images.labels.copy()
     labels[list(wrong)] = UNLABELLED
-    return replace(images, labels=labels)
+    return replace(images, labels=labels), hashes
 
 
 def labelled_only(images: ImageSet, kept: KeptLabels) -> tuple[ImageSet, np.ndarray]:

@@ -182,7 +182,7 @@ def _backbone(record: Record) -> dict[str, Any]:
         title = key
     elif key.startswith("torchvision:"):  # of files without a method only these are known to be supervised
         title, published_as = f"{key}, supervised", "cross_entropy"
-    title = facts.get("label") or title
+    title = short(str(facts["label"])) if facts.get("label") else title
     return {
         "backbone_id": key, "method": method, "published_as": published_as, "title": title, "arch": facts["arch"],
         "label_ratio": None if ratio is None else round(float(ratio), 4), "epochs": epochs,

@@ -84,7 +84,6 @@ class Run:
         headline: name of the main metric.
         out: folder of the run folders.
         packages: whose versions are recorded besides the usual ones.
-        data: facts about the data for the record: its name, identity and overlap, of a user's data set.
     """
 
     backbone: Backbone
@@ -95,7 +94,6 @@ class Run:
     headline: str
     out: Path
     packages: Sequence[str] = ()
-    data: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def config_hash(self) -> str:
@@ -136,7 +134,7 @@ class Run:
         b, source = self.backbone, self.backbone.source
         facts = b.meta | {"path": source.path, "sha256": source.sha256, "format": source.format, "arch": b.arch}
         facts |= {"weights": source.weights} if source.weights else {}
-        more = {"job": os.environ.get("UNIMOCO_JOB"), "data_check": data_check, **self.data}
+        more = {"job": os.environ.get("UNIMOCO_JOB"), "data_check": data_check, **measured.data}
         return Record(
             backbone_id=b.backbone_id, backbone=facts, pretrain_seed=b.seed, task=self.task, config=self.config,
             title=self.title, seed=self.seed, metrics=measured.metrics, headline=self.headline, cost=measured.cost,
@@ -157,12 +155,18 @@ class Measurement:
         cost: images, seconds before resuming ...; `measure` adds seconds and memory.
         per_image: metric name -> (N,), one value per test image, for a bootstrap; may be empty.
         draw: draws pictures and returns their paths; called after the record is written, so a failure loses nothing.
+        data: of a user's data set: its name (`data`), `data_identity`, and the overlaps that were accepted.
     """
 
     metrics: Metrics
     cost: dict[str, float]
     per_image: Mapping[str, np.ndarray] = field(default_factory=dict)
     draw: Callable[[], Sequence[Path]] | None = None
+    data: Mapping[str, str] = field(default_factory=dict)
+
+    def about(self, **data: str) -> Measurement:
+        """Return this measurement with more facts about the data; empty ones are left out."""
+        return replace(self, data={**self.data, **{name: fact for name, fact in data.items() if fact}})
 
 
 def on_record(run: Run, folder: Path) -> Record | None:

@@ -27,6 +27,7 @@ from jsonargparse import Namespace
 from common.cli import CommandParser
 from common.extras import require
 from common.run_folder import exclusive
+from common.seen import find_seen
 from transfer.benchmark import Measurement, measure, on_record, run_benchmark, summary
 from transfer.detection.devices import choose_devices
 from transfer.options import training_parser
@@ -65,19 +66,21 @@ def data_root(options: Namespace) -> Path:
     return Path(os.path.expanduser(options.data_root or default))
 
 
-def own_task(options: Namespace) -> str:
-    """Return the task that is made for the user's data set, after printing what was found in it."""
+def own_task(options: Namespace) -> tuple[str, list[Path]]:
+    """Return the task that is made for the user's data set and its test images, after printing what was found."""
     if options.task:
         raise ValueError(f"--task {options.task}: your own data has --protocol in its place")
-    path, said = write_task(own.load(options), options.protocol, options.epochs)
+    data = own.load(options)
+    path, said = write_task(data, options.protocol, options.epochs)
     print("\n".join(said), file=sys.stderr if options.dry_run else sys.stdout, flush=True)
-    return str(path)
+    return str(path), data.tests
 
 
 def detect(options: Namespace) -> None:
     """Measure every seed that is not on record, and print the result."""
+    tests: list[Path] = []  # test images of the user
     if own.names_data(options):
-        options.task = own_task(options)
+        options.task, tests = own_task(options)
     DETECTION.find(options.task)
     require("detectron2")
     from transfer.detection.detectron2_engine.data_check import check_data
@@ -89,14 +92,19 @@ def detect(options: Namespace) -> None:
     def work(run: DetectionRun) -> Measurement:
         # The first machine locks the folder for all.
         with nullcontext() if options.machine_rank else exclusive(run.folder, "wait for it, or give another --out"):
-            return measure_run(run, root, devices, options)
+            seen = find_seen(Path(run.backbone.source.path), tests, options.allow_overlap)
+            return measure_run(run, root, devices, options).about(pretraining_overlap=seen)
+
+    def check(run: DetectionRun) -> str:
+        find_seen(Path(run.backbone.source.path), tests, options.allow_overlap)
+        return check_data(run.cfg, root)
 
     if options.machine_rank:  # the first machine writes the records
         for run in runs:
             if options.force or on_record(run, options.records) is None:
                 work(run)
         return
-    records = measure(runs, work, options, torch.device(devices.kind), lambda run: check_data(run.cfg, root))
+    records = measure(runs, work, options, torch.device(devices.kind), check)
     if records:
         print(summary(records, [name for name in records[0].metrics if "AP-" not in name]))
 

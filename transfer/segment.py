@@ -24,6 +24,7 @@ from common.cli import CommandParser
 from common.distributed import on_first_rank, rank
 from common.extras import require
 from common.run_folder import exclusive
+from common.seen import find_seen
 from transfer.benchmark import Measurement, measure, run_benchmark, summary
 from transfer.options import training_parser
 from transfer.own_data import segmentation as own
@@ -48,12 +49,13 @@ def parser() -> CommandParser:
     return p
 
 
-def own_task(options: Namespace) -> str:
-    """Return the task that is made for the user's images, after printing what was found."""
-    path, said = on_first_rank(lambda: own.write_task(own.load(options), options.epochs))
+def own_task(options: Namespace) -> tuple[str, list[Path]]:
+    """Return the task that is made for the user's images and the test images, after printing what was found."""
+    data = on_first_rank(lambda: own.load(options))
+    path, said = on_first_rank(lambda: own.write_task(data, options.epochs))
     if rank() == 0:
         print("\n".join(said), file=sys.stderr if options.dry_run else sys.stdout, flush=True)
-    return str(path)
+    return str(path), [data.images / image for image, _ in data.val]
 
 
 def segment(options: Namespace) -> None:
@@ -72,17 +74,23 @@ def segment(options: Namespace) -> None:
         from transfer.segmentation.run import SegmentationRun, check_run, measure_run, plan_run, register
 
     device, processes = choose_devices(options)
+    tests: list[Path] = []  # test images of the user
     if mine:
-        options.task = own_task(options)
+        options.task, tests = own_task(options)
     root = Path(os.path.expanduser(options.data_root or "data"))
     register()
     runs = (plan_run(options, device.type, processes, seed) for seed in options.seeds)
 
+    def seen(run: SegmentationRun) -> str:
+        return on_first_rank(lambda: find_seen(Path(run.backbone.source.path), tests, options.allow_overlap))
+
     def work(run: SegmentationRun) -> Measurement:
         with exclusive(run.folder, "wait for it, or give another --out"):
-            return measure_run(run, root, options)
+            said = seen(run)  # first: it may refuse
+            return measure_run(run, root, options).about(pretraining_overlap=said)
 
     def check(run: SegmentationRun) -> str:
+        find_seen(Path(run.backbone.source.path), tests, options.allow_overlap)
         return check_run(run, root)
 
     records = measure(runs, work, options, device, check)

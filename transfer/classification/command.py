@@ -24,6 +24,7 @@ from transfer.classification.data import VOC, ClassData, source_names
 from transfer.classification.features import FeatureCache
 from transfer.classification.voc import MultiLabel
 from transfer.options import add_options
+from transfer.own_data import classification as own
 
 RECIPES = Path(__file__).parents[1] / "configs" / "classification"
 STORES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -46,6 +47,8 @@ def classification_parser(name: str, description: str | None, precision: str = "
     p.add_argument("--test", type=str | None, help="test images, as --data; kNN: the same as --data leaves one out")
     p.add_argument("--root", default="data", help="folder of Fashion-MNIST")
     p.add_argument("--classes", type=str | None, help="file with one class name per line that fixes the class map")
+    p.add_argument("--data-name", help="of your own data in records and tables; default: that of its folder")
+    p.add_argument("--allow-overlap", action="store_true", help="accept test images that are training images")
     p.add_class_arguments(LabelConfig, "labels")
     p.add_argument("--size", type=int | None, help="side of the view in pixels; default: of pre-training, else 224")
     p.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -82,15 +85,25 @@ def evaluate_seeds(
     if distributed.world_size() > 1 and processes == "many on GPUs" and device.type == "cpu":
         raise ValueError("several processes need GPUs here: batch norm must see the complete batch")
 
+    facts: dict[str, str] = {}  # about the data, for the records
+
+    def inspect(run: Run, skip: bool = False) -> str:
+        data = load(run, options)
+        said = "" if skip else check_sets(data)
+        targets = [data.targets, data.test_targets] if isinstance(data, MultiLabel) else []
+        facts.update(own.describe(options, data.train, data.test, targets))
+        if facts and not skip:
+            facts.update(own.overlaps(options, run.backbone.source.path, data.train, data.test))
+        return said
+
     def work(run: Run) -> Measurement:
+        if options.skip_check and not facts and distributed.rank() == 0:
+            inspect(run, skip=True)
         with exclusive(run_folder(run, run.task), "wait for it, or give another --out"):
-            measured = evaluate(run, options, device)
+            measured = evaluate(run, options, device).about(**facts)
         return measured if options.pictures and run.seed == options.seeds[0] else replace(measured, draw=None)
 
-    def check(run: Run) -> str:
-        return check_sets(load(run, options))
-
-    records = measure((plan(options, seed, device) for seed in options.seeds), work, options, device, check)
+    records = measure((plan(options, seed, device) for seed in options.seeds), work, options, device, inspect)
     if records and distributed.rank() == 0:
         print(records[0].title)
         print(summary(records))

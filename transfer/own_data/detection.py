@@ -41,6 +41,7 @@ class DetectionData:
         images: numbers of training and test images.
         trained: number of training images with objects.
         most: largest number of objects in a test image.
+        tests: files of the test images.
         overlap: test images that are training images, in words; "" where there are none.
         notes: what was assumed or left out, in words.
     """
@@ -56,6 +57,7 @@ class DetectionData:
     images: tuple[int, int]
     trained: int
     most: int
+    tests: list[Path]
     overlap: str = ""
     notes: list[str] = field(default_factory=list)
 
@@ -104,7 +106,7 @@ def load(options: Namespace) -> DetectionData:
         name, options.out / "data" / f"{name}-{identity}", identity, _files(train, val), _classes(train), masks,
         any(isinstance(row.get("segmentation"), dict) and not row.get("iscrowd") for row in contents[0]["annotations"]),
         _sides(contents[0]["images"]), (len(train.names()), len(val.names())), len(objects[0]),
-        max(objects[1].values(), default=0), overlap, notes,
+        max(objects[1].values(), default=0), val.paths(), overlap, notes,
     )  # fmt: skip
     return _store(data, train, val, texts)
 

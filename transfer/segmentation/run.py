@@ -59,10 +59,9 @@ def plan_run(options: Namespace, kind: str, processes: int, seed: int) -> Segmen
     """Resolve the task of --task for the backbone of --ckpt and a seed. Needs no data set."""
     backbone = read_backbone(options, seed, read_task(options.task).get("arch", "resnet50"))
     task = resolve(options, backbone, kind, processes)
-    own = task.cfg.get("own") or {}
     return SegmentationRun(
         backbone, SEGMENTATION.find(options.task).stem, task.title, seed, task.config, HEADLINE, options.out, PACKAGES,
-        {name: own[key] for name, key in DATA_FACTS.items() if own.get(key)}, resolved=task,
+        resolved=task,
     )  # fmt: skip
 
 
@@ -129,10 +128,11 @@ def measure_run(run: SegmentationRun, root: Path, options: Namespace) -> Measure
             folder.close()
     # As `images` counts all starts of a resumed run, so must the seconds.
     cost = {"images": float(batch * runner.max_iters), **({"seconds_before_resuming": earlier} if earlier else {})}
-    metainfo = runner.val_dataloader.dataset.metainfo
+    metainfo, own = runner.val_dataloader.dataset.metainfo, cfg.get("own") or {}
     return Measurement(
-        written.metrics, {**speed(runner), **cost}, draw=lambda: draw_pictures(run.folder, shown, metainfo)
-    )
+        written.metrics, {**speed(runner), **cost}, draw=lambda: draw_pictures(run.folder, shown, metainfo),
+        data={name: own[key] for name, key in DATA_FACTS.items() if own.get(key)},
+    )  # fmt: skip
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -67,8 +67,7 @@ def plan_run(options: Namespace, devices: Devices, seed: int) -> DetectionRun:
     )
     return DetectionRun(
         backbone, DETECTION.find(options.task).stem, compose_title(options.task, cfg), seed, config.for_record(cfg),
-        cfg.TASK.HEADLINE, options.out, config.packages(),
-        {name: cfg.TASK[key] for name, key in DATA_FACTS.items() if cfg.TASK[key]}, cfg=cfg, changes=changes,
+        cfg.TASK.HEADLINE, options.out, config.packages(), cfg=cfg, changes=changes,
     )  # fmt: skip
 
 
@@ -162,7 +161,8 @@ def read_results(run: DetectionRun, cfg: CfgNode) -> Measurement:
     cost = found["cost"] | {"images": float(cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.MAX_ITER)}
     if times:
         cost["seconds_per_iteration"] = statistics.median(times)
-    return Measurement(found["metrics"], cost, draw=lambda: [run.folder / "vis", run.folder / "curve.png"])
+    about = {name: cfg.TASK[key] for name, key in DATA_FACTS.items() if cfg.TASK[key]}
+    return Measurement(found["metrics"], cost, draw=lambda: [run.folder / "vis", run.folder / "curve.png"], data=about)
 
 
 def log_to_file(folder: Path) -> None:
