@@ -5,11 +5,14 @@ python transfer/detect.py --ckpt moco_v2.pth --task coco-c4-1x --data-root /data
 python transfer/detect.py --ckpt X --task voc-c4-24k --seeds 0 1 2 3 4 TEST.EVAL_PERIOD 4000    # detectron2's settings
 python transfer/detect.py --ckpt X --task coco-c4-1x --device cuda --num-gpus 8 --dry-run       # needs no GPU
 python transfer/detect.py --ckpt X --data DIR       your own boxes or masks in COCO's, YOLO's or VOC's layout
+python transfer/detect.py --ckpt X --task coco-fpn-1x --engine mmdet --data-root /data          # the same with mmdet
+torchrun --nproc-per-node 8 transfer/detect.py --ckpt X --task coco-fpn-1x --engine mmdet --data-root /data
 python transfer/detect.py --check
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import sys
@@ -21,19 +24,20 @@ if not __package__:  # run as a script: find the packages beside this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import common  # noqa: F401  says what is to be done where the environment is not active
 
-import torch
 from jsonargparse import Namespace
 
 from common.cli import CommandParser
+from common.distributed import rank
 from common.extras import require
 from common.run_folder import exclusive
 from common.seen import find_seen
-from transfer.benchmark import Measurement, measure, on_record, run_benchmark, summary
-from transfer.detection.devices import choose_devices
-from transfer.options import training_parser
+from transfer.benchmark import Measurement, Run, measure, on_record, run_benchmark, summary
+from transfer.detection.engine import ENGINES, Engine
+from transfer.openmmlab.quiet import quiet
+from transfer.options import add_openmmlab_options, training_parser
 from transfer.own_data import detection as own
 from transfer.own_data.detection_task import PROTOCOLS, write_task
-from transfer.tasks import DETECTION
+from transfer.tasks import DETECTION, MMDET
 
 SETTING = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+")  # a key of detectron2's configuration
 
@@ -44,6 +48,10 @@ def parser() -> CommandParser:
     own.add_options(p)
     p.add_argument("--protocol", choices=[*PROTOCOLS], default="fpn", help="detector for your own data")
     p.add_argument("--epochs", type=float, help="schedule for your own data; default: by its number of images")
+    listed = "\n".join(f"  {task:24} {MMDET.describe(task)}" for task in MMDET.names())
+    p.epilog = f"{p.epilog}\ntasks of --engine mmdet, or a config of mmdet (.py):\n{listed}"
+    p.add_argument("--engine", choices=ENGINES, default="detectron2", help="the framework that trains")
+    add_openmmlab_options(p)  # of mmdet
     p.add_argument("--num-gpus", type=int, help="processes on this machine; default: one per GPU")
     p.add_argument("--num-machines", type=int, default=1, help="number of machines that work together")
     p.add_argument("--machine-rank", type=int, default=0, help="rank of this machine")
@@ -76,36 +84,74 @@ def own_task(options: Namespace) -> tuple[str, list[Path]]:
     return str(path), data.tests
 
 
+def check_options(options: Namespace) -> None:
+    """Check that the task and the options are the engine's.
+
+    Raises:
+        ValueError: names the option and what takes its place.
+    """
+    tasks = MMDET if options.engine == "mmdet" else DETECTION
+    tasks.find(options.task)
+    if options.engine == "mmdet":
+        if options.settings:
+            raise ValueError(f"{options.settings[0]}: detectron2's; --engine mmdet has --cfg-options KEY=VALUE")
+        if options.num_gpus is not None or options.num_machines > 1:
+            raise ValueError(
+                "--num-gpus, --num-machines: detectron2's; for mmdet start the processes yourself: torchrun "
+                "--nproc-per-node N transfer/detect.py --engine mmdet ..."
+            )
+        if options.resume and options.force:
+            raise ValueError("--resume continues a run, --force replaces it: leave one of them out")
+        return
+    given = {
+        "--cfg-options": options.cfg_options, "--amp": options.amp, "--accumulate": options.accumulate != 1,
+        "--launcher": options.launcher != "auto",
+    }  # fmt: skip
+    if named := [name for name, value in given.items() if value]:
+        raise ValueError(f"{', '.join(named)}: for --engine mmdet; detectron2 takes KEY VALUE pairs after the options")
+
+
+def start_engine(options: Namespace) -> Engine:
+    """Import the engine of --engine and return it, ready to measure."""
+    require(options.engine)
+    with quiet(prints=False):  # OpenMMLab's packages print when they are imported
+        run = importlib.import_module(f"transfer.detection.{options.engine}_engine.run")
+    started: Engine = run.start(options, data_root(options))
+    return started
+
+
 def detect(options: Namespace) -> None:
     """Measure every seed that is not on record, and print the result."""
     tests: list[Path] = []  # test images of the user
     if own.names_data(options):
+        if options.engine == "mmdet":
+            raise ValueError(
+                "--data has no protocol for --engine mmdet: name the files in a config of mmdet, --task my.py"
+            )
         options.task, tests = own_task(options)
-    DETECTION.find(options.task)
-    require("detectron2")
-    from transfer.detection.detectron2_engine.data_check import check_data
-    from transfer.detection.detectron2_engine.run import DetectionRun, measure_run, plan_run
+    check_options(options)
+    if options.dry_run and os.environ.get("RANK", "0") != "0":
+        return
+    engine = start_engine(options)
+    runs = map(engine.plan, options.seeds)
 
-    devices, root = choose_devices(options), data_root(options)
-    runs = (plan_run(options, devices, seed) for seed in options.seeds)
-
-    def work(run: DetectionRun) -> Measurement:
+    def work(run: Run) -> Measurement:
         # The first machine locks the folder for all.
         with nullcontext() if options.machine_rank else exclusive(run.folder, "wait for it, or give another --out"):
             seen = find_seen(Path(run.backbone.source.path), tests, options.allow_overlap)
-            return measure_run(run, root, devices, options).about(pretraining_overlap=seen)
+            return engine.measure(run).about(pretraining_overlap=seen)
 
-    def check(run: DetectionRun) -> str:
+    def check(run: Run) -> str:
         find_seen(Path(run.backbone.source.path), tests, options.allow_overlap)
-        return check_data(run.cfg, root)
+        return engine.check(run)
 
     if options.machine_rank:  # the first machine writes the records
         for run in runs:
             if options.force or on_record(run, options.records) is None:
                 work(run)
         return
-    records = measure(runs, work, options, torch.device(devices.kind), check)
-    if records:
+    records = measure(runs, work, options, engine.device, check)
+    if records and rank() == 0:
         print(summary(records, [name for name in records[0].metrics if "AP-" not in name]))
 
 
@@ -118,10 +164,10 @@ def main(arguments: list[str] | None = None) -> int:
         options = parser().parse(given)
         options.settings = [*options.settings, *settings]
         if options.check:
-            require("detectron2")
-            from transfer.detection.detectron2_engine.check import report
-
-            print(report(data_root(options)))
+            require(options.engine)
+            with quiet(prints=False):
+                check = importlib.import_module(f"transfer.detection.{options.engine}_engine.check")
+            print(check.report(data_root(options)))
         else:
             detect(options)
 

@@ -69,6 +69,18 @@ def training_parser(prog: str, description: str | None, tasks: Tasks, data_root:
     return parser
 
 
+def add_openmmlab_options(parser: ArgumentParser) -> None:
+    """Add the options of benchmarks that train with mmengine."""
+    parser.add_argument("--accumulate", type=int, default=1, help="batches whose gradients are accumulated per step")
+    parser.add_argument("--amp", action="store_true", help="mixed precision: float16 on a GPU, bfloat16 on the CPU")
+    parser.add_argument(
+        "--cfg-options", type=str, nargs="*", default=[], metavar="KEY=VALUE",
+        help="change the task's config, e.g. model.test_cfg.mode=slide "
+        "model.test_cfg.crop_size=512,512 model.test_cfg.stride=341,341; applied last and unscaled",
+    )  # fmt: skip
+    parser.add_argument("--launcher", default="auto", help="none, pytorch (torchrun), slurm (srun), or auto: detect it")
+
+
 def device_kind(device: str) -> str:
     """Return "cuda" or "cpu" for --device; auto is cuda where there is a GPU.
 

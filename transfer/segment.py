@@ -26,9 +26,9 @@ from common.extras import require
 from common.run_folder import exclusive
 from common.seen import find_seen
 from transfer.benchmark import Measurement, measure, run_benchmark, summary
-from transfer.options import training_parser
+from transfer.openmmlab.quiet import quiet
+from transfer.options import add_openmmlab_options, training_parser
 from transfer.own_data import segmentation as own
-from transfer.segmentation.quiet import quiet
 from transfer.tasks import SEGMENTATION
 
 MOST_ROWS = 30  # of the table on the screen
@@ -38,14 +38,7 @@ def parser() -> CommandParser:
     """Return the parser of the options."""
     p = training_parser("transfer/segment.py", __doc__, SEGMENTATION, "data")
     own.add_options(p)
-    p.add_argument("--accumulate", type=int, default=1, help="batches whose gradients are accumulated per step")
-    p.add_argument("--amp", action="store_true", help="mixed precision: float16 on a GPU, bfloat16 on the CPU")
-    p.add_argument(
-        "--cfg-options", type=str, nargs="*", default=[], metavar="KEY=VALUE",
-        help="change the task's config, e.g. model.test_cfg.mode=slide "
-        "model.test_cfg.crop_size=512,512 model.test_cfg.stride=341,341; applied last and unscaled",
-    )  # fmt: skip
-    p.add_argument("--launcher", default="auto", help="none, pytorch (torchrun), slurm (srun), or auto: detect it")
+    add_openmmlab_options(p)
     return p
 
 
@@ -70,7 +63,7 @@ def segment(options: Namespace) -> None:
     if options.dry_run and os.environ.get("RANK", "0") != "0":
         return
     with quiet(prints=False):  # here: --help must not wait for mmseg
-        from transfer.segmentation.devices import choose_devices
+        from transfer.openmmlab.devices import choose_devices
         from transfer.segmentation.run import SegmentationRun, check_run, measure_run, plan_run, register
 
     device, processes = choose_devices(options)

@@ -44,4 +44,5 @@ class Tasks:
 
 
 DETECTION = Tasks(CONFIGS / "detection")
-SEGMENTATION = Tasks(CONFIGS / "segmentation", (".yaml", ".yml", ".py"))  # all that mmengine reads
+MMDET = Tasks(CONFIGS / "detection" / "mmdet", (".yaml", ".yml", ".py"))  # all that mmengine reads
+SEGMENTATION = Tasks(CONFIGS / "segmentation", (".yaml", ".yml", ".py"))

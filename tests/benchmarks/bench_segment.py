@@ -25,15 +25,15 @@ from mmengine.runner import Runner
 from common.run_folder import RunFolder, environment
 from converters import Backbone, read_backbone
 from transfer.benchmark import Run
+from transfer.openmmlab.devices import join
+from transfer.openmmlab.hooks import BackboneHook, MetricsHook, ResumeHook, SampleHook
+from transfer.openmmlab.quiet import quiet
+from transfer.openmmlab.trainer import build_runner
+from transfer.openmmlab.weights import ModelBackbone
 from transfer.segment import parser
 from transfer.segmentation.config import resolve
 from transfer.segmentation.data import find_data
-from transfer.segmentation.devices import join
-from transfer.segmentation.hooks import BackboneHook, MetricsHook, PicturesHook, ResumeHook
-from transfer.segmentation.quiet import quiet
-from transfer.segmentation.run import PACKAGES, register
-from transfer.segmentation.trainer import build_runner
-from transfer.segmentation.weights import SegmentorBackbone
+from transfer.segmentation.run import PACKAGES, register, take_sample
 
 CPU = join("none")
 BOUND = 1.02  # of the ratio of times; the exit status is 1 above it
@@ -74,10 +74,10 @@ def ours(cfg: Config, backbone: Backbone, folder: Path) -> Iteration:
     writes.start({}, CPU, 0)
     every = cfg.default_hooks.logger.interval
     for hook in (
-        BackboneHook(SegmentorBackbone.of(backbone)),
+        BackboneHook(ModelBackbone.of(backbone)),
         ResumeHook(0.0),
-        MetricsHook(writes, every, 0, 0.004),
-        PicturesHook(),
+        MetricsHook(writes, every, 0, 0.004, "mIoU"),
+        SampleHook(take_sample),
     ):
         runner.register_hook(hook)
     return start(runner)

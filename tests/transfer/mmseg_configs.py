@@ -11,6 +11,8 @@ from mmseg.utils import register_all_modules
 
 from converters import VerificationError, backbone_state
 from transfer.benchmark import read_checkpoint
+from transfer.openmmlab.config import LOADERS, datasets
+from transfer.openmmlab.resolve import Resolved
 from transfer.segment import parser
 from transfer.segmentation import config
 from transfer.tasks import SEGMENTATION
@@ -73,13 +75,13 @@ SPLITS: dict[str, tuple[list[tuple[str, str, str]], list[tuple[str, str, str]]]]
 BASE_SCALES = {"voc12aug": (2048, 512), "ade20k": (2048, 512), "cityscapes-fcn": (2049, 1025)}
 
 
-def resolve(task: str, *options: str, arch: str = "resnet50", kind: str = "cpu", processes: int = 1) -> config.Resolved:
+def resolve(task: str, *options: str, arch: str = "resnet50", kind: str = "cpu", processes: int = 1) -> Resolved:
     parsed = parser().parse(["--task", task, *options])
     return config.resolve(parsed, read_checkpoint(f"random:{arch}", 0), kind, processes)
 
 
 def pipeline(loader: Any) -> dict[str, Any]:
-    (steps, *others) = [dataset.pipeline for dataset in config.datasets(loader)]
+    (steps, *others) = [dataset.pipeline for dataset in datasets(loader)]
     assert all(other == steps for other in others)
     return {step.type: step for step in steps}
 
@@ -119,13 +121,13 @@ def test_a_task_names_its_splits_and_their_sizes(task: str) -> None:
     start = task.partition("-")[0]
     assert (cfg.images.train, cfg.images.val) == IMAGES[start]
     train, val = SPLITS[start]
-    for name, wanted in zip(config.LOADERS, (train, val, val), strict=True):
+    for name, wanted in zip(LOADERS, (train, val, val), strict=True):
         found = [
             (dataset.data_prefix.img_path, dataset.data_prefix.seg_map_path, dataset.get("ann_file", ""))
-            for dataset in config.datasets(cfg[name])
+            for dataset in datasets(cfg[name])
         ]
         assert found == wanted, name
-        assert all(dataset.data_root == cfg.data_root for dataset in config.datasets(cfg[name])), name
+        assert all(dataset.data_root == cfg.data_root for dataset in datasets(cfg[name])), name
 
 
 @pytest.mark.parametrize("task", PROTOCOLS)
@@ -169,9 +171,7 @@ def test_a_resolved_config_equals_its_protocol(task: str) -> None:
             assert tuple(steps["RandomResize"].scale) == tuple(pipeline(cfg.val_dataloader)["Resize"].scale) == scale
     if not auxiliary:
         assert "Resize" not in pipeline(cfg.val_dataloader), "MoCo evaluates at the original size"
-    assert all(
-        dataset.get("reduce_zero_label", False) == (classes == 150) for dataset in config.datasets(cfg.val_dataloader)
-    )
+    assert all(dataset.get("reduce_zero_label", False) == (classes == 150) for dataset in datasets(cfg.val_dataloader))
 
 
 def test_one_device_trains_four_times_as_long_on_a_quarter_of_the_batch() -> None:

@@ -367,7 +367,8 @@ def test_a_run_is_checked_first_and_the_record_says_so(
 
 
 def test_the_config_of_a_task_is_not_changed_by_the_names_of_absent_classes(tmp_path: Path) -> None:
-    from transfer.segmentation.config import read_task, recorded, step_batch
+    from transfer.openmmlab.config import recorded, step_batch
+    from transfer.segmentation.config import read_task
 
     one, other = (read_task(str(write_task(tmp_path / "t.yaml", absent_classes=value))) for value in (None, ["dog"]))
     assert isinstance(one, Config)

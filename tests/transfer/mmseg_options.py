@@ -17,9 +17,11 @@ from results.record import hash_config
 from tests.transfer.mmseg_configs import resolve
 from tests.transfer.two_sets import KIND, TRIED, assert_refuses_another, write_two_sets
 from transfer.benchmark import read_checkpoint
+from transfer.openmmlab import devices
+from transfer.openmmlab.config import limit_workers, recorded
+from transfer.openmmlab.weights import ModelBackbone
 from transfer.segment import main
-from transfer.segmentation import config, devices
-from transfer.segmentation.weights import SegmentorBackbone
+from transfer.segmentation import config
 from transfer.tasks import SEGMENTATION
 
 ROOT = Path(__file__).parents[2]
@@ -79,8 +81,8 @@ OVERRIDES = [
 
 
 def test_options_that_change_the_metrics_change_config_and_title(monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = SegmentorBackbone.of(read_checkpoint("random:resnet18", 0))
-    monkeypatch.setattr(SegmentorBackbone, "of", lambda backbone: weights)  # converting it takes most of the time
+    weights = ModelBackbone.of(read_checkpoint("random:resnet18", 0))
+    monkeypatch.setattr(ModelBackbone, "of", lambda backbone: weights)  # converting it takes most of the time
     plans = [resolve("voc12aug-fcn-20k", *options, arch="resnet18") for options in OVERRIDES]
     for one in range(len(plans)):
         for other in range(one):
@@ -118,8 +120,8 @@ def test_the_recorded_config_holds_no_paths_and_workers() -> None:
     one = resolve("ade20k-fcn-80k")
     other = resolve("ade20k-fcn-80k", "--cfg-options", "train_dataloader.num_workers=9", "train_cfg.val_interval=5")
     third = resolve("ade20k-fcn-80k", "--cfg-options", "optim_wrapper.optimizer.lr=1")
-    recorded = [config.recorded(plan.cfg, plan.batch) for plan in (one, other, third)]
-    assert recorded[0] == recorded[1] != recorded[2]
+    kept = [recorded(plan.cfg, plan.batch) for plan in (one, other, third)]
+    assert kept[0] == kept[1] != kept[2]
 
 
 @pytest.fixture
@@ -188,11 +190,11 @@ def test_workers_fit_the_cores_and_at_least_one_remains(monkeypatch: pytest.Monk
         monkeypatch.setattr(os, "sched_getaffinity", lambda process, cores=cores: set(range(cores)))
         monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
         cfg = config.read_task("ade20k-fcn-80k")
-        config.limit_workers(cfg)
+        limit_workers(cfg)
         assert cfg.train_dataloader.num_workers == wanted
         assert cfg.train_dataloader.persistent_workers is True
         cfg = config.read_task("fashion-fcn")
-        config.limit_workers(cfg)
+        limit_workers(cfg)
         assert cfg.train_dataloader.num_workers == 0
 
 

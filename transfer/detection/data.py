@@ -54,6 +54,22 @@ def own_splits(files: Sequence[str]) -> dict[str, tuple[Path, Path]]:
     return dict(zip(OWN_SPLITS, ((train, train_images), (val, val_images)), strict=True))
 
 
+def describe_checks(train: Sequence[tuple[str, list[str]]], test: Sequence[tuple[str, list[str]]]) -> str:
+    """Return what the checks of data sets have found, in words, with the classes that no training image shows.
+
+    Args:
+        train: of each training set what was checked, and the names of the classes that have objects.
+        test: those of the test sets.
+    """
+    said = [words for words, _ in (*train, *test)]
+    learned = {label for _, labels in train for label in labels}
+    new = [label for _, labels in test for label in labels if label not in learned]
+    if new:
+        more = ", …" * (len(new) > 3)
+        said.append(f"note: {len(new)} classes of the test set have no training object: {', '.join(new[:3])}{more}")
+    return "; ".join(said)
+
+
 def _write_part(file: Path, part: str, begin: float, end: float) -> Path:
     """Write the images between two fractions of an annotation file to a file beside it, once; return its path."""
     target = file.with_name(f"{file.stem}_{part}.json")

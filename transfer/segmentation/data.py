@@ -16,10 +16,10 @@ from mmseg.registry import DATASETS
 
 from common.folders import EXTENSIONS, walk
 from transfer.layouts import require_data
+from transfer.openmmlab.config import LOADERS, datasets
+from transfer.openmmlab.quiet import quiet
 from transfer.scenes import CLASSES, PALETTE, ensure_scenes
 from transfer.segmentation import own
-from transfer.segmentation.config import LOADERS, datasets
-from transfer.segmentation.quiet import quiet
 
 
 def find_data(cfg: Config, root: Path) -> None:

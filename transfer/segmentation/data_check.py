@@ -17,7 +17,8 @@ from PIL import Image
 from common.cli import did_you_mean
 from common.scan import Scan, scan_files
 from transfer.headers import read_header
-from transfer.segmentation.config import LOADERS
+from transfer.openmmlab.config import LOADERS
+from transfer.openmmlab.quiet import quiet
 from transfer.segmentation.data import Part, class_names, count_images, list_parts
 from transfer.segmentation.masks import (
     inspect_mask,
@@ -27,7 +28,6 @@ from transfer.segmentation.masks import (
     score_mask,
 )
 from transfer.segmentation.pictures import IGNORED
-from transfer.segmentation.quiet import quiet
 
 ANY = "any"  # value of absent_classes
 LISTED = 5  # names in an error

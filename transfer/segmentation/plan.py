@@ -11,7 +11,7 @@ from mmseg.registry import MODELS
 from torch.utils.flop_counter import FlopCounterMode
 
 from transfer.layouts import LAYOUTS
-from transfer.segmentation.quiet import quiet
+from transfer.openmmlab.quiet import quiet
 
 
 def takes(cfg: Config) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from detectron2.data import MetadataCatalog
 from transfer.detection.annotations import Needs
 from transfer.detection.cityscapes_check import check_cityscapes
 from transfer.detection.coco_check import check_coco
+from transfer.detection.data import describe_checks
 from transfer.detection.detectron2_engine.data import number_of_classes, register
 from transfer.detection.detectron2_engine.evaluation import metric_kinds
 from transfer.detection.voc_check import check_voc
@@ -31,13 +32,7 @@ def check_data(cfg: CfgNode, root: Path) -> str:
     register(cfg, root)
     train = [_check(cfg, name, test=False) for name in cfg.DATASETS.TRAIN]
     test = [_check(cfg, name, test=True) for name in cfg.DATASETS.TEST]
-    said = [words for words, _ in (*train, *test)]
-    learned = {label for _, labels in train for label in labels}
-    new = [label for _, labels in test for label in labels if label not in learned]
-    if new:
-        more = ", …" * (len(new) > 3)
-        said.append(f"note: {len(new)} classes of the test set have no training object: {', '.join(new[:3])}{more}")
-    return "; ".join(said)
+    return describe_checks(train, test)
 
 
 def _check(cfg: CfgNode, name: str, test: bool) -> tuple[str, list[str]]:

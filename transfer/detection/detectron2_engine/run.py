@@ -10,6 +10,7 @@ import statistics
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,10 +29,12 @@ from common.files import write_text
 from transfer.benchmark import Measurement, Run, read_backbone
 from transfer.detection.detectron2_engine import config, plan
 from transfer.detection.detectron2_engine.data import register
+from transfer.detection.detectron2_engine.data_check import check_data
 from transfer.detection.detectron2_engine.pictures import save_predictions
 from transfer.detection.detectron2_engine.title import compose_title
 from transfer.detection.detectron2_engine.trainer import Trainer
-from transfer.detection.devices import Devices
+from transfer.detection.devices import Devices, choose_devices
+from transfer.detection.engine import Engine
 from transfer.detection.evaluation import fractions
 from transfer.learning_curve import save_learning_curve
 from transfer.options import should_resume
@@ -56,6 +59,15 @@ class DetectionRun(Run):
     def takes(self) -> dict[str, Any]:
         """Return what training takes."""
         return plan.takes(self.cfg)
+
+
+def start(options: Namespace, root: Path) -> Engine:
+    """Choose the devices and return the engine; every run starts processes of its own."""
+    devices = choose_devices(options)
+    return Engine(
+        torch.device(devices.kind), partial(plan_run, options, devices), lambda run: check_data(run.cfg, root),
+        partial(measure_run, root=root, devices=devices, options=options),
+    )  # fmt: skip
 
 
 def plan_run(options: Namespace, devices: Devices, seed: int) -> DetectionRun:

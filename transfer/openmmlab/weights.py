@@ -1,4 +1,4 @@
-"""Convert a backbone to mmseg, load it into a segmentor, verify every tensor."""
+"""Convert a backbone to OpenMMLab's layout, load it into a built model, verify every tensor."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from converters.targets import TARGETS
 
 
 @dataclass(frozen=True)
-class SegmentorBackbone:
-    """A backbone in mmseg's format.
+class ModelBackbone:
+    """A backbone in OpenMMLab's format.
 
     Attributes:
         backbone: what was read from --ckpt.
         settings: what a model's config must hold for these weights: its `backbone` (type, depth, style, ...) and
             `data_preprocessor` (mean, std, bgr_to_rgb).
-        tensors: the weights under mmseg's names.
+        tensors: the weights under OpenMMLab's names.
     """
 
     backbone: Backbone
@@ -31,11 +31,11 @@ class SegmentorBackbone:
     tensors: dict[str, Tensor]
 
     @classmethod
-    def of(cls, backbone: Backbone) -> SegmentorBackbone:
+    def of(cls, backbone: Backbone) -> ModelBackbone:
         """Convert a backbone.
 
         Raises:
-            ValueError: mmseg has no such network; the message names the layer.
+            ValueError: OpenMMLab has no such network; the message names the layer.
         """
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "backbone.pth"
@@ -45,15 +45,14 @@ class SegmentorBackbone:
         del model["backbone"]["init_cfg"]  # `load` loads the weights instead, strictly
         return cls(backbone, {name: model[name] for name in ("backbone", "data_preprocessor")}, tensors)
 
+    @property
+    def widths(self) -> list[int]:
+        """Channels of the four stages."""
+        return [self.backbone.feature_dim >> shift for shift in (3, 2, 1, 0)]
+
     def fit(self, cfg: Config) -> None:
-        """Set this network in a task's config, and the input widths of its heads."""
+        """Set this network in a task's config."""
         cfg.model.backbone.update(self.settings["backbone"])
-        cfg.model.pretrained = None  # mmseg's own configs name weights
-        widths = [self.backbone.feature_dim >> shift for shift in (3, 2, 1, 0)]
-        for head in ("decode_head", "auxiliary_head"):
-            if head in cfg.model:
-                index = cfg.model[head].in_index
-                cfg.model[head].in_channels = widths[index] if isinstance(index, int) else [widths[i] for i in index]
 
     def check(self, cfg: Config) -> None:
         """Compare a config with the settings.
@@ -71,14 +70,27 @@ class SegmentorBackbone:
                     raise ValueError(f"model.{part}.{name}={found!r}: {source} needs {value!r}; do not change it")
 
     def load(self, model: nn.Module) -> int:
-        """Load the weights into a built segmentor, compare every tensor of its backbone, and return their number.
+        """Load the weights into a built model, compare every tensor of its backbone, and return their number.
+
+        The last stage of a C4 detector lies in its RoI head, and is loaded and compared there.
 
         Raises:
-            VerificationError: the segmentor's backbone has other tensors, or one differs from the checkpoint's.
+            VerificationError: the model's backbone has other tensors, or one differs from the checkpoint's.
         """
-        own = model.get_submodule("backbone")
-        shapes = {name: tensor.shape for name, tensor in own.state_dict().items()}
+        own = backbone_of(model)
         # Where names or shapes differ nothing is loaded, and the comparison names them.
-        if shapes == {name: tensor.shape for name, tensor in self.tensors.items()}:
-            own.load_state_dict(self.tensors, strict=True)
-        return self.backbone.compare(backbone_state(model.state_dict(), "openmmlab"))
+        if {name: tensor.shape for name, tensor in own.items()} == {n: t.shape for n, t in self.tensors.items()}:
+            with torch.no_grad():
+                for name, tensor in own.items():
+                    tensor.copy_(self.tensors[name])
+        state = {f"backbone.{name}": tensor for name, tensor in backbone_of(model).items()}
+        return self.backbone.compare(backbone_state(state, "openmmlab"))
+
+
+def backbone_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state of a model's backbone; with the last stage of a C4 detector, which lies in its RoI head."""
+    found = model.get_submodule("backbone").state_dict()
+    head = getattr(getattr(model, "roi_head", None), "shared_head", None)
+    if head is not None:
+        found |= {name: tensor for name, tensor in head.state_dict().items() if name.startswith("layer4.")}
+    return found

@@ -68,7 +68,7 @@ def build_runner(cfg: Config, run: Run, checkpoint: Path | None) -> Runner:
         checkpoint: to resume from, or None.
 
     Raises:
-        ValueError: mmseg cannot build a part.
+        ValueError: the framework cannot build a part.
     """
     settings = {
         **cfg.to_dict(),
@@ -90,5 +90,5 @@ def build_runner(cfg: Config, run: Run, checkpoint: Path | None) -> Runner:
         runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
         runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
     except (TypeError, KeyError, AttributeError, AssertionError) as error:
-        raise ValueError(f"{cfg.filename}: mmseg cannot build it: {error}") from error
+        raise ValueError(f"{cfg.filename}: {cfg.default_scope} cannot build it: {error}") from error
     return runner

@@ -1,4 +1,4 @@
-"""The processes and devices that a segmentor is trained on: torchrun's, srun's, or this process alone."""
+"""The processes and devices that an OpenMMLab model is trained on: torchrun's, srun's, or this process alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""mmengine hooks of a run: load the backbone, write metrics, show progress, resume exactly, keep pictures."""
+"""mmengine hooks of a run: load the backbone, write metrics, show progress, resume exactly, keep samples."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import random
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from common.cli import StopRequest
 from common.distributed import rank, stop_agreed
 from common.run_folder import RunFolder
-from transfer.segmentation.weights import SegmentorBackbone
+from transfer.openmmlab.weights import ModelBackbone
 
 
 class BackboneHook(Hook):
@@ -27,7 +28,7 @@ class BackboneHook(Hook):
     It runs after `init_weights`, and does nothing where a run is resumed.
     """
 
-    def __init__(self, weights: SegmentorBackbone) -> None:
+    def __init__(self, weights: ModelBackbone) -> None:
         self.weights = weights
 
     def before_train(self, runner: Runner) -> None:
@@ -48,13 +49,14 @@ class MetricsHook(Hook):
         every: iterations between two lines of training metrics.
         step: iterations done so far.
         epochs: epochs per iteration.
+        headline: metric that the progress bar shows.
 
     Attributes:
         metrics: of the last evaluation.
     """
 
-    def __init__(self, folder: RunFolder, every: int, step: int, epochs: float) -> None:
-        self.folder, self.every, self.step, self.epochs = folder, every, step, epochs
+    def __init__(self, folder: RunFolder, every: int, step: int, epochs: float, headline: str) -> None:
+        self.folder, self.every, self.step, self.epochs, self.headline = folder, every, step, epochs, headline
         self.metrics: dict[str, float] = {}
 
     def before_train(self, runner: Runner) -> None:
@@ -72,7 +74,8 @@ class MetricsHook(Hook):
         if self.step % self.every and self.step != runner.max_iters:
             return
         mean = {name: hub.get_scalar(f"train/{name}").mean(self.every) for name in ("loss", "time", "data_time")}
-        latest = {"mIoU": f"{100 * self.metrics['mIoU']:.1f}"} if self.metrics else {}
+        shown = self.headline in self.metrics
+        latest = {self.headline: f"{100 * self.metrics[self.headline]:.1f}"} if shown else {}
         self.bar.set_postfix({"loss": f"{mean['loss']:.3f}", "lr": f"{lr:.2g}", **latest})
         values = {"loss": mean["loss"], "lr": lr, "seconds": mean["time"], "data_seconds": mean["data_time"]}
         self.folder.add_metrics(self.step, self.step * self.epochs, values)
@@ -172,16 +175,22 @@ class StopHook(Hook):
             self.stop.end()
 
 
-class PicturesHook(Hook):
-    """Keeps some predictions of the last evaluation.
+class SampleHook(Hook):
+    """Keeps some predictions of the last evaluation, for pictures.
 
     Attributes:
-        samples: path of the image, truth and prediction, each (H, W) class indices.
+        samples: what `take` returned.
     """
 
-    def __init__(self, count: int = 8) -> None:
-        self.count = count
-        self.samples: list[tuple[str, np.ndarray, np.ndarray]] = []
+    def __init__(self, take: Callable[[Any], Any], count: int = 8) -> None:
+        """Set what is kept.
+
+        Args:
+            take: returns what is kept of a data sample of the framework.
+            count: number of samples.
+        """
+        self.take, self.count = take, count
+        self.samples: list[Any] = []
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Choose batches spread evenly over the set."""
@@ -192,6 +201,4 @@ class PicturesHook(Hook):
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Keep the first image of a chosen batch."""
         if batch_idx in self.chosen and outputs:
-            sample = outputs[0]
-            truth, found = (part.data[0].cpu().numpy() for part in (sample.gt_sem_seg, sample.pred_sem_seg))
-            self.samples.append((sample.img_path, truth, found))
+            self.samples.append(self.take(outputs[0]))
