@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +56,26 @@ def coco(root: Path, lvis: bool = False, keypoints: bool = False) -> Path:
     return root
 
 
+def coco_categories() -> list[dict[str, Any]]:
+    """Return COCO's 80 categories, whose ids have gaps, from the engine that this process may import."""
+    if "mmdet" in sys.modules:
+        from mmdet.datasets import CocoDataset
+
+        gaps = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+        ids = [i for i in range(1, 91) if i not in gaps]
+        return [{"id": i, "name": name} for i, name in zip(ids, CocoDataset.METAINFO["classes"], strict=True)]
+    from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+
+    return [{"id": row["id"], "name": row["name"]} for row in COCO_CATEGORIES if row["isthing"]]
+
+
 def _write(root: Path, split: str, content: dict[str, Any], kind: str) -> None:
     if kind == "lvis":
         content["categories"] = [{"id": i, "name": str(i), "frequency": "rcf"[i % 3]} for i in range(1, 1204)]
         path = root / "lvis" / f"lvis_v1_{split}.json"
     else:
-        from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
-
-        things = [row for row in COCO_CATEGORIES if row["isthing"] and (kind == "instances" or row["id"] == 1)]
-        content["categories"] = [{"id": row["id"], "name": row["name"]} for row in things]
+        things = coco_categories()
+        content["categories"] = things if kind == "instances" else things[:1]
         path = root / "coco" / "annotations" / f"{kind}_{split}2017.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))

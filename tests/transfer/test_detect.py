@@ -1,4 +1,4 @@
-"""Detection. Tests that need detectron2 run in processes of their own: it cannot share one with mmseg."""
+"""Detection. Tests that need detectron2 or mmdet run in processes of their own: the two cannot share one."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from transfer.detection.pictures import SIDE, Objects, side_by_side
 from transfer.tasks import DETECTION
 
 ROOT = Path(__file__).parents[2]
-INSIDE = sorted(Path(__file__).parent.glob("detectron2_*.py"))
+INSIDE = sorted(path for name in ("detectron2", "mmdet") for path in Path(__file__).parent.glob(f"{name}_*.py"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", INSIDE, ids=lambda path: path.stem)
-def test_inside_detectron2(file: Path, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """Run the tests of a file that imports detectron2."""
+def test_inside_an_engine(file: Path, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """Run the tests of a file that imports detectron2 or mmdet."""
     run_inside(file, request, tmp_path)
 
 

@@ -64,6 +64,8 @@ def _evaluator(cfg: Config) -> dict[str, Any]:
         raise ValueError(f"{cfg.filename}: val_dataloader.dataset: test on one data set, not {len(tested)}")
     given = cfg.val_evaluator if isinstance(cfg.val_evaluator, list | tuple) else [cfg.val_evaluator]
     evaluator: dict[str, Any] = {"type": EVALUATORS[tested[0].type]}
+    if evaluator["type"] == "CityscapesAP":
+        evaluator["truth"] = tested[0].data_prefix.seg
     if evaluator["type"] == "CocoAP":
         named = given[0].get("metric", "bbox")
         kinds = [named] if isinstance(named, str) else list(named)

@@ -7,6 +7,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from transfer.detection.annotations import Needs
+from transfer.detection.cityscapes_check import check_cityscapes
 from transfer.detection.coco_check import check_coco
 from transfer.detection.data import describe_checks
 from transfer.detection.mmdet_engine.config import detection_limit
@@ -36,6 +37,9 @@ def check_data(cfg: Config) -> str:
 def _check(cfg: Config, part: Part, test: bool) -> tuple[str, list[str]]:
     if part.config.type == "VOCDataset":
         return check_voc(part.name, part.annotations.parents[2], part.annotations.stem, part.classes, test)
+    if part.config.type == "CityscapesInstances":
+        truth = Path(part.config.data_root, part.config.data_prefix["seg"])
+        return check_cityscapes(part.name, part.folder, truth, test)
     kinds = tuple(cfg.val_evaluator.metric)
     needs = Needs(test, kinds, len(part.classes), limit=detection_limit(cfg))
-    return check_coco(part.name, part.annotations, Path(part.folder), needs)
+    return check_coco(part.name, part.annotations, part.folder, needs)

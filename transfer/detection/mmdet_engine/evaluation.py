@@ -36,10 +36,10 @@ class SuiteMetric(BaseMetric):
         for sample in data_samples:
             found = sample["pred_instances"]
             self.results.append({
-                "image": sample["img_id"], "boxes": found["bboxes"].cpu().numpy().astype(float),
-                "scores": found["scores"].cpu().numpy().astype(float), "labels": found["labels"].cpu().numpy(),
+                "image": sample["img_id"], "boxes": found["bboxes"].cpu().float().numpy(),
+                "scores": found["scores"].cpu().float().numpy(), "labels": found["labels"].cpu().numpy(),
                 "masks": encode(found["masks"]) if "masks" in found else None,
-                "mask_scores": found.get("mask_scores", found["scores"]).cpu().numpy().astype(float),
+                "mask_scores": found.get("mask_scores", found["scores"]).cpu().float().numpy(),
             })  # fmt: skip
 
 
@@ -95,8 +95,8 @@ class VocAP(SuiteMetric):
         found: dict[int, list[Detection]] = defaultdict(list)
         for image in results:
             # mmdet's boxes count from 0. VOC's files of results are rounded so, as detectron2 does.
-            boxes, scores = (image["boxes"] + 1).round(1).tolist(), image["scores"].round(3).tolist()
-            for label, score, box in zip(image["labels"].tolist(), scores, boxes, strict=True):
-                found[label].append((image["image"], score, box))
+            rows = zip(image["labels"].tolist(), image["scores"].tolist(), image["boxes"].tolist(), strict=True)
+            for label, score, box in rows:
+                found[label].append((image["image"], round(score, 3), [round(side + 1, 1) for side in box]))
         truth = read_voc(folder, self.file.stem, classes)
         return fractions({"bbox": voc_metrics(truth, found, classes, folder.name == "VOC2007")})

@@ -15,7 +15,7 @@ from common.distributed import on_first_rank, rank
 from common.openmmlab import check_operations
 from transfer.benchmark import Measurement, Run, read_backbone
 from transfer.detection.engine import Engine
-from transfer.detection.mmdet_engine import evaluation, heads, plan
+from transfer.detection.mmdet_engine import cityscapes, evaluation, heads, plan
 from transfer.detection.mmdet_engine.config import read_task, resolve
 from transfer.detection.mmdet_engine.data import count_images, find_data, list_parts
 from transfer.detection.mmdet_engine.data_check import check_data
@@ -44,8 +44,7 @@ class MmdetRun(Run):
 
 def register() -> None:
     """Register mmdet's parts with mmengine; this project's are registered by their import."""
-    assert evaluation
-    assert heads
+    assert all((cityscapes, evaluation, heads))
     with quiet(prints=False):
         register_all_modules()
 
