@@ -215,6 +215,24 @@ def gpu_steps(path: Path) -> Grid:
     return grid
 
 
+def installs(path: Path) -> Grid:
+    """Return what was installed and tried, from the newest records of tests/benchmarks/try_install.py."""
+    header = ["Python", "extras", "seconds", "GB", "modules", "quick tests", "tests of frameworks"]
+    newest: dict[tuple[str, str], list[Entry | str]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        parts = [row.get(name, {}) for name in ("quick", "frameworks")]
+        tests = [", ".join(f"{n} {kind}" for kind, n in part.items() if n) or MISSING for part in parts]
+        numbers = [f"{row['seconds']:.0f}", f"{row['bytes'] / 1e9:.1f}", str(row["imported"])]
+        newest[row["python"], row["extras"]] = [row["python"], row["extras"], *numbers, *tests]
+    grid = Grid("install", "Installation", header, [newest[key] for key in sorted(newest)])
+    grid.notes = [
+        "From nothing, two cores, torch with CUDA. Each was also used to pre-train 20 steps, measure kNN and convert to "
+        "timm. Modules: of the project, imported."
+    ]
+    return grid
+
+
 def converters(path: Path) -> Grid:
     """Return the round trips of a JSON-lines file: max |Δ| of the features by layout read and framework written."""
     table = pd.read_json(path, lines=True).sort_values("arch", kind="stable")

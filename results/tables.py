@@ -105,6 +105,7 @@ def of_repository() -> dict[Path, str | None]:
     tables["plans"] = contents.plans(RESULTS / "benchmarks" / "plans.json").markdown()
     tables["tasks"] = contents.task_plans(RESULTS / "benchmarks" / "plans.json").markdown()
     tables["gpu"] = contents.gpu_steps(RESULTS / "benchmarks" / "gpu.jsonl").markdown()
+    tables["install"] = contents.installs(RESULTS / "benchmarks" / "install.jsonl").markdown()
     tables["converters"] = contents.converters(RESULTS / "converters.jsonl").markdown()
     tables["mmcv"] = contents.mmcv_operations(RESULTS / "mmcv_operations.jsonl").markdown()
     wanted: dict[Path, str | None] = dict.fromkeys((RESULTS / "tables").glob("*.*"))
