@@ -227,8 +227,8 @@ def installs(path: Path) -> Grid:
         newest[row["python"], row["extras"]] = [row["python"], row["extras"], *numbers, *tests]
     grid = Grid("install", "Installation", header, [newest[key] for key in sorted(newest)])
     grid.notes = [
-        "From nothing, two cores, torch with CUDA. Each was also used to pre-train 20 steps, measure kNN and convert to "
-        "timm. Modules: of the project, imported."
+        "From nothing, two cores, torch with CUDA. Each was also used to pre-train 20 steps, measure kNN and convert "
+        "to timm. Modules: of the project, imported."
     ]
     return grid
 
