@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import common
 from common import distributed, run_folder, surroundings
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +30,9 @@ EVERY = [
         ],
     )
     for name in ENTRIES
+]
+EVERY_WAITING = [
+    pytest.param(name, marks=[pytest.mark.nightly] * (name not in ("pretrain", "knn"))) for name in ENTRIES
 ]
 # A user of that number without any rights but to read, as in `docker run --user 12345` with the project mounted.
 NOBODY = (
@@ -251,3 +255,19 @@ def test_the_home_of_another_user_is_not_taken(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(os, "getuid", lambda: 4711)
     with pytest.raises(ValueError, match="home-of-4711: it belongs to another user; set HOME"):
         surroundings.prepare()
+
+
+@pytest.mark.parametrize("command", EVERY_WAITING)
+def test_threads_that_wait_try_for_a_short_time(command: str) -> None:
+    """libgomp, when torch loads it, has the setting of common/__init__.py, in a command started in any way."""
+    env = {name: value for name, value in os.environ.items() if name not in (*common.WAITING, "OMP_WAIT_POLICY")}
+    done = run(*ENTRIES[command], "--help", env=env | {"OMP_DISPLAY_ENV": "verbose"})
+    assert set(re.findall(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)) == {common.WAITING["GOMP_SPINCOUNT"]}
+
+
+@pytest.mark.parametrize("own", [{"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "active"}])
+def test_the_users_own_way_of_waiting_stays(own: dict[str, str]) -> None:
+    env = {name: value for name, value in os.environ.items() if name not in (*common.WAITING, "OMP_WAIT_POLICY")}
+    code = "import os, common; print(os.environ.get('GOMP_SPINCOUNT'), os.environ.get('OMP_WAIT_POLICY'))"
+    printed = run("-c", code, env=env | own).stdout.split()
+    assert printed == [own.get("GOMP_SPINCOUNT", "None"), own.get("OMP_WAIT_POLICY", "None")]

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from common.distributed import rank
 from common.knn import accuracy, knn_predict, rank_classes
+from pretrain.fake_cuda import CUDA, fake_cuda
 from tests.common.clusters import BANK, BANK_LABELS, CLASSES, QUERIES, T, ranks_by_loops
 from tests.common.gloo import run_two
+from tests.pretrain.host_waits import HostWaits
 from transfer.classification import neighbours
 from transfer.classification.neighbours import gather_nearest, nearest, top_classes
 
@@ -59,6 +61,16 @@ def test_left_out_an_image_is_not_its_own_neighbour() -> None:
     own, other = (nearest(BANK, BANK, BANK_LABELS, 1, excluded).labels for excluded in (None, SELF))
     assert accuracy(own, BANK_LABELS) == 1.0
     assert accuracy(other, BANK_LABELS) < 0.9
+
+
+@pytest.mark.parametrize("block", [7, 1000])
+def test_the_host_does_not_wait_for_a_gpu(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "CHUNK", 13)
+    monkeypatch.setattr(neighbours, "BLOCK", block)
+    with fake_cuda(), HostWaits() as waits:
+        queries, labels = torch.zeros(150, 8, device=CUDA), torch.zeros(150, dtype=torch.int64, device=CUDA)
+        assert nearest(queries, queries, labels, 5, labels).labels.shape == (150, 5)
+    assert not waits.found
 
 
 def test_several_k_of_one_search_equal_a_search_each(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,9 +75,9 @@ def nearest(queries: Tensor, bank: Tensor, bank_labels: Tensor, k: int, excluded
         for i, start in enumerate(starts):
             similarity = normalised(queries[start : start + CHUNK]) @ rows.T  # (CHUNK, BLOCK)
             if excluded is not None:
-                row = excluded[start : start + CHUNK] - first
-                inside = ((row >= 0) & (row < len(rows))).nonzero(as_tuple=True)[0]
-                similarity[inside, row[inside]] = -torch.inf
+                row = (excluded[start : start + CHUNK] - first)[:, None]  # without nonzero, for which a host waits
+                at, outside = row.clamp(0, len(rows) - 1), (row < 0) | (row >= len(rows))
+                similarity.scatter_(1, at, similarity.gather(1, at).where(outside, -torch.inf))
             top, index = similarity.topk(min(k, len(rows)), dim=1)
             best[i] = best[i].merge(Neighbours(top, labels[index]), k)
 
