@@ -10,13 +10,27 @@ def use_exact_fp32() -> None:
     torch.backends.cudnn.allow_tf32 = False
 
 
-def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+SMALL = 16  # pixels; at most so many become a single one before the last strided convolution of a ResNet
+
+
+def autocast_dtype(precision: str, device: torch.device, size: int = SMALL + 1) -> torch.dtype | None:
     """Return the autocast dtype of a precision option; None = fp32.
 
+    On a CPU, bf16 is for images of more than 16 pixels: of a strided convolution with an input of one pixel, oneDNN
+    (torch 2.14) leaves the gradient of all weights but the middle one undefined, often very large.
+
     Args:
-        precision: "fp32", "bf16", "fp16", or "auto": bf16 where the device computes it fast, else fp32.
+        precision: "fp32", "bf16", "fp16", or "auto": bf16 where the device computes it fast and right, else fp32.
         device: where the network runs.
+        size: side of the images in pixels.
+
+    Raises:
+        ValueError: gradients would be wrong.
     """
+    if device.type == "cpu" and size <= SMALL:
+        if precision == "bf16":
+            raise ValueError(f"bf16 on the CPU with images of {size} pixels gives wrong gradients; use fp32")
+        return {"fp16": torch.float16}.get(precision)
     if precision == "auto":
         if device.type == "cuda":
             fast = torch.cuda.is_bf16_supported(including_emulation=False)

@@ -54,7 +54,7 @@ class Training:
         self.earlier_schedules: list[dict[str, Any]] = []
         self.model.to(self.device).to(memory_format=torch.channels_last)
         set_groups(self.model, local_groups(self.config.model.bn_groups, c), c.accumulate)
-        self.dtype = autocast_dtype(c.precision, self.device)
+        self.dtype = autocast_dtype(c.precision, self.device, config.views.size)
         use_exact_fp32()
         torch.backends.cudnn.benchmark = True  # every batch has the same shape
         self.optimizer = torch.optim.SGD(

@@ -131,7 +131,7 @@ def base_config(options: Namespace, backbone: Backbone, device: torch.device) ->
     if size < 1:
         raise ValueError(f"--size {size}: must be a positive number of pixels")
     train, test = source_names(options)
-    precision = str(autocast_dtype(options.precision, device) or torch.float32)
+    precision = str(autocast_dtype(options.precision, device, size) or torch.float32)
     labels, labels_title = describe_labels(options)
     config = {"data": train, "test": test, "size": size, "precision": precision}
     title = (
@@ -165,8 +165,9 @@ def describe_labels(options: Namespace) -> tuple[dict[str, Any], str]:
 
 def feature_cache(run: Run, options: Namespace, device: torch.device) -> FeatureCache:
     """Return the feature extraction that the options ask for."""
+    size = run.config["size"]
     return FeatureCache(
-        run.config["size"], device, autocast_dtype(options.precision, device), STORES[options.store], options.cache,
+        size, device, autocast_dtype(options.precision, device, size), STORES[options.store], options.cache,
         options.workers,
     )  # fmt: skip
 

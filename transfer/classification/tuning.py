@@ -106,8 +106,9 @@ def evaluate(run: Run, options: Namespace, device: torch.device) -> Measurement:
     data = load(run, options)
     optim, crop = TuneOptim(**options.optim.as_dict()), CropConfig(**options.crop.as_dict())
     refuse_useless(run, data, options, device)
-    folder, dtype = run_folder(run, "finetune"), autocast_dtype(options.precision, device)
-    setting = Setting(folder, run.seed, device, dtype, run.config["size"], options.workers, options.resume)
+    folder, size = run_folder(run, "finetune"), run.config["size"]
+    dtype = autocast_dtype(options.precision, device, size)
+    setting = Setting(folder, run.seed, device, dtype, size, options.workers, options.resume)
     head = load_head(options.head, data.classes, run.backbone) if options.head else None
     chosen: dict[str, float] = {}
     if len(optim.pairs) > 1:
