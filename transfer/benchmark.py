@@ -129,7 +129,7 @@ class Run:
             measured: its metrics and cost.
             device: where it was computed.
             per_image: name of the file of metrics per image.
-            data_check: "passed" or "skipped"; None: the command has no check.
+            data_check: "passed" or "skipped".
         """
         b, source = self.backbone, self.backbone.source
         facts = b.meta | {"path": source.path, "sha256": source.sha256, "format": source.format, "arch": b.arch}
@@ -185,7 +185,7 @@ def measure(
     work: Callable[[R], Measurement],
     options: Namespace,
     device: torch.device,
-    check: Callable[[R], str] | None = None,
+    check: Callable[[R], str],
 ) -> list[Record]:
     """Measure run after run; write each record at once, and the receipt at the end.
 
@@ -210,8 +210,6 @@ def measure(
     records, data_check = [], None
     for run in runs:
         if options.check_data:
-            if check is None:
-                raise ValueError(f"--check-data: {run.task} has no check of its data")
             _check_data(run, check, skip=False)
             break
         if options.dry_run:
@@ -231,10 +229,10 @@ def measure(
     return records
 
 
-def _check_data(run: R, check: Callable[[R], str] | None, skip: bool) -> str | None:
-    """Check the data of a run on rank 0, and print one line; return "passed", "skipped", or None without a check."""
-    if check is None or skip:
-        return "skipped" if check else None
+def _check_data(run: R, check: Callable[[R], str], skip: bool) -> str:
+    """Check the data of a run on rank 0, and print one line; return "passed" or "skipped"."""
+    if skip:
+        return "skipped"
     began = time.time()
     checked = on_first_rank(partial(check, run))
     if rank() == 0:

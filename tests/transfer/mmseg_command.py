@@ -259,6 +259,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(
         ([], ("model.data_preprocessor.size=64",), "--cfg-options model.data_preprocessor.size=64: must be a list"),
         ([], ("model.data_preprocessor.size=64,",), "model.data_preprocessor.size=[64]: must be two integers"),
         ([], ("model.data_preprocessor.size=(64",), "--cfg-options model.data_preprocessor.size=(64: "),
+        (
+            [],
+            ("model.data_preprocessor.size=64,64",),
+            "train_dataloader.dataset.pipeline.3.crop_size=(96, 96): exceeds model.data_preprocessor.size=[64, 64]",
+        ),
         ([], ("param_scheduler.0=1",), "--cfg-options param_scheduler.0=1: must be a dict"),
         ([], ("model.test_cfg.mode=slide",), "model.test_cfg.crop_size=None: mode=slide needs two integers"),
         ([], ("model.test_cfg.mode=tiles",), "model.test_cfg.mode='tiles': must be slide or whole"),

@@ -48,8 +48,8 @@ class Toy:
         self.calls.append(f"work {run.seed}")
         return Measurement({"top1": 0.5}, {})
 
-    def measure(self, runs: list[Run], check: bool = True) -> list[Any]:
-        return measure(runs, self.work, self.options, CPU, self.check if check else None)
+    def measure(self, runs: list[Run]) -> list[Any]:
+        return measure(runs, self.work, self.options, CPU, self.check)
 
 
 def test_the_data_are_checked_once_before_the_first_run_and_the_record_says_so(
@@ -111,6 +111,12 @@ def test_a_dry_run_checks_nothing(runs: list[Run], tmp_path: Path, capsys: pytes
     toy.measure(runs)
     assert toy.calls == []
     assert [json.loads(line)["seed"] for line in capsys.readouterr().out.splitlines()] == [0, 1]
+
+
+def test_a_benchmark_without_a_check_cannot_be_written(runs: list[Run], tmp_path: Path) -> None:
+    toy = Toy(tmp_path)
+    with pytest.raises(TypeError, match="check"):
+        measure(runs, toy.work, toy.options, CPU)  # type: ignore[call-arg]
 
 
 def test_options_that_contradict_each_other_are_refused(runs: list[Run], tmp_path: Path) -> None:
