@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from common import surroundings
 from common.faults import explain
+from common.folders import escape
 
 USER_ERROR, NON_FINITE, UNREAD = 2, 3, 141  # exit statuses; a stop by a signal is 128 + its number: 143, 130
 STOPS = {signal.SIGTERM: "terminated", signal.SIGINT: "interrupted", signal.SIGHUP: "hung up"}
@@ -37,7 +38,7 @@ def printable(text: str) -> str:
 
     A name in a stranger's file may hold sequences that a terminal obeys.
     """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() else escape(c) for c in text)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -135,16 +135,18 @@ def _encloses(folder: str, path: str) -> bool:
 def escaped(name: str) -> str:
     """Return a file name as text on one line: bytes that are not UTF-8 and control characters become escapes.
 
+    It identifies the file in lists and records; `common.cli.printable` escapes all that is invisible, for a terminal.
+
     >>> escaped("caf\\udce9\\n.png")
     'caf\\\\xe9\\\\n.png'
     """
-    return _UNPRINTABLE.sub(_escape, name)
+    return _UNPRINTABLE.sub(lambda found: escape(found[0]), name)
 
 
-def _escape(found: re.Match[str]) -> str:
-    code = ord(found[0])
-    is_byte = 0xDC80 <= code <= 0xDCFF  # PEP 383
-    return f"\\x{code - 0xDC00:02x}" if is_byte else found[0].encode("unicode_escape").decode()
+def escape(character: str) -> str:
+    """Return a character as an escape: one that stands for a byte that is not UTF-8 (PEP 383) as this byte."""
+    code = ord(character)
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else character.encode("unicode_escape").decode()
 
 
 def some(names: Sequence[str]) -> str:

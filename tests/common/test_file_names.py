@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.cli import printable
 from common.folders import escaped
 from common.images import load_images, text_lines
 from common.labels import LabelConfig, keep_labels
@@ -72,6 +73,13 @@ def test_very_long_names_and_paths_are_read(tmp_path: Path) -> None:
 def test_printable_leaves_ordinary_names_alone() -> None:
     for name in ("n01440764", "two words", "\u00e9\u65e5\U0001f600", "a\u200db", "", "back\\slash"):
         assert escaped(name) == name
+
+
+def test_the_screen_shows_names_as_lists_do() -> None:
+    for name in (*ODD, "caf\udce9\n.png"):
+        assert printable(name) == escaped(name)
+    assert printable("a\u202eb") == "a\\u202eb"  # turns what follows around on a terminal
+    assert escaped("a\u202eb") == "a\u202eb"
 
 
 def test_lines_are_split_at_line_ends_alone(tmp_path: Path) -> None:
