@@ -340,7 +340,7 @@ tasks:
   knn:
     command: >-
       python ROOT/transfer/knn.py --data {data} --test {data} --size 16 --k '[5]' --cache null --pictures false
-      --out FOLDER/transfer --device cpu
+      --out FOLDER/transfer --device cpu --allow-overlap
 """
 
 
