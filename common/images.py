@@ -5,6 +5,7 @@ A source is a path, alone or after its kind:
     /data/imagenet/train            class folders: one folder per class, images at any depth below it
     /data/photos                    a flat folder: images without labels (no sub-folder holds images)
     /data/list.tsv                  a manifest: one image per line, `path<TAB>label`; blank or -1 = unlabelled
+    /data/list.csv                  the same with a header, path,label
     fashion:train, fashion:test     Fashion-MNIST, in the folder that the option `data.root` names
     folders:P, flat:P, manifest:P   path P with its kind given; flat: takes images at any depth
 
@@ -29,6 +30,7 @@ import numpy as np
 from common import fashion_mnist
 from common.files import write_atomically
 from common.folders import EXTENSIONS, Walk, escaped, some, tell, walk
+from common.manifests import find_file, read_rows
 from common.strings import Paths, Strings
 from common.transforms import Image
 
@@ -336,20 +338,11 @@ def _check_class_folders(found: Walk, images: list[str], complete: bool) -> None
 
 def _manifest(path: Path) -> list[Entry]:
     entries = []
-    for number, line in enumerate(text_lines(path), 1):
-        if not line.strip():
-            continue
-        name, _, label = line.partition("\t")
-        where = f"{path}:{number}"
-        if "\t" in label:
-            raise ValueError(f"{where}: more than one tab; a line must be `path<TAB>label`")
-        if not (path.parent / name).is_file():
-            name = name.strip()
-        file = path.parent / name
-        if not file.is_file():
-            raise ValueError(f"{where}: no such image: {file}")
-        label = label.strip()
-        entries.append(Entry(escaped(name), None if label in ("", "-1") else escaped(label), file, where))
+    for number, name, label in read_rows(path, text_lines(path)):
+        file, label = find_file(path, number, name), label.strip()
+        name = name if file.name == Path(name).name else name.strip()
+        known = None if label in ("", "-1") else escaped(label)
+        entries.append(Entry(escaped(name), known, file, f"{path}:{number}"))
     return entries
 
 

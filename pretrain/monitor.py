@@ -8,7 +8,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -275,7 +275,22 @@ def log_done(t: Training, knn: dict[str, float], folder: Path) -> None:
     measure, convert = (
         shlex.quote(os.path.relpath(ROOT / name)) for name in ("transfer/knn.py", "converters/convert.py")
     )
-    log(f"next: {python} {measure} --ckpt {ckpt}    or    {python} {convert} {ckpt} --to detectron2")
+    data = data_hint(t.config.data.sources)
+    log(f"next: {python} {measure} --ckpt {ckpt}{data}    or    {python} {convert} {ckpt} --to detectron2")
+
+
+def data_hint(sources: Sequence[str]) -> str:
+    """Return the options that name a user's data for a benchmark; "" for those of the project.
+
+    The images of a pre-training are not tested on: a test beside train/ is named, else TEST_IMAGES stands for one.
+    """
+    first = sources[0]
+    if first.startswith("fashion"):
+        return ""
+    path = Path(first.partition(":")[2] if first.startswith(("folders:", "flat:", "manifest:")) else first)
+    if path.name == "train" and any((path.parent / name).is_dir() for name in ("val", "test")):
+        return f" --data {shlex.quote(str(path.parent))}"
+    return f" --data {shlex.quote(first)} --test TEST_IMAGES"
 
 
 def this_python() -> str:

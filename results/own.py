@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from results.frame import columns, titles
+from results.grid import markdown_escaped
 from results.registry import METRICS, task_title
 from results.verdict import Measured, judge
 
@@ -40,10 +41,11 @@ def verdicts(rows: pd.DataFrame) -> str:
         lines = []
         for task, config in columns(part):
             leading = part[(part["task"] == task) & (part["config_hash"] == config) & part["headline"]]
-            said = [f"- {verdict}" for verdict in judge(measured(leading))]
+            said = [f"- {markdown_escaped(str(verdict))}" for verdict in judge(measured(leading))]
             metric = METRICS.get(leading["metric"].iloc[0], leading["metric"].iloc[0])
-            lines += [f"{task_title(task)}, {metric} ({leading['config'].iloc[0]}):", "", *said, ""] if said else []
-        parts += [f"## {name}", "", *(lines or ["One backbone: nothing to compare.", ""])]
+            head = markdown_escaped(f"{task_title(task)}, {metric} ({leading['config'].iloc[0]}):")
+            lines += [head, "", *said, ""] if said else []
+        parts += [f"## {markdown_escaped(name)}", "", *(lines or ["One backbone: nothing to compare.", ""])]
     return "\n".join(parts)
 
 

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -293,6 +294,14 @@ def summary(records: Sequence[Record], metrics: Sequence[str] | None = None) -> 
     rows = [[n, 100 * table[n].mean(), 100 * table[n].std() if len(table) > 1 else None] for n in names]
     spread = f"std (n = {len(table)})"
     return str(tabulate(rows, headers=["metric", "%", spread], floatfmt=".2f", missingval="–"))
+
+
+def next_step(records: Sequence[Record], folder: Path) -> str:
+    """Return what to do after measuring on a user's data set, as the end of the output; "" for the project's."""
+    if not records or "data" not in records[0].environment:
+        return ""
+    tables = f"python results/tables.py --records {shlex.quote(str(folder))} --out runs/tables"
+    return f"\nnext: the same command with another --ckpt, e.g. random:{records[0].backbone['arch']}; then {tables}"
 
 
 def run_benchmark(program: str, work: Callable[[], None], resumable: bool = True) -> int:

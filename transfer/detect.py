@@ -31,7 +31,7 @@ from common.distributed import rank
 from common.extras import require
 from common.run_folder import exclusive
 from common.seen import find_seen
-from transfer.benchmark import Measurement, Run, measure, on_record, run_benchmark, summary
+from transfer.benchmark import Measurement, Run, measure, next_step, on_record, run_benchmark, summary
 from transfer.detection.engine import ENGINES, Engine
 from transfer.openmmlab.quiet import quiet
 from transfer.options import add_openmmlab_options, training_parser
@@ -152,7 +152,8 @@ def detect(options: Namespace) -> None:
         return
     records = measure(runs, work, options, engine.device, check)
     if records and rank() == 0:
-        print(summary(records, [name for name in records[0].metrics if "AP-" not in name]))
+        names = [name for name in records[0].metrics if "AP-" not in name]
+        print(summary(records, names) + next_step(records, options.records))
 
 
 def main(arguments: list[str] | None = None) -> int:

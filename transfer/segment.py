@@ -25,7 +25,7 @@ from common.distributed import on_first_rank, rank
 from common.extras import require
 from common.run_folder import exclusive
 from common.seen import find_seen
-from transfer.benchmark import Measurement, measure, run_benchmark, summary
+from transfer.benchmark import Measurement, measure, next_step, run_benchmark, summary
 from transfer.openmmlab.quiet import quiet
 from transfer.options import add_openmmlab_options, training_parser
 from transfer.own_data import segmentation as own
@@ -89,7 +89,7 @@ def segment(options: Namespace) -> None:
     records = measure(runs, work, options, device, check)
     if records and rank() == 0:
         few = len(records[0].metrics) <= MOST_ROWS  # the IoU of ADE20K's 150 classes is only in the record
-        print(summary(records, None if few else ("mIoU", "mAcc", "aAcc")))
+        print(summary(records, None if few else ("mIoU", "mAcc", "aAcc")) + next_step(records, options.records))
 
 
 def main(arguments: list[str] | None = None) -> int:

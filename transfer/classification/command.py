@@ -18,7 +18,7 @@ from common.labels import LabelConfig
 from common.precision import autocast_dtype, use_exact_fp32
 from common.run_folder import exclusive
 from converters import Backbone
-from transfer.benchmark import Measurement, Run, measure, summary
+from transfer.benchmark import Measurement, Run, measure, next_step, summary
 from transfer.classification.check import check_sets
 from transfer.classification.data import VOC, ClassData, source_names
 from transfer.classification.features import FeatureCache
@@ -47,6 +47,8 @@ def classification_parser(name: str, description: str | None, precision: str = "
     p.add_argument("--test", type=str | None, help="test images, as --data; kNN: the same as --data leaves one out")
     p.add_argument("--root", default="data", help="folder of Fashion-MNIST")
     p.add_argument("--classes", type=str | None, help="file with one class name per line that fixes the class map")
+    p.add_argument("--val-fraction", type=float | None, help="in place of --test: test on this part of --data")
+    p.add_argument("--split-seed", type=int, default=0, help="of the choice of that part")
     p.add_argument("--data-name", help="of your own data in records and tables; default: that of its folder")
     p.add_argument("--allow-overlap", action="store_true", help="accept test images that are training images")
     p.add_class_arguments(LabelConfig, "labels")
@@ -106,7 +108,7 @@ def evaluate_seeds(
     records = measure((plan(options, seed, device) for seed in options.seeds), work, options, device, inspect)
     if records and distributed.rank() == 0:
         print(records[0].title)
-        print(summary(records))
+        print(summary(records) + next_step(records, options.records))
 
 
 def require_data(options: Namespace) -> None:

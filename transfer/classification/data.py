@@ -70,7 +70,8 @@ def sources(data: str | list[str], test: str | None) -> tuple[list[str], str]:
             if not source.startswith("fashion:") and not path.exists():
                 raise ValueError(f"--data {source}: {path.absolute()}: no such file or folder (and --test is missing)")
         raise ValueError(
-            f"--test is missing: {', '.join(train)} has no val/ or test/ beside a train/ that would imply it"
+            f"--test is missing: {', '.join(train)} has no val/ or test/ beside a train/ that would imply it; "
+            "--val-fraction 0.2 tests on a part of it"
         )
     same = len(train) == 1 and os.path.realpath(test) == os.path.realpath(train[0])
     return train, train[0] if same else test
@@ -80,6 +81,15 @@ def source_names(options: Namespace) -> tuple[str, str]:
     """Return the names of the training and the test images in records."""
     if is_voc(options.data):
         return escaped(f"{options.data} trainval"), escaped(f"{options.data} test")
+    if options.val_fraction is not None:
+        given = [options.data] if isinstance(options.data, str) else [*options.data]
+        name = escaped(" + ".join(given))
+        if options.test is not None:
+            raise ValueError(f"--test {options.test} and --val-fraction {options.val_fraction:g}: give one of them")
+        if not 0 < options.val_fraction < 1:
+            raise ValueError(f"--val-fraction {options.val_fraction:g}: must be between 0 and 1")
+        part = f"{options.val_fraction:g}", f"(seed {options.split_seed})"
+        return f"{name} but {' '.join(part)}", f"{part[0]} of {name} {part[1]}"
     train, test = sources(options.data, options.test)
     return escaped(" + ".join(train)), escaped(test)
 
@@ -96,9 +106,8 @@ def load_class_data(options: Namespace, leave_one_out: bool = False, accuracy: b
         ValueError: a source cannot be read or has no labels; a class has no training image; a test image has no label
             or one that is not in the class map; test images are training images; metrics would mean nothing.
     """
-    train_sources, test_source = sources(options.data, options.test)
     train_name, test_name = source_names(options)
-    everything = load_images(train_sources, options.root, options.classes, complete=True)
+    everything, held_out, test_source = _read_sources(options)
     kept = keep_labels(everything, LabelConfig(**options.labels.as_dict())).labels
     labelled = np.flatnonzero(kept != UNLABELLED)
     if not len(labelled):
@@ -108,7 +117,10 @@ def load_class_data(options: Namespace, leave_one_out: bool = False, accuracy: b
     if not counts.all():
         empty = [train.classes[c] for c in np.flatnonzero(counts == 0)]
         raise ValueError(f"{train_name}: no labelled training image of class {', '.join(map(repr, empty[:5]))}")
-    test = everything if test_name == train_name else _test_images(test_source, options, train.classes)
+    if held_out is not None:
+        test = held_out
+    else:
+        test = everything if test_name == train_name else _test_images(test_source, options, train.classes)
     trained = _identities(train)
     tested = trained if test is everything else _identities(test)
     if test is not everything and not _same_images(everything, trained, tested, test_name):
@@ -123,6 +135,22 @@ def load_class_data(options: Namespace, leave_one_out: bool = False, accuracy: b
     _refuse_contradictions(data.test, tested, test_name)
     _refuse_without_meaning(data, len(train) - len(set(trained)), accuracy)
     return data
+
+
+def _read_sources(options: Namespace) -> tuple[ImageSet, ImageSet | None, str]:
+    """Return the training images, the test images where --val-fraction holds them out, and else their source."""
+    if options.val_fraction is None:
+        train, test = sources(options.data, options.test)
+        return load_images(train, options.root, options.classes, complete=True), None, test
+    train = [options.data] if isinstance(options.data, str) else [*options.data]
+    train = ["fashion:train" if source == "fashion" else source for source in train]
+    images = load_images(train, options.root, options.classes, complete=True)
+    held = choose_balanced(images.labels, options.val_fraction, options.split_seed)
+    if not 0 < len(held) < len(images):
+        raise ValueError(
+            f"--val-fraction {options.val_fraction:g}: of {len(images)} images, {len(held)} would be tested on"
+        )
+    return images.subset(np.setdiff1d(np.arange(len(images)), held)), images.subset(held), ""
 
 
 def _refuse_contradictions(images: ImageSet, identities: list[str], name: str) -> None:

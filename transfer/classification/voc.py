@@ -14,7 +14,8 @@ from jsonargparse import Namespace
 from common.folders import some
 from common.images import UNLABELLED, ImageSet, decode, text_lines
 from common.labels import LabelConfig
-from transfer.classification.data import VOC, is_voc, load_class_data
+from transfer.classification.data import VOC, is_voc, load_class_data, source_names
+from transfer.own_data import multilabel
 
 PRESENT, ABSENT, DIFFICULT = 1, 0, -1
 
@@ -53,6 +54,12 @@ def load_multilabel(options: Namespace) -> MultiLabel:
         test, test_targets = read_voc(root, "test", classes)
         if both := set(train.names) & set(test.names):
             raise ValueError(f"{options.data}: {len(both)} images are in trainval and in test: {some(sorted(both))}")
+        return MultiLabel(train, test, targets, test_targets, classes)
+    if multilabel.is_table(options.data):
+        if LabelConfig(**options.labels.as_dict()) != LabelConfig():
+            raise ValueError("--labels: images with several labels are used with all of them")
+        source_names(options)  # refuses --data without test images
+        (train, targets), (test, test_targets), classes = multilabel.load(options)
         return MultiLabel(train, test, targets, test_targets, classes)
     data = load_class_data(options, accuracy=False)
     index = np.arange(len(data.classes))

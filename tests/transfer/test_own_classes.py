@@ -1,0 +1,152 @@
+"""Labelled images of a user: one folder that is split, CSV lists, several labels per image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common import scan
+from common.images import load_images
+from pretrain.monitor import data_hint
+from results.tables import main as tables
+from tests.transfer.own_sets import draw
+from transfer import knn, linear, svm
+from transfer.classification.data import load_class_data
+
+from .garments import recorded
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan, "CACHE", tmp_path / "checks")
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> Path:
+    """pets/cat with 12 images and pets/dog with 8."""
+    for i in range(20):
+        draw(tmp_path / "pets" / ("dog" if i < 8 else "cat") / f"{i:02}.png", i)
+    return tmp_path / "pets"
+
+
+def words(tmp_path: Path, data: Path, *more: str) -> list[str]:
+    out = [f"--{name}={tmp_path / name}" for name in ("out", "records", "cache")]
+    return ["--ckpt=random:resnet18", f"--data={data}", "--size=32", "--device=cpu", "--workers=0", *out, *more]
+
+
+def test_a_folder_is_split_by_a_seed_class_by_class(pets: Path, tmp_path: Path) -> None:
+    def parts(*more: str) -> tuple[set[str], set[str]]:
+        data = load_class_data(knn.parser().parse(words(tmp_path, pets, *more)))
+        return {*data.train.names}, {*data.test.names}
+
+    train, test = parts("--val-fraction=0.25")
+    assert train | test == {*load_images([str(pets)]).names}
+    assert not train & test
+    assert sorted(name.partition("/")[0] for name in test) == ["cat"] * 3 + ["dog"] * 2
+    assert parts("--val-fraction=0.25") == (train, test)
+    assert parts("--val-fraction=0.25", "--split-seed=1") != (train, test)
+
+
+def test_a_folder_is_measured_and_a_table_is_made_of_it(
+    pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--val-fraction=0.25", "--k=[1]", "--label=first try"]
+    assert knn.main(words(tmp_path, pets, *given)) == 0
+    said = capsys.readouterr().out
+    assert "next: the same command with another --ckpt, e.g. random:resnet18; then python results/tables.py" in said
+    assert linear.main(words(tmp_path, pets, "--val-fraction=0.25", "--penalties=[0.1]", "--seeds", "0", "1")) == 0
+    records = recorded(tmp_path)
+    assert {record.environment["data"] for record in records} == {"pets"}
+    assert len({record.environment["data_identity"] for record in records}) == 1
+    assert len({record.config_hash for record in records}) == 2
+    assert tables(["--records", str(tmp_path / "records"), "--out", str(tmp_path / "tables")]) == 0
+    table = (tmp_path / "tables" / "data-pets.md").read_text()
+    assert "first try" in table
+    assert "kNN" in table
+    assert "linear" in table
+
+
+@pytest.mark.fault("a newcomer's mistakes", "knn", "--val-fraction out of range, with --test, or of too few images")
+def test_mistakes_with_a_split(pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for more, expected in (
+        (["--val-fraction=2"], "--val-fraction 2: must be between 0 and 1"),
+        (["--val-fraction=0.001"], "of 20 images, 0 would be tested on"),
+        (["--val-fraction=0.2", "--test=x"], "give one of them"),
+        ([], "--val-fraction 0.2 tests on a part of it"),
+    ):
+        assert knn.main(words(tmp_path, pets, *more)) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert expected in line
+
+
+def test_csv_lists_are_read_by_their_header(pets: Path) -> None:
+    rows = [f"{path.relative_to(pets)},x,{path.parent.name}" for path in sorted(pets.rglob("*.png"))]
+    (pets / "list.csv").write_text("\n".join(["File,split,Class", *rows, ""]))
+    images = load_images([str(pets / "list.csv")])
+    assert images.classes == ["cat", "dog"]
+    assert len(images) == 20
+    assert [name.partition("/")[0] for name in images.names] == [images.classes[i] for i in images.labels]
+    (pets / "plain.csv").write_text("cat/08.png,cat\n")
+    with pytest.raises(ValueError, match=r"the header is 'cat/08\.png,cat': a CSV file begins with a header"):
+        load_images([str(pets / "plain.csv")])
+    (pets / "short.csv").write_text("path,label\ncat/08.png\n")
+    with pytest.raises(ValueError, match=r"short\.csv:2: 1 cells, and the header has 2"):
+        load_images([str(pets / "short.csv")])
+
+
+def write_tables(pets: Path) -> None:
+    """Write train.csv and val.csv: classes big, red and odd, with one unknown."""
+    paths = sorted(pets.rglob("*.png"))
+    for name, part in (("train", paths[:14]), ("val", paths[14:])):
+        rows = [
+            f"{p.relative_to(pets)},{i % 2},{int(i % 3 == 0)},{'' if i == 1 else int(i % 4 < 2)}"
+            for i, p in enumerate(part)
+        ]
+        (pets / f"{name}.csv").write_text("\n".join(["path,big,red,odd", *rows]))
+
+
+def test_several_labels_per_image_are_measured_by_svms(
+    pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tables(pets)
+    options = svm.parser().parse(words(tmp_path, pets / "train.csv", f"--test={pets / 'val.csv'}"))
+    data = svm.svms.load_multilabel(options)
+    assert data.classes == ["big", "red", "odd"]
+    np.testing.assert_array_equal(data.targets[:3], [[0, 1, 1], [1, 0, -1], [0, 0, 0]])
+    assert (len(data.train), len(data.test)) == (14, 6)
+    assert svm.main(words(tmp_path, pets / "train.csv", f"--test={pets / 'val.csv'}", "--costs=[1]")) == 0
+    (record,) = recorded(tmp_path)
+    assert "mAP" in record.metrics
+    assert record.environment["data_identity"]
+    capsys.readouterr()
+    assert knn.main(words(tmp_path, pets / "train.csv", f"--test={pets / 'val.csv'}")) == 2
+    assert "several labels per image are for transfer/svm.py" in capsys.readouterr().err
+
+
+@pytest.mark.fault("a newcomer's mistakes", "svm", "a table of several labels that is malformed")
+def test_mistakes_in_a_table_of_labels(pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tables(pets)
+    whole = (pets / "train.csv").read_text()
+    for spoiled, expected in (
+        (whole.replace(",1,", ",yes,", 1), "must be 1 (present), 0 (absent) or blank"),
+        (whole.replace("big,red", "red,red"), "names a class twice"),
+        (whole + "\n" + whole.splitlines()[1], "is listed twice"),
+        (whole.replace("08.png", "nine.png"), "no such image"),
+        (whole.splitlines()[0], "no images"),
+    ):
+        (pets / "train.csv").write_text(spoiled)
+        assert svm.main(words(tmp_path, pets / "train.csv", f"--test={pets / 'val.csv'}")) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert expected in line
+    (pets / "train.csv").write_text(whole)
+    assert svm.main(words(tmp_path, pets / "train.csv", f"--test={pets / 'train.csv'}")) == 2
+    assert "14 of its images are in" in capsys.readouterr().err
+
+
+def test_the_hint_after_pre_training_names_the_users_data(tmp_path: Path) -> None:
+    assert data_hint(["fashion:train"]) == ""
+    assert data_hint(["/data/my birds"]) == " --data '/data/my birds' --test TEST_IMAGES"
+    (tmp_path / "val").mkdir()
+    assert data_hint([f"{tmp_path}/train"]) == f" --data {tmp_path}"
