@@ -64,6 +64,7 @@ def frame(records: Mapping[Path, Record]) -> pd.DataFrame:
             data, data_id: name and identity of a user's data set, or "".
     """
     facts: dict[str, dict[str, Any]] = {}
+    labels = {one.backbone_id: short(str(label)) for one in records.values() if (label := one.backbone.get("label"))}
     rows = []
     for path, record in records.items():
         environment = record.environment
@@ -73,6 +74,7 @@ def frame(records: Mapping[Path, Record]) -> pd.DataFrame:
         except (TypeError, ValueError) as error:  # e.g. a label ratio in words
             raise ValueError(f"{path}: not a record of a backbone: {error}") from error
         about = backbone | {
+            "title": labels.get(record.backbone_id, backbone["title"]),
             "task": record.task, "config_hash": record.config_hash, "config": short(record.title),
             "pretraining": record.pretraining, "seed": record.seed, "device": environment.get("device") or "",
             "commit": str(environment.get("git_commit"))[:8] + "+" * bool(environment.get("git_dirty")),
@@ -182,7 +184,6 @@ def _backbone(record: Record) -> dict[str, Any]:
         title = key
     elif key.startswith("torchvision:"):  # of files without a method only these are known to be supervised
         title, published_as = f"{key}, supervised", "cross_entropy"
-    title = short(str(facts["label"])) if facts.get("label") else title
     return {
         "backbone_id": key, "method": method, "published_as": published_as, "title": title, "arch": facts["arch"],
         "label_ratio": None if ratio is None else round(float(ratio), 4), "epochs": epochs,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,23 +31,31 @@ def data_sets(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {shown[key]: own[own["data_id"] == key] for key in sorted(shown, key=lambda key: shown[key])}
 
 
-def verdicts(rows: pd.DataFrame) -> str:
-    """Return what can be said about all pairs of backbones on each data set, by the leading metrics, as Markdown.
+def verdicts(rows: pd.DataFrame) -> dict[str, dict[str, list[str]]]:
+    """Return what can be said about all pairs of backbones, by data set and by task, metric and config.
 
     Args:
         rows: of `frame`.
     """
-    parts = []
+    found: dict[str, dict[str, list[str]]] = {}
     for name, part in data_sets(rows).items():
-        lines = []
+        found[name] = {}
         for task, config in columns(part):
             leading = part[(part["task"] == task) & (part["config_hash"] == config) & part["headline"]]
-            said = [f"- {markdown_escaped(str(verdict))}" for verdict in judge(measured(leading))]
             metric = METRICS.get(leading["metric"].iloc[0], leading["metric"].iloc[0])
-            head = markdown_escaped(f"{task_title(task)}, {metric} ({leading['config'].iloc[0]}):")
-            lines += [head, "", *said, ""] if said else []
-        parts += [f"## {markdown_escaped(name)}", "", *(lines or ["One backbone: nothing to compare.", ""])]
-    return "\n".join(parts)
+            head = f"{task_title(task)}, {metric} ({leading['config'].iloc[0]})"
+            found[name][head] = list(map(str, judge(measured(leading)))) or ["One backbone: nothing to compare."]
+    return found
+
+
+def markdown(found: Mapping[str, Mapping[str, Sequence[str]]]) -> str:
+    """Return verdicts as Markdown."""
+    lines = []
+    for name, tasks in found.items():
+        lines += [f"## {markdown_escaped(name)}", ""]
+        for head, said in tasks.items():
+            lines += [f"{markdown_escaped(head)}:", "", *(f"- {markdown_escaped(one)}" for one in said), ""]
+    return "\n".join(lines)
 
 
 def measured(rows: pd.DataFrame) -> list[Measured]:

@@ -47,7 +47,8 @@ def made(folders: Sequence[Path], extras: Path | None = None) -> dict[str, str]:
         ValueError: a record is broken; the message names it.
     """
     rows, papers = frame(load(folders)), published(RESULTS / "published.csv")
-    files = {"verdicts.md": own.verdicts(rows)} if own.is_own(rows).any() else {}
+    said = own.verdicts(rows)
+    files = {"verdicts.md": own.markdown(said)} if said else {}
     grids = contents.all_grids(rows, papers)
     for grid in grids:
         for suffix, text in (("md", f"{grid.markdown()}\n"), ("tex", grid.latex()), ("csv", grid.csv())):
@@ -55,16 +56,20 @@ def made(folders: Sequence[Path], extras: Path | None = None) -> dict[str, str]:
     drawn = plots.draw(rows[~own.is_own(rows)], papers, extras and extras / "curves")
     files |= {f"{name}.svg": svg for name, (_, svg) in drawn.items()}
     shown = [grid for grid in grids if grid.name != "summary"]
-    return files | {"index.html": report(shown, dict(drawn.values()), extras and extras / "pictures")}
+    return files | {"index.html": report(shown, dict(drawn.values()), extras and extras / "pictures", said)}
 
 
-def report(grids: Sequence[Grid], drawn: Mapping[str, str], pictures: Path | None) -> str:
+def report(
+    grids: Sequence[Grid], drawn: Mapping[str, str], pictures: Path | None,
+    verdicts: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
+) -> str:  # fmt: skip
     """Return one HTML page with all tables, plots and pictures, which needs no other file and no network.
 
     Args:
         grids: in their order; the last one, published results, closes the page.
         drawn: SVG by caption.
         pictures: folder of JPEG files, whose names are the captions; None: show none.
+        verdicts: of `own.verdicts`, which come first.
     """
 
     def url(kind: str, content: bytes) -> str:
@@ -75,7 +80,7 @@ def report(grids: Sequence[Grid], drawn: Mapping[str, str], pictures: Path | Non
         figures[path.stem.replace("_", " ")] = url("jpeg", path.read_bytes())
     loader = FileSystemLoader(Path(__file__).parent)
     template = Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template("report.html.j2")
-    return template.render(tables=grids, figures=figures) + "\n"
+    return template.render(tables=grids, figures=figures, verdicts=verdicts or {}) + "\n"
 
 
 def filled(page: Path, tables: Mapping[str, str]) -> str:

@@ -57,7 +57,8 @@ class Measured:
     @property
     def count(self) -> str:
         """Return the number of measurements, in words."""
-        n, kind = len(self.sample), "seed" if self.single else "pre-training"
+        n = len(self.sample)
+        kind = "pre-training" if not self.single else "seed" if self.drawn else "measurement"
         return f"{n} {kind}{'s' * (n > 1)}"
 
 

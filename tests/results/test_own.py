@@ -54,17 +54,25 @@ def test_files_are_rows_of_their_own_in_a_table_of_the_data_set(
     assert "paired bootstrap over 200 test images" in said
     assert "3 seeds each" in said
     assert (tmp_path / "out" / "verdicts.md").read_text().strip() in said
-    assert "pets" in (tmp_path / "out" / "index.html").read_text()
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert (
+        page.index("which checkpoints differ")
+        < page.index("dino.pth (torchvision layout) beats")
+        < page.index("<table")
+    )
     assert not (tmp_path / "out" / "classification.md").exists(), "no column among those of the project's tasks"
 
 
 def test_single_files_are_read_and_labels_name_rows(records: Path, tmp_path: Path) -> None:
     paths = sorted(records.rglob("*.json"))[:3]
+    third = foreign("third", 0.1, task="finetune")
+    write(tmp_path / "more", third)
     labelled = replace(foreign("third", 0.7), backbone=foreign("third", 0.7).backbone | {"label": "my best"})
     alone = write(tmp_path / "more", labelled)
     rows = frame(load([*paths, alone]))
     assert {*rows["title"]} == {"dino.pth (torchvision layout)", "my best"}
     assert len(rows) == 4
+    assert {*frame(load([tmp_path / "more"]))["title"]} == {"my best"}, "of any of its records"
     (group,) = data_sets(rows).values()
     one = {each.name: each for each in measured(group)}["dino.pth (torchvision layout)"]
     assert one.per_image is not None

@@ -91,7 +91,7 @@ def test_knn_draws_nothing_so_the_test_images_decide() -> None:
     inits = Measured("random", [[0.30], [0.31], [0.32]], other.per_image, drawn=False)
     (verdict,) = judge([mine, inits])
     assert verdict.p == pytest.approx(max(2 / 2001, stats.ttest_1samp([0.30, 0.31, 0.32], mine.values[0][0]).pvalue))
-    assert "1 seed and 3 pre-trainings" in str(verdict)
+    assert "1 measurement and 3 pre-trainings" in str(verdict)
     assert "One pre-training of mine:" in str(verdict)
     assert "n too small" in str(judge([Measured("a", [[0.5]], drawn=False), Measured("b", [[0.6]], drawn=False)])[0])
 

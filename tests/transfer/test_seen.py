@@ -6,20 +6,23 @@ import hashlib
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from common import scan, seen
 from common.image_check import inspect_image
+from common.images import load_images
 from converters import read_backbone
 from pretrain.train import main as pretrain
 from tests.common.pictures import write
 from tests.pretrain.test_image_faults import options
 from tests.transfer.own_sets import draw
 from transfer import knn
+from transfer.own_data.overlap import find_overlap, fingerprint
 
-from .garments import recorded
+from .garments import ROOT, recorded
 
 
 @pytest.fixture(autouse=True)
@@ -111,3 +114,19 @@ def test_test_images_of_the_pre_training_are_refused_or_recorded(
     assert "--allow-overlap" in said
     assert knn.main(command(root, "--force", "--allow-overlap", ckpt=str(checkpoint))) == 0
     assert any("pretraining_overlap" in record.environment for record in recorded(tmp_path))
+
+
+def test_similar_garments_are_no_copies_and_copies_of_small_images_are_found(tmp_path: Path) -> None:
+    garments = load_images(["fashion:test"], root=str(ROOT / "data"))
+    dresses = (garments.labels == 3).nonzero()[0][:200]
+    halves: list[list[Path]] = [[], [], []]
+    for at, i in enumerate(dresses.tolist()):
+        halves[at % 2].append(tmp_path / f"{i}.png")
+        cv2.imwrite(str(halves[at % 2][-1]), garments.read(i))
+    for path in halves[0]:
+        halves[2].append(path.with_suffix(".jpg"))
+        cv2.imwrite(str(halves[2][-1]), cv2.imread(str(path)), [cv2.IMWRITE_JPEG_QUALITY, 80])
+    prints = [[fingerprint(path) for path in half] for half in halves]
+    assert find_overlap(halves[0], prints[0], halves[1], prints[1], allow=True) == ""
+    said = find_overlap(halves[0], prints[0], halves[2], prints[2], allow=True)
+    assert int(said.split()[0]) >= 98

@@ -18,7 +18,8 @@ from common.folders import escaped
 from common.images import CorruptImageError, decode
 
 BITS = 3  # of 64 in which the hashes of two images that look the same may differ
-CORRELATION = 0.98  # of their thumbnails, at least
+CORRELATION = 0.99  # of their thumbnails, at least; of two dresses of Fashion-MNIST it is up to 0.988
+MARGIN = 4.0  # of 255, by which a pixel must be brighter than its neighbour: plain parts have noise
 THUMBNAIL = 32  # pixels, both sides
 FLAT = 3.0  # standard deviation, of 255, below which an image looks like any other
 
@@ -49,7 +50,7 @@ class Overlap:
 def fingerprint(path: Path) -> list[str]:
     """Return a hash of the file's content and the image's difference hash, in hexadecimal; "" for a flat image.
 
-    Bit i of the difference hash says whether pixel i of a 9 x 8 thumbnail is darker than its right neighbour.
+    Bit i of the difference hash says whether the right neighbour of pixel i of a 9 x 8 thumbnail is brighter.
 
     Raises:
         CorruptImageError: it cannot be decoded.
@@ -59,7 +60,7 @@ def fingerprint(path: Path) -> list[str]:
     seen = ""
     if small.std() >= FLAT:
         tiny = cv2.resize(small, (9, 8), interpolation=cv2.INTER_AREA)
-        seen = np.packbits(tiny[:, 1:] > tiny[:, :-1]).tobytes().hex()
+        seen = np.packbits(tiny[:, 1:] > tiny[:, :-1] + MARGIN).tobytes().hex()
     return [hashlib.blake2b(data, digest_size=8).hexdigest(), seen]
 
 
