@@ -6,6 +6,7 @@ import argparse
 import difflib
 import logging
 import os
+import re
 import signal
 import stat
 import sys
@@ -29,6 +30,10 @@ USER_ERROR, NON_FINITE, UNREAD = 2, 3, 141  # exit statuses; a stop by a signal 
 STOPS = {signal.SIGTERM: "terminated", signal.SIGINT: "interrupted", signal.SIGHUP: "hung up"}
 REPEAT = 1.0  # seconds in which a second signal is the same stop: torchrun and Slurm send it both
 PATIENCE = 60.0  # seconds without a batch after which the wait is told
+
+# What jsonargparse says of a value that is of none of several types
+_UNION = re.compile(r'Parser key "([^"]+)": Does not validate against any of the Union .*Given value: (.+)')
+_EXPECTED = re.compile(r"Expected a <class '(\w+)'>")
 
 T = TypeVar("T")
 
@@ -103,9 +108,13 @@ class CommandParser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise a ValueError in place of printing the usage."""
+        text = " ".join(str(message).split())
+        if union := _UNION.fullmatch(text):
+            types = " or ".join(name for name in dict.fromkeys(_EXPECTED.findall(text)) if name != "NoneType")
+            text = f"--{union[1]} {union[2]}: must be {types or 'of another type'}"
         sequence = any(f"Expected a <class '{kind}'>" in str(message) for kind in ("list", "tuple"))
         hint = "; several values are written '[a, b]', one as '[a]'" * sequence
-        raise ValueError(f"{' '.join(str(message).split())}{hint}") from ex
+        raise ValueError(f"{text}{hint}") from ex
 
     def parse(self, arguments: Sequence[str] | None = None) -> Namespace:
         """Parse a command line, by default the program's; options override the recipe, wherever --recipe stands.
@@ -253,7 +262,7 @@ def run_cli(
         return _report(program, explain(error) or reason)
     except mistakes as error:
         return _report(program, explain(error) or str(error))
-    except RuntimeError as error:
+    except Exception as error:
         if line := explain(error):
             return _report(program, line)
         raise

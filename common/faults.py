@@ -1,4 +1,4 @@
-"""One line for what libraries report in many: a loader process that died, or an error that happened in one."""
+"""One line for what libraries report in many: memory that ran out, an error or the death of a loader process."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ ENLARGE = (
     "enlarge it (docker run --shm-size=8g, mount -o remount,size=8g /dev/shm), or use fewer --data.workers "
     "(benchmarks: --workers); 0 needs none"
 )
+_MEMORY = re.compile(r"out of memory|can't allocate memory|Insufficient memory")
 _DIED = re.compile(r"DataLoader worker \(pid\S* [\d, ]+\) (?:is killed by signal: ([\w ]+)|exited unexpectedly)")
 _CODE = re.compile(r"exited unexpectedly with exit code (\d+)")
 _CAUGHT = re.compile(r"Caught \w+ in DataLoader worker process \d+\.\n.*^[\w.]+: (.*)", re.DOTALL | re.MULTILINE)
 
 
 def explain(error: BaseException) -> str | None:
-    """Return one line for an error of a loader process; None for any other error."""
+    """Return one line for an error of a loader process and for memory that ran out; None for any other error."""
+    if isinstance(error, MemoryError) or _MEMORY.search(str(error)):
+        reason = " ".join(str(error).split()).split(". ")[0][-150:]
+        return f"memory ran out ({reason or 'of Python'}): smaller images, batches or fewer loader processes take less"
     text = f"{error.__cause__ or ''}\n{error}"  # the cause knows the signal or exit code where the error does not
     code = _CODE.search(text)
     if "unable to allocate shared memory" in text or (code and int(code[1]) == errno.ENOSPC):

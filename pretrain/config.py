@@ -220,6 +220,14 @@ class Config:
     skip_check: bool = field(default=False, compare=False)
     recipe: str | None = field(default=None, compare=False)
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed={self.seed}: must lie between 0 and 2**32 - 1")
+        if ".." in Path(self.name or "").parts or Path(self.name or "").is_absolute():
+            raise ValueError(
+                f"name={self.name}: must name a folder below --runs; --runs {self.runs} names another place"
+            )
+
     def as_dict(self) -> dict[str, Any]:
         """Return nested builtins, as YAML and checkpoints hold them: all but `skip_check`, which decides nothing."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))

@@ -7,10 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from pretrain import train
 from tests.pretrain.small_run import options, write_images
+from transfer import detect, knn, segment
 
 ROOT = Path(__file__).parents[1]
 KIND = "a newcomer's mistakes"
@@ -100,3 +103,30 @@ def test_torchrun_waits_for_the_state_as_long_as_slurm_gives_notice() -> None:
         patch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", seconds)
         config = LaunchConfig(1, 1, 1, run_id="0", rdzv_backend="c10d", rdzv_endpoint="localhost:0")
     assert 120 <= config.shutdown_timeout < 180
+
+
+@pytest.mark.fault(KIND, "pretrain", "a seed or a name that is none")
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("--seed=-1", "seed=-1: must lie between 0 and 2**32 - 1"),
+        ("--seed=99999999999999999999", "seed=99999999999999999999: must lie between"),
+        ("--name=../x", "name=../x: must name a folder below --runs"),
+        ("--name=/tmp/x", "name=/tmp/x: must name a folder below --runs"),
+    ],
+)
+def test_a_wrong_seed_or_name_is_one_line_before_anything_is_written(
+    wrong: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main([*options(write_images(tmp_path / "images"), tmp_path / "runs"), wrong]) == 2
+    assert capsys.readouterr().err.startswith(f"pretrain: error: {message}")
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+@pytest.mark.fault(KIND, "knn", "a negative seed")
+@pytest.mark.fault(KIND, "detect", "a negative seed")
+@pytest.mark.fault(KIND, "segment", "a negative seed")
+@pytest.mark.parametrize("command", [knn, detect, segment], ids=["knn", "detect", "segment"])
+def test_a_negative_seed_is_one_line(command: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--ckpt=random", "--seeds", "0", "-1"]) == 2
+    assert '"seeds" element 2: Not of type NonNegativeInt: -1' in capsys.readouterr().err

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import NonNegativeInt
 from tabulate import tabulate
 
 from common.cli import CommandParser
@@ -34,7 +35,7 @@ def add_options(parser: ArgumentParser) -> None:
     add_reading_options(parser)
     parser.add_argument("--label", help="name of the checkpoint in tables; default: what it says of itself")
     parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[0],
+        "--seeds", type=NonNegativeInt, nargs="+", default=[0],
         help="seeds of the benchmark, one run each; they also initialise random weights that name no seed",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("runs/transfer"), help="folder of the run folders")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from common.cli import CommandParser, StopRequest, find_config, flatten, nest, run_cli
+from tests.common.pictures import write
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,28 @@ def test_a_users_error_is_one_line_and_a_status(
 ) -> None:
     assert run_cli("tool", lambda: fail(error), also=(Special,)) == status
     assert capsys.readouterr().err == line
+
+
+@pytest.mark.fault("a newcomer's mistakes", "knn", "values of a wrong type")
+@pytest.mark.fault("third-party exceptions", "knn", "images that do not fit into memory")
+def test_what_libraries_say_at_length_is_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from transfer.knn import main
+
+    for i in range(8):
+        write(tmp_path / f"images/{i % 2}/{i}.png", 30 * i)
+    given = ["--ckpt=random:resnet18", f"--data={tmp_path}/images", f"--test={tmp_path}/images", "--device=cpu"]
+    given += [f"--records={tmp_path}/records", f"--out={tmp_path}/out", "--cache=null", "--k=[3]", "--workers=0"]
+    for wrong, message in {
+        "--k=x": "--k x: must be int or list; several values are written '[a, b]', one as '[a]'",
+        "--k=[1.5]": "--k [1.5]: must be int",
+        "--size=1e9": "--size 1e9: must be int",
+        "--temperature=nan": "--temperature nan: must be float or list; several values",
+        "--size=200000": "memory ran out (",
+    }.items():
+        assert main([*given, wrong]) == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("knn: error: ")]
+        assert line.removeprefix("knn: error: ").startswith(message), line
+        assert len(line) < 300
 
 
 def test_other_errors_and_statuses_pass() -> None:
