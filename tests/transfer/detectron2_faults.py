@@ -372,6 +372,18 @@ def test_without_the_check_an_exception_of_detectron2_names_the_file(
     assert "AssertionError: Annotation ids" in line
 
 
+@pytest.mark.fault(THIRD, "detect", "a JPEG that is damaged in the middle")
+@pytest.mark.parametrize("part", ["train2017", "val2017"])
+def test_an_image_damaged_in_the_middle_is_named(part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = coco(tmp_path / "data")
+    for image in (root / "coco" / part).glob("*.jpg"):
+        data = image.read_bytes()
+        image.write_bytes(data[: len(data) // 2] + b"\xff\xc0" * 10 + data[len(data) // 2 + 20 :])
+    assert detect(root, "coco-fpn-1x") == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("detect: error: ")]
+    assert re.search(rf"coco/{part}/\d+\.jpg: damaged", line), line
+
+
 def test_a_mistyped_task_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--ckpt", "random", "--task", "fashion-fnp"]) == 2
     assert capsys.readouterr().err.strip().endswith("no such task or file; did you mean fashion-fpn?")

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -159,7 +159,7 @@ def training_loader(cfg: CfgNode) -> DataLoader:
     wide = [row["width"] > row["height"] for row in rows] if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None
     batches = Batches(order, cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(), wide)
     return protect(DataLoader(
-        Augmented(rows, DatasetMapper(cfg, is_train=True), cfg.SEED), batch_sampler=batches,
+        Augmented(rows, Mapper(cfg, is_train=True), cfg.SEED), batch_sampler=batches,
         num_workers=cfg.DATALOADER.NUM_WORKERS, collate_fn=list,
         generator=torch.Generator(),  # else starting and resuming a run would each draw from torch's global one
     ))  # fmt: skip
@@ -186,6 +186,21 @@ class Batches(Sampler[list[tuple[int, int]]]):
             if len(bucket) == self.size:
                 yield bucket.copy()
                 bucket.clear()
+
+
+class Mapper(DatasetMapper):
+    """Names the file of an image that cannot be decoded: the check reads its start and its end alone."""
+
+    def __call__(self, row: Row) -> Row | None:
+        """Return what the model takes of an image.
+
+        Raises:
+            ValueError: the image is damaged.
+        """
+        try:
+            return cast("Row | None", super().__call__(row))
+        except (OSError, SyntaxError) as error:  # of PIL
+            raise ValueError(f"{row['file_name']}: damaged ({error}): replace it, or leave it out") from error
 
 
 class Augmented(Dataset[Row]):

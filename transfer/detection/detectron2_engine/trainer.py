@@ -18,6 +18,7 @@ import torch
 import yaml
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
@@ -31,7 +32,7 @@ from common.files import write_tensors, write_text
 from common.run_folder import RunFolder
 from common.workers import protect
 from converters import Backbone
-from transfer.detection.detectron2_engine.data import training_loader
+from transfer.detection.detectron2_engine.data import Mapper, training_loader
 from transfer.detection.detectron2_engine.evaluation import Results, build_evaluator
 from transfer.detection.detectron2_engine.weights import load_backbone
 
@@ -123,7 +124,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         """Return detectron2's loader, whose processes leave a stop to the run."""
-        return protect(super().build_test_loader(cfg, dataset_name))
+        return protect(build_detection_test_loader(cfg, dataset_name, mapper=Mapper(cfg, is_train=False)))
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> Any:
