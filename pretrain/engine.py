@@ -19,6 +19,7 @@ from common.precision import autocast_dtype, use_exact_fp32
 from pretrain.batch_norm import running_statistics, set_groups
 from pretrain.compilation import compile_encoders, keeps_gradients
 from pretrain.config import Config, OptimConfig
+from pretrain.sgd import HostSGD
 
 
 class Model(nn.Module):
@@ -57,11 +58,12 @@ class Training:
         self.dtype = autocast_dtype(c.precision, self.device, config.views.size)
         use_exact_fp32()
         torch.backends.cudnn.benchmark = True  # every batch has the same shape
-        self.optimizer = torch.optim.SGD(
+        sgd = HostSGD if self.device.type == "cpu" else torch.optim.SGD
+        self.optimizer = sgd(
             self.model.encoder_q.parameters(), c.lr, c.momentum, weight_decay=c.weight_decay, fused=True
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        if self.scaler.is_enabled():
+        if self.scaler.is_enabled() or self.device.type == "cpu":
             # A fused SGD leaves the momentum uninitialised where its first step is skipped on overflow.
             for p in self.model.encoder_q.parameters():
                 self.optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
