@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from results.claims import claims
+from results.engines import side_by_side
 from results.frame import CONFIG, columns, headlines, titles, usual
 from results.grid import KEYS, MISSING, Entry, Grid
 from results.own import data_sets, is_own
@@ -44,6 +45,7 @@ def all_grids(rows: pd.DataFrame, papers: pd.DataFrame) -> list[Grid]:
     of_table = main["task"].map({name: task.table for name, task in TASKS.items()})
     tables = [summary(main), overview(main, papers), claims(rows, papers)]
     tables += [measured(name, title, main[of_table == name], papers) for name, title in TABLES.items()]
+    tables.append(side_by_side(main))
     for task in sorted(set(rows["task"]) - set(TASKS)):
         tables.append(measured(f"task-{slug(task)}", task, rows[rows["task"] == task]))
     losses = headlines(rows[(rival | (rows["method"] == "unimoco")) & (rows["label_ratio"] == 1)])

@@ -122,3 +122,20 @@ def paired_bootstrap(
     other = min(int((means <= 0).sum()), int((means >= 0).sum()))
     p = min(1.0, 2 * (1 + other) / (resamples + 1))
     return Interval(float(differences.mean()), float(interval.low), float(interval.high), p)
+
+
+def paired_interval(first: NDArray[np.floating], second: NDArray[np.floating]) -> Interval | None:
+    """Return how far the mean of the first lies above the second's, with its 95 % interval by the paired t-test.
+
+    Args:
+        first: one value per pre-training, shape (N,).
+        second: another measurement of the same pre-trainings in the same order, shape (N,).
+
+    Returns:
+        None where there are fewer than MIN_PRETRAININGS.
+    """
+    if len(first) < MIN_PRETRAININGS:
+        return None
+    found = stats.ttest_rel(first, second)
+    low, high = found.confidence_interval(1 - LEVEL)
+    return Interval(float(np.mean(first - second)), float(low), float(high), float(found.pvalue))

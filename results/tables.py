@@ -27,7 +27,7 @@ from jsonargparse import Namespace
 
 from common.cli import CommandParser, run_cli
 from common.files import write_text
-from results import contents, own, plots
+from results import contents, engines, own, plots
 from results.frame import frame, load, published
 from results.grid import Grid
 
@@ -113,6 +113,8 @@ def of_repository() -> dict[Path, str | None]:
     tables["install"] = contents.installs(RESULTS / "benchmarks" / "install.jsonl").markdown()
     tables["converters"] = contents.converters(RESULTS / "converters.jsonl").markdown()
     tables["mmcv"] = contents.mmcv_operations(RESULTS / "mmcv_operations.jsonl").markdown()
+    tables["mmdet_tasks"] = engines.mmdet_tasks(RESULTS / "benchmarks" / "mmdet_tasks.jsonl").markdown()
+    tables["engine_settings"] = engines.settings(RESULTS / "benchmarks" / "engines.json").markdown()
     wanted: dict[Path, str | None] = dict.fromkeys((RESULTS / "tables").glob("*.*"))
     wanted |= {RESULTS / "tables" / name: text for name, text in files.items()}
     return wanted | {page: filled(page, tables) for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}
