@@ -121,6 +121,7 @@ def detectron2_step(_: Path) -> dict[str, Iteration]:
     from detectron2.data import DatasetMapper
     from detectron2.engine import DefaultTrainer
     from detectron2.structures import BoxMode
+    from detectron2.utils.events import EventStorage
 
     from transfer.detection.detectron2_engine import config
     from transfer.detection.devices import Devices
@@ -144,7 +145,8 @@ def detectron2_step(_: Path) -> dict[str, Iteration]:
 
     def step() -> None:
         optimizer.zero_grad()
-        sum(model(batch).values()).backward()
+        with EventStorage(0):
+            sum(model(batch).values()).backward()
         optimizer.step()
 
     return {"engine": step}

@@ -105,9 +105,9 @@ def test_the_paper_study_records_what_the_study_and_the_tables_look_for(paper: S
     assert without_recorded(Study(paper.name, paper.jobs, {}, tmp_path, ()), paper.jobs) == ()
 
 
-def test_the_scripts_take_the_commands_of_the_desk_study() -> None:
+def test_the_scripts_take_the_commands_of_the_studies_at_small_scale() -> None:
     seen = set()
-    for job in load(STUDIES / "desk.yaml").jobs:
+    for job in [job for name in ("desk", "engines") for job in load(STUDIES / f"{name}.yaml").jobs]:
         script, words = split(job)
         names = tuple(word for word in words if word.startswith("--"))
         if (job.key, names) in seen:
@@ -124,7 +124,7 @@ def test_the_scripts_take_the_commands_of_the_desk_study() -> None:
         assert (given.ckpt, given.seeds, str(given.receipt)) == (job.ckpt, [job.seed], job.receipt)
         assert given.records == Path("results/records")
         assert job.task in TASKS
-    assert len(seen) > 7
+    assert len(seen) > 8
 
 
 def test_the_desk_study_asks_what_the_paper_asks() -> None:
