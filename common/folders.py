@@ -16,8 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.distributed import rank
-
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 # Images in formats that are not read.
 OTHER_FORMATS = (
@@ -162,5 +160,7 @@ def _counts(counts: Counter[str], what: str) -> str:
 @functools.cache
 def tell(text: str) -> None:
     """Print a line on stderr, on rank 0, once in a process however often a data set is read."""
+    from common.distributed import rank  # here: torch takes a second, and options are parsed without
+
     if rank() == 0:
         print(text, file=sys.stderr, flush=True)

@@ -20,14 +20,13 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from common import fashion_mnist
 from common.files import write_atomically
 from common.folders import EXTENSIONS, Walk, escaped, some, tell, walk
 from common.manifests import find_file, read_rows
@@ -52,6 +51,37 @@ class CorruptImageError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message.strip().rpartition("\n")[2].removeprefix(f"{__name__}.CorruptImageError: "))
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Images and how they are loaded.
+
+    Args:
+        train: a source, or a list [A, B] of sources to mix: a folder of class folders, a flat folder, a manifest of
+            `path<TAB>label` lines, or fashion:train.
+        root: folder that holds Fashion-MNIST.
+        classes: file with one class name per line that fixes the class map; default: the names found, sorted.
+        workers: loader processes per rank; default: the cores of this process minus one, over the ranks of the machine.
+        max_corrupt: fraction of the images that may be unreadable; 0 stops at the first.
+    """
+
+    train: list[str] | str = field(default_factory=list)
+    root: str = "data"
+    classes: str | None = None
+    workers: int | None = None
+    max_corrupt: float = 0.001
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 0:
+            raise ValueError(f"data.workers={self.workers}: must be 0 (load in the training process) or more")
+        if not 0 <= self.max_corrupt <= 1:
+            raise ValueError(f"data.max_corrupt={self.max_corrupt}: must be a fraction between 0 and 1")
+
+    @property
+    def sources(self) -> list[str]:
+        """`train` as a list."""
+        return [self.train] if isinstance(self.train, str) else self.train
 
 
 @dataclass(frozen=True)
@@ -347,6 +377,8 @@ def _manifest(path: Path) -> list[Entry]:
 
 
 def _fashion(split: str, root: str) -> list[Entry]:
+    from common import fashion_mnist  # here: torchvision takes seconds, and options are parsed without
+
     data = fashion_mnist.load(root, split)
     images = enumerate(zip(data.targets.tolist(), data.data.numpy(), strict=True))
     return [Entry(f"{split}/{i:05d}", data.classes[label], pixels=pixels) for i, (label, pixels) in images]

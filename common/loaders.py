@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -24,37 +24,6 @@ from common.transforms import Image, ViewConfig, ViewMaker, evaluation_view
 from common.workers import protect, require_shared_memory
 
 MAX_REPLACEMENTS = 20
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Images and how they are loaded.
-
-    Args:
-        train: a source, or a list [A, B] of sources to mix: a folder of class folders, a flat folder, a manifest of
-            `path<TAB>label` lines, or fashion:train.
-        root: folder that holds Fashion-MNIST.
-        classes: file with one class name per line that fixes the class map; default: the names found, sorted.
-        workers: loader processes per rank; default: the cores of this process minus one, over the ranks of the machine.
-        max_corrupt: fraction of the images that may be unreadable; 0 stops at the first.
-    """
-
-    train: list[str] | str = field(default_factory=list)
-    root: str = "data"
-    classes: str | None = None
-    workers: int | None = None
-    max_corrupt: float = 0.001
-
-    def __post_init__(self) -> None:
-        if self.workers is not None and self.workers < 0:
-            raise ValueError(f"data.workers={self.workers}: must be 0 (load in the training process) or more")
-        if not 0 <= self.max_corrupt <= 1:
-            raise ValueError(f"data.max_corrupt={self.max_corrupt}: must be a fraction between 0 and 1")
-
-    @property
-    def sources(self) -> list[str]:
-        """`train` as a list."""
-        return [self.train] if isinstance(self.train, str) else self.train
 
 
 @dataclass

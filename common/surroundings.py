@@ -28,6 +28,14 @@ def cores() -> int:
     return int(joblib.cpu_count())
 
 
+def leave_process_group() -> None:
+    """End the process group of torch.distributed, of which a process that has not loaded it is no part."""
+    if "torch.distributed" in sys.modules:
+        from common import distributed
+
+        distributed.stop()
+
+
 def drop_output(error: OSError) -> bool:
     """Return whether an error is of standard output, which is dropped then: one more line cannot be written either."""
     if error.filename or error.errno not in (errno.EPIPE, errno.ENOSPC):

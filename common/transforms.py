@@ -12,9 +12,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F
 
 Image = NDArray[np.uint8]
 
@@ -117,9 +115,12 @@ def resize(image: Image, height: int, width: int) -> Image:
     if image.shape[0] <= height and image.shape[1] <= width:
         out: Image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
         return out
+    import torch  # here: it takes a second, and options are parsed without
+    from torch.nn.functional import interpolate
+
     # OpenCV's own anti-aliased mode (INTER_AREA) is a box filter and slower than torch's.
     pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
-    small = F.interpolate(pixels, size=(height, width), mode="bilinear", antialias=True)
+    small = interpolate(pixels, size=(height, width), mode="bilinear", antialias=True)
     return np.ascontiguousarray(small[0].permute(1, 2, 0).numpy())
 
 

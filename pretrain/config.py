@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from common.cli import CommandParser, flatten, nest
-from common.images import ImageSet
+from common.images import DataConfig, ImageSet
 from common.labels import KeptLabels, LabelConfig
-from common.loaders import DataConfig
 from common.transforms import ViewConfig
 
 Stem = Literal["imagenet", "cifar"]

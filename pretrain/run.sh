@@ -25,6 +25,7 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-170}"
 environment="$(bash "$root/setup.sh")"
 [ "${environment:0:1}" = / ] || environment="$root/$environment"
 python="$environment/bin/python"
+case " $* " in *" --help "* | *" --dry-run"*) NPROC=1 NNODES=1 ;; esac # they need no GPU, and plan for any number
 nproc="${NPROC:-$("$python" -c 'import torch; print(max(torch.cuda.device_count(), 1))')}"
 nnodes="${NNODES:-1}"
 
@@ -36,7 +37,6 @@ if [[ " $* " != *" --recipe"* ]]; then # a bare run is the demo; your own images
     fi
     set -- --recipe "$recipe" "$@"
 fi
-[[ " $* " != *" --dry-run"* ]] || { nproc=1 && nnodes=1; } # it plans for any number of GPUs
 if [ "$nproc" = 1 ] && [ "$nnodes" = 1 ]; then
     command=("$python" -m pretrain.train "$@")
 else

@@ -138,3 +138,19 @@ def test_no_file_and_no_function_is_long() -> None:
         functions = (n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef) and n.end_lineno)
         long += [f"{name}: {f.name}" for f in functions if f.end_lineno - f.lineno >= 60]  # type: ignore[operator]
     assert not long
+
+
+HELP = {"pretrain/train.py": "--optim.epochs", "results/study.py": "--only"}  # of commands that parse without torch
+
+
+@pytest.mark.parametrize("command", HELP)
+def test_help_does_not_wait_for_torch(command: str) -> None:
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = [{command!r}, '--help']\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "finally: print([name for name in ('torch', 'torchvision', 'timm', 'sklearn') if name in sys.modules])"
+    )
+    done = run(sys.executable, "-c", code)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "[]"), done.stderr
+    assert HELP[command] in done.stdout

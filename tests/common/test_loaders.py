@@ -13,11 +13,10 @@ import pytest
 import torch
 
 import common.loaders
-from common.images import CorruptImageError, ImageSet, load_images
+from common.images import CorruptImageError, DataConfig, ImageSet, load_images
 from common.loaders import (
     MAX_REPLACEMENTS,
     Batch,
-    DataConfig,
     EvaluationViews,
     GlobalBatches,
     TwoViews,

@@ -378,7 +378,7 @@ def test_a_second_run_of_a_name_is_told_who_is_there(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = options(folder, tmp_path)
-    process = start(given, "import time, pretrain.train\npretrain.train.train = lambda *_: time.sleep(600)")
+    process = start(given, "import time, pretrain.run\npretrain.run.train = lambda *_: time.sleep(600)")
     lock, deadline = tmp_path / ".r.lock", time.monotonic() + 60
     while not (lock.exists() and lock.read_text()) and time.monotonic() < deadline:
         time.sleep(0.02)
