@@ -104,7 +104,9 @@ def attempt(python: str, extras: str, folder: Path) -> dict[str, Any]:
     size = int(subprocess.run(["du", "-sk", place], capture_output=True, check=True).stdout.split()[0]) * 1024
     inside = str(place / "bin" / "python")
     version = run(folder, "version", inside, "-c", "import platform; print(platform.python_version())").strip()
-    imported, *others = map(int, run(folder, "imports", inside, "-c", IMPORTS).split())
+    imported, *others = map(
+        int, run(folder, "imports", inside, "-c", IMPORTS).splitlines()[-1].split()
+    )  # packages print, too
     row = {"python": version, "extras": extras, "seconds": seconds, "bytes": size, "imported": imported,
            "of_other_extras": sum(others)}  # fmt: skip
     smoke(folder, inside)
