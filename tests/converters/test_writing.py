@@ -67,6 +67,7 @@ def start(moment: str, folder: Path, *more: str, ignored: bool = False) -> subpr
     return process
 
 
+@pytest.mark.fault("workers and signals", "convert", "SIGTERM, SIGINT, SIGHUP while converting, twice")
 @pytest.mark.fault("converters", "convert", "a stop by SIGTERM, SIGINT, SIGHUP while converting")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_stop_leaves_no_temporary_files(number: signal.Signals, tmp_path: Path) -> None:
@@ -78,6 +79,7 @@ def test_a_stop_leaves_no_temporary_files(number: signal.Signals, tmp_path: Path
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.fault("workers and signals", "convert", "SIGTERM, SIGINT, SIGHUP with the files half written")
 @pytest.mark.fault("converters", "convert", "a stop by a signal with the files half written")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_stop_while_writing_removes_the_files(number: signal.Signals, tmp_path: Path) -> None:
@@ -99,6 +101,7 @@ def test_a_stop_between_two_files_leaves_both(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"x.pkl", "x.yaml"}
 
 
+@pytest.mark.fault("workers and signals", "convert", "a hang-up under nohup")
 def test_a_hang_up_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
     process = start("installed", tmp_path, "--verify", "auto", ignored=True)  # as under nohup
     process.send_signal(signal.SIGHUP)

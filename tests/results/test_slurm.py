@@ -99,6 +99,7 @@ def test_a_study(folder: Path) -> None:
     assert len(small.measured(folder)) == len(small.records(folder)) == 3
 
 
+@pytest.mark.fault("workers and signals", "study", "a stop with jobs of Slurm")
 def test_a_stopped_study_cancels_its_jobs_which_save(folder: Path) -> None:
     small.write(folder, checkpoints__ours__pretrain="--seconds 60")
     process = small.start(folder, "--only", "r0", *SLURM)

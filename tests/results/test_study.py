@@ -196,6 +196,7 @@ def test_what_fails_names_its_log_and_stops_nothing_else(tmp_path: Path) -> None
     assert len(small.measured(tmp_path)) == 6
 
 
+@pytest.mark.fault("workers and signals", "study", "SIGINT, SIGTERM, SIGHUP with running commands")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_lets_the_commands_save_their_state(tmp_path: Path, number: signal.Signals) -> None:
     small.write(tmp_path, checkpoints__ours__pretrain="--seconds 60", tasks__knn=None, tasks__linear__only=["r0"])
@@ -220,6 +221,7 @@ def test_a_signal_lets_the_commands_save_their_state(tmp_path: Path, number: sig
         assert len(small.records(tmp_path)) == 3
 
 
+@pytest.mark.fault("workers and signals", "study", "a second signal for a command that does not listen")
 def test_a_second_signal_ends_a_command_that_does_not_listen(tmp_path: Path) -> None:
     small.write(tmp_path, checkpoints__ours__pretrain="--seconds 60")
     deaf = small.TRAIN.replace("trap 'echo saved >>\"$runs/$name/saved\"; exit 143' TERM", "trap '' TERM INT")
@@ -256,6 +258,7 @@ def test_one_study_at_a_time(tmp_path: Path) -> None:
         process.communicate()
 
 
+@pytest.mark.fault("workers and signals", "study", "SIGKILL at random moments")
 def test_killed_at_random_moments_it_ends_in_the_same_records(tmp_path: Path) -> None:
     """SIGKILL of front and Snakemake leaves the commands alone; a crash of the machine ends all. In turn."""
     seed = random.randrange(10**6)
@@ -293,6 +296,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_records(tmp_path: Path) ->
     assert all((tmp_path / path).exists() for receipt in receipts.values() for path in receipt)
 
 
+@pytest.mark.fault("workers and signals", "study", "a start while a killed study's command still runs")
 def test_a_start_waits_for_the_command_of_a_killed_one(tmp_path: Path) -> None:
     small.write(tmp_path, checkpoints__ours__pretrain="--seconds 5")
     process = small.start(tmp_path, "--only", "pretrain/r0")
