@@ -77,3 +77,11 @@ def mmdet_tasks(path: Path) -> Grid:
     """Return what works of each task of mmdet, of a JSON-lines file of tests/benchmarks/bench_mmdet.py."""
     table = pd.read_json(path, lines=True).drop(columns="versions").drop_duplicates("task", keep="last")
     return Grid("mmdet_tasks", "Tasks of mmdet", [*map(str, table)], table.to_numpy().tolist(), align="l")
+
+
+def speed(path: Path) -> Grid:
+    """Return the ratios of the newest measurement in a JSON-lines file of tests/benchmarks/bench_mmdet.py."""
+    record = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
+    rows: list[list[Entry | str]] = [[name, f"{ratio:.2f}"] for name, ratio in record["ratios"].items()]
+    note = f"One run, medians of {record['rounds']} rounds, processor time on one thread, float32, fashion-fpn."
+    return Grid("mmdet_speed", "Speed of mmdet", ["", "ratio"], rows, [note])

@@ -114,6 +114,7 @@ def of_repository() -> dict[Path, str | None]:
     tables["converters"] = contents.converters(RESULTS / "converters.jsonl").markdown()
     tables["mmcv"] = contents.mmcv_operations(RESULTS / "mmcv_operations.jsonl").markdown()
     tables["mmdet_tasks"] = engines.mmdet_tasks(RESULTS / "benchmarks" / "mmdet_tasks.jsonl").markdown()
+    tables["mmdet_speed"] = engines.speed(RESULTS / "benchmarks" / "mmdet.jsonl").markdown()
     tables["engine_settings"] = engines.settings(RESULTS / "benchmarks" / "engines.json").markdown()
     wanted: dict[Path, str | None] = dict.fromkeys((RESULTS / "tables").glob("*.*"))
     wanted |= {RESULTS / "tables" / name: text for name, text in files.items()}
