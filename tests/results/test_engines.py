@@ -56,8 +56,7 @@ def test_fewer_than_three_pre_trainings_have_no_interval() -> None:
 def test_every_task_of_mmdet_has_a_title_and_a_row_of_what_works() -> None:
     assert {f"{task}-mmdet" for task in MMDET.names()} <= TASKS.keys()
     rows = mmdet_tasks(ROOT / "results" / "benchmarks" / "mmdet_tasks.jsonl").rows
-    others = {name for name in MMDET.names() if name.endswith("-2x")}  # those of 1x for longer
-    assert {*MMDET.names()} - others <= {row[0] for row in rows} <= {*MMDET.names()}
+    assert {row[0] for row in rows} == {*MMDET.names()}
     for _, builds, tensors, *works in rows:
         assert {builds, *works} == {"yes"}
         assert len({*str(tensors).split(" of ")}) == 1
