@@ -58,16 +58,18 @@ def environment(tmp_path: Path) -> Path:
     """An environment that setup.sh leaves alone, with this Python in it."""
     python = tmp_path / "environment" / "bin" / "python"
     python.parent.mkdir(parents=True)
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    refuse = 'case "$*" in *"-m pip"* | *install*) echo "would install" >&2; exit 9;; esac'
+    python.write_text(f'#!/bin/sh\n{refuse}\nexec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
-    files = (ROOT / name for name in ("pyproject.toml", "requirements-detectron2.txt", "setup.sh"))
-    wanted = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    detectron2 = "transfer/detection/requirements-detectron2.txt"
+    files = (ROOT / name for name in ("pyproject.toml", "constraints.txt", detectron2, "setup.sh"))
+    wanted = hashlib.sha256(b"".join(file.read_bytes() for file in files) + b"all cpu\n").hexdigest()
     (tmp_path / "environment" / ".unimoco-stamp").write_text(f"{ROOT} {wanted}\n")
     return tmp_path / "environment"
 
 
 def run_sh(*arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    given = os.environ | {"NPROC": "1", "OMP_NUM_THREADS": "1"} | variables
+    given = os.environ | {"NPROC": "1", "OMP_NUM_THREADS": "1", "TORCH": "cpu", "UNIMOCO_EXTRAS": "all"} | variables
     given.pop("PYTHONPATH", None)
     command = ["bash", str(ROOT / "pretrain" / "run.sh"), *arguments]
     return subprocess.run(command, cwd=folder, env=given, capture_output=True, text=True, timeout=300, check=False)
