@@ -162,8 +162,8 @@ class _UniCon(torch.autograd.Function):
             to_key = (scaled * k32).sum(1, keepdim=True)  # (N, 1)
             pos = _WeightedSum(-to_key, torch.ones_like(to_key), k32.clone())
             neg = _WeightedSum(torch.full_like(to_key, -torch.inf), torch.zeros_like(to_key), torch.zeros_like(k32))
-            if q.device.type == "cpu" and (bound := _bound(scaled, queue32)) <= EXPONENT / 2:
-                neg.fix(bound)
+            if q.device.type == "cpu" and _bound(scaled, queue32) <= EXPONENT / 2:
+                neg.fix()
             step = CHUNK.get(q.device.type, CHUNK["cpu"])
             for start in range(0, queue.shape[1], step):
                 columns = queue32[:, start : start + step]
@@ -237,14 +237,14 @@ class _WeightedSum:
         self.maximum, self.total, self.vectors = maximum, total, vectors  # (N, 1), (N, 1), (N, C)
         self.fixed = False
 
-    def fix(self, maximum: float) -> None:
-        """Scale by exp(-maximum) from now on, so that `add` need not look for one; nothing has been added yet."""
-        self.maximum, self.fixed = torch.full_like(self.maximum, maximum), True
+    def fix(self) -> None:
+        """Leave x as it is from now on: no exp of it overflows or vanishes; nothing has been added yet."""
+        self.maximum, self.fixed = torch.zeros_like(self.maximum), True
 
     def add(self, x: Tensor, columns: Tensor) -> None:
         """Add a block: x (N, block) is overwritten, -inf where an entry does not count; columns (C, block)."""
         if self.fixed:
-            weights = x.sub_(self.maximum).exp_()
+            weights = x.exp_()
             self.total += weights.sum(1, keepdim=True)
             self.vectors.addmm_(weights, columns.T)
             return

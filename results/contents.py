@@ -157,8 +157,9 @@ def benchmarks(path: Path) -> Grid:
     """Return the ratios of the newest benchmark of pre-training in a JSON-lines file."""
     record = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
     precision = "bf16" if record["bf16"] else "fp32"
+    cpu = f" ({record['cpu']})" if "cpu" in record else ""
     note = (
-        f"One run, medians of {record['rounds']} rounds, {record['threads']} CPU threads, {precision}, "
+        f"One run, medians of {record['rounds']} rounds, {record['threads']} CPU threads{cpu}, {precision}, "
         f"torch {record['versions']['torch']}, commit {str(record['git_commit'])[:8]}."
     )
     rows: list[list[Entry | str]] = [[name, f"{ratio:.2f}"] for name, ratio in record["ratios"].items()]
