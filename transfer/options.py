@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+from argparse import ArgumentTypeError
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import NonNegativeInt
 from tabulate import tabulate
 
 from common.cli import CommandParser
@@ -26,6 +26,14 @@ from transfer.tasks import Tasks
 RECORDS = Path("runs/records")  # of users; results/records is written by the study alone
 
 
+def seed(text: str | int) -> int:
+    """Return a seed: a plain int, as frameworks and files want it; raise an error for what is none."""
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise ArgumentTypeError(f"{value}: a seed must lie between 0 and 2**32 - 1")
+    return value
+
+
 def add_options(parser: ArgumentParser) -> None:
     """Add the options of every benchmark."""
     parser.add_argument(
@@ -35,7 +43,7 @@ def add_options(parser: ArgumentParser) -> None:
     add_reading_options(parser)
     parser.add_argument("--label", help="name of the checkpoint in tables; default: what it says of itself")
     parser.add_argument(
-        "--seeds", type=NonNegativeInt, nargs="+", default=[0],
+        "--seeds", type=seed, nargs="+", default=[0],
         help="seeds of the benchmark, one run each; they also initialise random weights that name no seed",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("runs/transfer"), help="folder of the run folders")
