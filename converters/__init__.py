@@ -5,8 +5,22 @@ backbone = read_backbone("checkpoint.pth")     # any format in converters/format
 network = backbone.build()                      # a torchvision-like ResNet with its weights
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 import common  # noqa: F401  says what is to be done where the environment is not active
-from converters.backbone import Backbone, Source, VerificationError
-from converters.sources import ReadOptions, backbone_state, read_backbone
+
+if TYPE_CHECKING:
+    from converters.backbone import Backbone, Source, VerificationError
+    from converters.sources import ReadOptions, backbone_state, read_backbone
 
 __all__ = ["Backbone", "ReadOptions", "Source", "VerificationError", "backbone_state", "read_backbone"]
+_PLACES = dict.fromkeys(("Backbone", "Source", "VerificationError"), "backbone")
+_PLACES |= dict.fromkeys(("ReadOptions", "backbone_state", "read_backbone"), "sources")
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: torch takes a second, and options are parsed without (PEP 562)."""
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)

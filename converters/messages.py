@@ -11,7 +11,10 @@ _SHOWN = 200  # characters of a name
 
 def literal(text: str | Path) -> str:
     """Return a string literal of both Python and YAML, which no character can end and no template language reads."""
-    return printable(json.dumps(str(text), ensure_ascii=False)).replace("{{", r"\x7b\x7b")
+    quoted = json.dumps(str(text), ensure_ascii=False)
+    # Not `printable`, which shows a byte that is not UTF-8 as the byte: a literal must give the name back.
+    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in quoted)
+    return "".join(escaped).replace("{{", r"\x7b\x7b")
 
 
 def shorten(names: list[str], limit: int = 4) -> str:

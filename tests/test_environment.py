@@ -140,7 +140,8 @@ def test_no_file_and_no_function_is_long() -> None:
     assert not long
 
 
-HELP = {"pretrain/train.py": "--optim.epochs", "results/study.py": "--only"}  # of commands that parse without torch
+# Commands that parse without torch, and one of their options.
+HELP = {"pretrain/train.py": "--optim.epochs", "converters/convert.py": "--verify", "results/study.py": "--only"}
 
 
 @pytest.mark.parametrize("command", HELP)

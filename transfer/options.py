@@ -19,7 +19,7 @@ from common.distributed import has_gpu
 from common.extras import how_to_install
 from common.run_folder import PACKAGES
 from common.surroundings import cores
-from converters.convert import add_reading_options
+from converters.options import add_reading_options
 from transfer.changes import differences, flat
 from transfer.tasks import Tasks
 

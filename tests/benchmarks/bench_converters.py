@@ -23,14 +23,14 @@ from tests.converters.samples import SAMPLES, write
 
 ACTS = {
     "torch.load + torch.save": "torch.save(torch.load(path, weights_only=True), out + '.pth')",
-    "to detectron2": "convert.convert(path, 'detectron2', out + '.pkl', check='no')",
-    "to OpenMMLab": "convert.convert(path, 'openmmlab', out + '.pth', check='no')",
-    "to torchvision": "convert.convert(path, 'torchvision', out + '.pth', check='no')",
-    "to timm": "convert.convert(path, 'timm', out + '.safetensors', check='no')",
+    "to detectron2": "conversion.convert(path, 'detectron2', out + '.pkl', check='no')",
+    "to OpenMMLab": "conversion.convert(path, 'openmmlab', out + '.pth', check='no')",
+    "to torchvision": "conversion.convert(path, 'torchvision', out + '.pth', check='no')",
+    "to timm": "conversion.convert(path, 'timm', out + '.safetensors', check='no')",
 }
 CHILD = """
 import json, re, sys, time, torch, torchvision, timm
-from converters import arch, convert
+from converters import arch, conversion
 path, out = sys.argv[1:]
 arch.expected("resnet50"), convert.TARGETS["timm"].builds("resnet50")  # both cached, and no part of the file's cost
 def memory(field):

@@ -11,7 +11,10 @@ import torch
 import torchvision
 
 from converters import convert as entry
-from converters.convert import main, staging
+from converters import targets
+from converters.conversion import staging
+from converters.convert import main
+from converters.options import TARGETS
 from tests.converters.documentation import PAGE, documented
 
 ROOT = Path(entry.__file__).parents[1]
@@ -164,7 +167,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
 def test_a_framework_that_is_not_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(entry, "installed", lambda target: False)
+    monkeypatch.setattr("converters.conversion.installed", lambda target: False)
     out = ["--to", "detectron2", "--out", str(tmp_path / "x.pkl")]
     assert main(["random:resnet18", *out, "--verify", "yes"]) == 2
     assert "--verify yes: detectron2 is not installed; bash setup.sh installs it" in capsys.readouterr().err
@@ -175,8 +178,6 @@ def test_a_framework_that_is_not_installed(
 def test_a_file_that_fails_verification_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from converters import targets
-
     write = targets.torch.save
     monkeypatch.setattr(targets.torch, "save", lambda c, f: write(c | {"bn1.bias": c["bn1.bias"] + 1}, f))
     assert main(["random:resnet18", "--to", "torchvision", "--out", str(tmp_path / "x.pth")]) == 1
@@ -227,3 +228,7 @@ def test_help_explains_every_option() -> None:
         "overwrite files",
     ):  # fmt: skip
         assert words in text
+
+
+def test_the_targets_of_the_options_are_those_there_are() -> None:
+    assert tuple(targets.TARGETS) == TARGETS

@@ -18,14 +18,14 @@ SCRIPT = """
 import json, os, sys
 from pathlib import Path
 import converters
-from converters import convert, verify
+from converters import conversion, verify
 target, arch, folder, breakages, snippet = *sys.argv[1:3], Path(sys.argv[3]), json.loads(sys.argv[4]), sys.argv[5]
 suffix = {"detectron2": (".pkl", ".yaml"), "openmmlab": (".pth", ".py")}[target]
 folder.mkdir()
 path = folder / f"checkpoint.{target}{suffix[0]}"
-done = convert.convert(f"random:{arch}", target, str(path), check="yes")
+done = conversion.convert(f"random:{arch}", target, str(path), check="yes")
 found = {"checks": [[c.model, c.tensors, c.convs, c.norms, max(c.deltas.values())] for c in done.checks]}
-other = convert.convert("random:resnext50_32x4d", target, str(folder / f"next{suffix[0]}"), check="yes")
+other = conversion.convert("random:resnext50_32x4d", target, str(folder / f"next{suffix[0]}"), check="yes")
 found["resnext"] = [[c.model, c.tensors] for c in other.checks]
 os.chdir(folder)
 Path("your_config.py").write_text("model = dict(backbone=dict(type='ResNet', depth=18))")
@@ -54,7 +54,7 @@ from mmseg.models.backbones.resnet import Bottleneck
 from mmseg.models.utils import ResLayer
 for prefix in ("", "backbone."):
     path = folder / f"shared{prefix}.pth"
-    done = convert.convert(f"random:{arch}", target, str(path), prefix=prefix, check="yes")
+    done = conversion.convert(f"random:{arch}", target, str(path), prefix=prefix, check="yes")
     head = BaseModule(Config.fromfile(path.with_suffix(".py")).shared_head.init_cfg)
     head.add_module("layer4", ResLayer(Bottleneck, 1024, 512, 3, stride=2))
     head.init_weights()

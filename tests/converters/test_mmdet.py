@@ -13,12 +13,12 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 import converters
-from converters import convert, verify
+from converters import conversion, verify
 folder, breakages = Path(sys.argv[1]), json.loads(sys.argv[2])
-convert.convert("random:resnet18", "openmmlab", str(folder / "mmseg.pth"), check="yes")  # they may share a process
+conversion.convert("random:resnet18", "openmmlab", str(folder / "mmseg.pth"), check="yes")  # they may share a process
 found = {}
 for arch in ("resnet18", "resnext50_32x4d", "resnet50d", "resnet50"):
-    done = convert.convert(f"random:{arch}", "mmdet", str(folder / f"{arch}.pth"), check="yes")
+    done = conversion.convert(f"random:{arch}", "mmdet", str(folder / f"{arch}.pth"), check="yes")
     found[arch] = [[c.model, c.tensors, c.convs, c.norms, max(c.deltas.values())] for c in done.checks]
 settings = folder / "resnet50.py"
 for config in ("retinanet/retinanet_r50_fpn_1x_coco.py", "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py"):

@@ -31,7 +31,7 @@ NAMES = (
 SCRIPT = """
 import json, os, sys
 from pathlib import Path
-from converters import convert
+from converters import conversion
 target, suffix, names = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 from converters import verify
 image = verify.photograph(32)
@@ -40,7 +40,7 @@ for name in names:
     for path in (Path(f"n-{name}{suffix}"), Path(f"f-{name}") / f"x{suffix}"):
         path.parent.mkdir(exist_ok=True)
         loads = target != "detectron2" or "\\n" not in name  # detectron2 removes line breaks from a path
-        done = convert.convert("random:resnet18", target, str(path), check="yes" if loads else "no")
+        done = conversion.convert("random:resnet18", target, str(path), check="yes" if loads else "no")
         assert path.is_file(), name
         lines = str(done).splitlines()
         assert all(line.isprintable() for line in lines), lines

@@ -34,20 +34,20 @@ def test_permissions_follow_the_umask(target: str, mask: int, tmp_path: Path) ->
     assert set(modes.values()) == {0o666 & ~mask}, modes
 
 
-# Stops at a moment of the conversion: at a function of converters.convert, which then waits.
+# Stops at a moment of the conversion: at a function of converters.conversion, which then waits.
 WAITS = """
 import sys, time
 from pathlib import Path
-from converters import convert
+from converters import conversion, convert
 moment, *arguments = sys.argv[1:]
-function = getattr(convert, moment)
+function = getattr(conversion, moment)
 def wait(*args, **settings):
     result = function(*args, **settings)
     Path("waiting").touch()
     for _ in range(300):
         time.sleep(0.1 if not Path("go").exists() else 0)
     return result
-setattr(convert, moment, wait)
+setattr(conversion, moment, wait)
 sys.exit(convert.main(arguments))
 """
 
