@@ -32,9 +32,11 @@ def fetch(root: str | Path) -> None:
     """Complete the files in ROOT/FashionMNIST/raw: packed ones there, then those of Debian's package, then a download.
 
     Raises:
-        ValueError: the download failed; says where files put there by hand are looked for.
+        ValueError: neither ROOT nor its parent exists; or the download failed, which says where files put there by hand are looked for.
     """
     raw = Path(root, "FashionMNIST", "raw")
+    if not Path(root).absolute().parent.is_dir():
+        raise ValueError(f"no Fashion-MNIST in {root}: there is no such folder")
     for name in _missing(raw):
         packed = next((p for p in (raw / f"{name}.gz", DEBIAN / f"{name}.gz") if p.is_file()), None)
         if packed is None:

@@ -56,3 +56,9 @@ def test_a_failed_download_says_where_to_put_the_files(tmp_path: Path, monkeypat
     with pytest.raises(ValueError, match=rf"(?s)no Fashion-MNIST in {raw}, and its download failed .*: put train"):
         fashion_mnist.load(tmp_path, "train")
     assert [*raw.iterdir()] == []
+
+
+def test_a_mistyped_folder_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"no Fashion-MNIST in {tmp_path}/no/such: there is no such folder"):
+        fashion_mnist.load(tmp_path / "no" / "such", "train")
+    assert [*tmp_path.iterdir()] == []

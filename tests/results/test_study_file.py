@@ -128,7 +128,7 @@ def test_no_yaml_is_a_mistake(tmp_path: Path) -> None:
         (["--study", "small.yaml", "--path", "data"], "--path data: must be KEY=VALUE"),
         (["--study", "small.yaml", "--slurm", "gpu"], "--slurm gpu: must be KEY=VALUE"),
         (["--study", "dask"], "--study dask: no such study or file; did you mean desk?"),
-        (["--study", "smal.yaml"], "--study smal.yaml: no such study or file; there are desk, paper"),
+        (["--study", "smal.yaml"], "--study smal.yaml: no such study or file; there are desk, engines, paper"),
         (["--study", "small.yaml", "--only", "knm"], "--only knm: matches no job of small; did you mean knn?"),
         (["--study", "small.yaml", "--path", "imagnet=/x"], "--path imagnet: unknown"),
         (["--study", "small.yaml", "--launcher", "slum"], "argument --launcher: invalid choice: 'slum'"),
