@@ -32,8 +32,8 @@ def fetch(root: str | Path) -> None:
     """Complete the files in ROOT/FashionMNIST/raw: packed ones there, then those of Debian's package, then a download.
 
     Raises:
-        ValueError: neither ROOT nor its parent exists; or the download failed: it says where files put there by hand are
-            looked for.
+        ValueError: neither ROOT nor its parent exists; or the download failed: it says where files are to be
+            put by hand.
     """
     raw = Path(root, "FashionMNIST", "raw")
     if not Path(root).absolute().parent.is_dir():
