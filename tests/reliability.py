@@ -116,7 +116,7 @@ def rows(tests: dict[str, tuple[Iterable[Sequence[str]], str]]) -> list[Row]:
     """Return the rows of the page, in its order, from faults and outcome by test id."""
     counts: dict[tuple[Fault, str, str], Counter[str]] = defaultdict(Counter)
     for test, (tried, outcome) in tests.items():
-        file, function = test.split("[")[0].split("::")
+        file, _, function = test.split("[")[0].partition("::")  # of a class: CLASS::test
         for fault in tried:
             counts[Fault(*fault), file, function][outcome] += 1
     order = {key: (KINDS.index(key[0].kind), COMMANDS.index(key[0].command), key[0].tried, *key[1:]) for key in counts}
