@@ -9,6 +9,7 @@ from typing import Any
 from jsonargparse import Namespace
 from mmengine.config import Config
 
+from converters import Backbone
 from transfer.changes import changed
 from transfer.openmmlab.config import (
     by_option,
@@ -48,6 +49,7 @@ class Framework:
     """What differs between mmseg and mmdet when a task is resolved.
 
     Attributes:
+        read: reads the config of a task by name, or a user's by path.
         fit: sets the backbone's network and the input widths of the heads in a config.
         check: raises a ValueError for settings that the framework accepts but fails on.
         recorded: returns what the metrics depend on, from a config and its images per step.
@@ -56,47 +58,44 @@ class Framework:
         optional: keys that a config need not have and `check` checks, by the dict that holds them.
     """
 
+    read: Callable[[str], Config]
     fit: Callable[[Config, ModelBackbone], None]
     check: Callable[[Config], None]
     recorded: Callable[[Config, int], dict[str, Any]]
     title: Callable[[Config, int, bool, Sequence[str]], str]
     optional: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
+    def resolve(self, options: Namespace, backbone: Backbone, kind: str, processes: int) -> Resolved:
+        """Resolve a task; --cfg-options are applied last.
 
-def resolve_config(
-    cfg: Config, weights: ModelBackbone, framework: Framework, options: Namespace, kind: str, processes: int
-) -> Resolved:
-    """Resolve a task's config; --cfg-options are applied last.
+        Args:
+            options: of the command.
+            backbone: what is measured; its network replaces the task's.
+            kind: "cuda" or "cpu".
+            processes: how many train together.
 
-    Args:
-        cfg: as the task states it.
-        weights: of the backbone; its network replaces the task's.
-        framework: mmseg or mmdet.
-        options: of the command.
-        kind: "cuda" or "cpu".
-        processes: how many train together.
-
-    Raises:
-        ValueError: a wrong option, or a model that cannot hold the backbone.
-    """
-    with name_source(f"--task {options.task}"):
-        framework.fit(cfg, weights)
-        framework.check(cfg)
-        changes = [rescale(cfg, processes, options.batch, options.accumulate, not options.no_scale)]
-    own_statistics = processes > 1 and kind == "cpu"
-    if processes == 1 or own_statistics:
-        count = replace_sync_batch_norm(cfg.model)
-        reason = "it needs a GPU; each process has its own statistics" if own_statistics else "one process"
-        changes.append(f"BN replaces SyncBN ({count} settings): {reason}")
-    if options.amp:  # evaluation stays in float32
-        cfg.optim_wrapper.type = "AmpOptimWrapper" if kind == "cuda" else "CpuAmpOptimWrapper"
-    limit_workers(cfg)
-    before = framework.recorded(cfg, step_batch(cfg, processes))
-    apply(cfg, options.cfg_options, framework.optional)
-    with name_source(f"--cfg-options {' '.join(options.cfg_options)}"):
-        framework.check(cfg)
-        weights.check(cfg)
-        batch = step_batch(cfg, processes)
-        config = framework.recorded(cfg, batch)
-        title = framework.title(cfg, batch, own_statistics, changed(by_option(before), by_option(config)))
-    return Resolved(cfg, weights, batch, tuple(changes), config, title)
+        Raises:
+            ValueError: no such task, a wrong option, or a model that cannot hold the backbone.
+        """
+        cfg, weights = self.read(options.task), ModelBackbone.of(backbone)
+        with name_source(f"--task {options.task}"):
+            self.fit(cfg, weights)
+            self.check(cfg)
+            changes = [rescale(cfg, processes, options.batch, options.accumulate, not options.no_scale)]
+        own_statistics = processes > 1 and kind == "cpu"
+        if processes == 1 or own_statistics:
+            count = replace_sync_batch_norm(cfg.model)
+            reason = "it needs a GPU; each process has its own statistics" if own_statistics else "one process"
+            changes.append(f"BN replaces SyncBN ({count} settings): {reason}")
+        if options.amp:  # evaluation stays in float32
+            cfg.optim_wrapper.type = "AmpOptimWrapper" if kind == "cuda" else "CpuAmpOptimWrapper"
+        limit_workers(cfg)
+        before = self.recorded(cfg, step_batch(cfg, processes))
+        apply(cfg, options.cfg_options, self.optional)
+        with name_source(f"--cfg-options {' '.join(options.cfg_options)}"):
+            self.check(cfg)
+            weights.check(cfg)
+            batch = step_batch(cfg, processes)
+            config = self.recorded(cfg, batch)
+            title = self.title(cfg, batch, own_statistics, changed(by_option(before), by_option(config)))
+        return Resolved(cfg, weights, batch, tuple(changes), config, title)

@@ -1,9 +1,12 @@
-"""Train and evaluate one run with mmengine, or resume it."""
+"""A run of mmengine: find its data, train and evaluate it, or resume it."""
 
 from __future__ import annotations
 
+import copy
 import pickle
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,30 +18,69 @@ from mmengine.runner.checkpoint import get_torch_safe_globals
 from torch import nn
 
 from common.cli import StopRequest
-from common.distributed import barrier, rank
+from common.distributed import barrier, on_first_rank, rank
 from common.files import write_text
 from common.run_folder import RunFolder
 from transfer.benchmark import Metrics, Run
 from transfer.openmmlab.hooks import BackboneHook, MetricsHook, ResumeHook, StopHook
 from transfer.openmmlab.quiet import quiet
+from transfer.openmmlab.resolve import Resolved
 from transfer.openmmlab.trainer import build_runner
-from transfer.openmmlab.weights import ModelBackbone
 from transfer.options import should_resume
 
 POINTER = "last_checkpoint"  # mmengine writes the newest checkpoint's path to it once that is complete
 
 
+Find = Callable[[Config, Path], None]  # sets the folders of a config's data, below --data-root
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedRun(Run):
+    """A run and its resolved task."""
+
+    resolved: Resolved
+
+
+def with_data(run: ResolvedRun, find: Find, root: Path) -> Config:
+    """Return a copy of a run's config with its data found, in one process.
+
+    Raises:
+        ValueError: names what is missing and where to get it.
+    """
+    cfg = copy.deepcopy(run.resolved.cfg)
+    find(cfg, root)
+    return cfg
+
+
+def with_data_on_all(run: ResolvedRun, find: Find, root: Path) -> Config:
+    """Return a copy of a run's config with its data found, on every rank; the first goes ahead: it may make the scenes.
+
+    Raises:
+        ValueError: names what is missing and where to get it.
+    """
+    cfg = copy.deepcopy(run.resolved.cfg)
+    on_first_rank(partial(find, cfg, root))
+    if rank():
+        find(cfg, root)
+    return cfg
+
+
+def announce(run: ResolvedRun, images: int, tested: int) -> None:
+    """Print what is trained, what was changed in the task and the numbers of images, on the first rank."""
+    if rank() == 0:
+        print("\n".join([f"{run.task} seed {run.seed}: {run.title}", *run.resolved.changes]))
+        print(f"{images} training images, {tested} test images", flush=True)
+
+
 def train(
-    run: Run, cfg: Config, weights: ModelBackbone, changes: Sequence[str], images: int, options: Namespace,
-    hooks: Sequence[Hook] = (), check_model: Callable[[nn.Module], None] | None = None,
+    run: ResolvedRun, cfg: Config, images: int, options: Namespace, hooks: Sequence[Hook] = (),
+    check_model: Callable[[nn.Module], None] | None = None,
 ) -> tuple[Runner, Metrics, dict[str, float]]:  # fmt: skip
     """Train and evaluate a run, or only evaluate; leave its checkpoints and metrics in the run folder.
 
     Args:
         run: planned.
-        cfg: resolved, with its data found.
-        weights: of the backbone.
-        changes: what was changed in the task, for changes.txt.
+        cfg: of the run, with its data found.
         images: number of training images.
         options: holds `resume`, `eval_only`, `force` and `records`.
         hooks: of the framework, besides the shared ones.
@@ -67,10 +109,10 @@ def train(
             clear_folder(run)
         batch = cfg.train_dataloader.batch_size * runner.world_size
         written = MetricsHook(folder, cfg.default_hooks.logger.interval, done, batch / images, run.headline)
-        for hook in (BackboneHook(weights), ResumeHook(earlier), written, *hooks):
+        for hook in (BackboneHook(run.resolved.weights), ResumeHook(earlier), written, *hooks):
             runner.register_hook(hook)
         if rank() == 0:
-            write_text(run.folder / "changes.txt", "\n".join(changes) + "\n")
+            write_text(run.folder / "changes.txt", "\n".join(run.resolved.changes) + "\n")
         folder.start(run.config, next(runner.model.parameters()).device, done, packages=run.packages)
         try:
             if options.eval_only or done >= runner.max_iters:

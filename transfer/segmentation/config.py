@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-from jsonargparse import Namespace
 from mmengine.config import Config
 
-from converters import Backbone
 from transfer.openmmlab.config import read_config, recorded
-from transfer.openmmlab.resolve import Framework, Resolved, resolve_config
+from transfer.openmmlab.resolve import Framework
 from transfer.openmmlab.weights import ModelBackbone
 from transfer.segmentation import overrides
 from transfer.segmentation.title import compose_title
 from transfer.tasks import SEGMENTATION
-
-
-def resolve(options: Namespace, backbone: Backbone, kind: str, processes: int) -> Resolved:
-    """Resolve a task; --cfg-options are applied last.
-
-    Args:
-        options: of the command.
-        backbone: what is measured; its network replaces the task's.
-        kind: "cuda" or "cpu".
-        processes: how many train together.
-
-    Raises:
-        ValueError: no such task, a wrong option, or a model that cannot hold the backbone.
-    """
-    mmseg = Framework(fit_heads, overrides.check, recorded, compose_title, overrides.OPTIONAL)
-    return resolve_config(read_task(options.task), ModelBackbone.of(backbone), mmseg, options, kind, processes)
 
 
 def read_task(task: str) -> Config:
@@ -55,3 +37,6 @@ def fit_heads(cfg: Config, weights: ModelBackbone) -> None:
             index = cfg.model[head].in_index
             widths = weights.widths
             cfg.model[head].in_channels = widths[index] if isinstance(index, int) else [widths[i] for i in index]
+
+
+resolve = Framework(read_task, fit_heads, overrides.check, recorded, compose_title, overrides.OPTIONAL).resolve

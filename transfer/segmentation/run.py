@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +10,12 @@ import numpy as np
 from jsonargparse import Namespace
 from mmseg.utils import register_all_modules
 
-from common.distributed import on_first_rank, rank
-from transfer.benchmark import Measurement, Run, read_backbone
+from transfer.benchmark import Measurement, read_backbone
 from transfer.learning_curve import save_learning_curve
 from transfer.openmmlab.config import LOADERS
 from transfer.openmmlab.hooks import SampleHook
 from transfer.openmmlab.quiet import quiet
-from transfer.openmmlab.resolve import Resolved
-from transfer.openmmlab.run import train
+from transfer.openmmlab.run import ResolvedRun, announce, train, with_data, with_data_on_all
 from transfer.segmentation import evaluation, pictures, plan
 from transfer.segmentation.config import read_task, resolve
 from transfer.segmentation.data import count_images, find_data, list_parts
@@ -32,10 +28,8 @@ PACKAGES = ("onedl-mmcv", "onedl-mmengine", "onedl-mmsegmentation")  # whose ver
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentationRun(Run):
+class SegmentationRun(ResolvedRun):
     """A run and its resolved task."""
-
-    resolved: Resolved
 
     def takes(self) -> dict[str, Any]:
         """Return what training takes."""
@@ -65,9 +59,7 @@ def check_run(run: SegmentationRun, root: Path) -> str:
     Raises:
         ValueError: names the file that is wrong, and the fix.
     """
-    cfg = copy.deepcopy(run.resolved.cfg)
-    find_data(cfg, root)
-    return check_data(cfg)
+    return check_data(with_data(run, find_data, root))
 
 
 def measure_run(run: SegmentationRun, root: Path, options: Namespace) -> Measurement:
@@ -81,17 +73,11 @@ def measure_run(run: SegmentationRun, root: Path, options: Namespace) -> Measure
     Raises:
         ValueError: a user's mistake.
     """
-    cfg = copy.deepcopy(run.resolved.cfg)
-    on_first_rank(partial(find_data, cfg, root))  # alone, because it may make the scenes
-    if rank():
-        find_data(cfg, root)
+    cfg = with_data_on_all(run, find_data, root)
     images, tested = count_images(cfg, *(list_parts(cfg, name) for name in LOADERS[:2]))
-    if rank() == 0:
-        print("\n".join([f"{run.task} seed {run.seed}: {run.title}", *run.resolved.changes]))
-        print(f"{images} training images, {tested} test images", flush=True)
+    announce(run, images, tested)
     shown = SampleHook(take_sample)
-    resolved = run.resolved
-    runner, metrics, cost = train(run, cfg, resolved.weights, resolved.changes, images, options, [shown])
+    runner, metrics, cost = train(run, cfg, images, options, [shown])
     metainfo, own = runner.val_dataloader.dataset.metainfo, cfg.get("own") or {}
     return Measurement(
         metrics, cost, draw=lambda: draw_pictures(run.folder, shown, metainfo),

@@ -5,39 +5,21 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from jsonargparse import Namespace
 from mmengine.config import Config
 
-from converters import Backbone
 from converters.targets import mmdet_has_c4
 from transfer.changes import flat
 from transfer.detection.mmdet_engine import OPERATIONS
 from transfer.detection.mmdet_engine.title import compose_title
 from transfer.openmmlab import overrides
 from transfer.openmmlab.config import LOADERS, datasets, read_config, recorded, reference_processes
-from transfer.openmmlab.resolve import Framework, Resolved, resolve_config
+from transfer.openmmlab.resolve import Framework
 from transfer.openmmlab.weights import ModelBackbone
 from transfer.tasks import MMDET
 
 # Type of the test set -> evaluator; other types are refused, because nothing here checks and scores them.
 EVALUATORS = {"CocoDataset": "CocoAP", "VOCDataset": "VocAP", "CityscapesInstances": "CityscapesAP"}
 KINDS = ("bbox", "segm")
-
-
-def resolve(options: Namespace, backbone: Backbone, kind: str, processes: int) -> Resolved:
-    """Resolve a task; --cfg-options are applied last.
-
-    Args:
-        options: of the command.
-        backbone: what is measured; its network replaces the task's.
-        kind: "cuda" or "cpu".
-        processes: how many train together.
-
-    Raises:
-        ValueError: no such task, a wrong option, or a model that cannot hold the backbone.
-    """
-    mmdet = Framework(fit_detector, check, record, compose_title)
-    return resolve_config(read_task(options.task), ModelBackbone.of(backbone), mmdet, options, kind, processes)
 
 
 def read_task(task: str) -> Config:
@@ -165,3 +147,6 @@ def detection_limit(cfg: Config) -> int:
     """Return the most detections per image."""
     test = cfg.model.get("test_cfg") or {}
     return int((test.get("rcnn") or test).get("max_per_img", 100))
+
+
+resolve = Framework(read_task, fit_detector, check, record, compose_title).resolve

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,9 +10,8 @@ from typing import Any
 from jsonargparse import Namespace
 from mmdet.utils import register_all_modules
 
-from common.distributed import on_first_rank, rank
 from common.openmmlab import check_operations
-from transfer.benchmark import Measurement, Run, read_backbone
+from transfer.benchmark import Measurement, read_backbone
 from transfer.detection.engine import Engine
 from transfer.detection.mmdet_engine import cityscapes, evaluation, heads, plan
 from transfer.detection.mmdet_engine.config import read_task, resolve
@@ -24,18 +22,15 @@ from transfer.openmmlab.config import LOADERS
 from transfer.openmmlab.devices import choose_devices
 from transfer.openmmlab.hooks import SampleHook
 from transfer.openmmlab.quiet import quiet
-from transfer.openmmlab.resolve import Resolved
-from transfer.openmmlab.run import train
+from transfer.openmmlab.run import ResolvedRun, announce, train, with_data, with_data_on_all
 from transfer.tasks import MMDET
 
 PACKAGES = ("mmdet", "onedl-mmcv", "onedl-mmengine", "faster-coco-eval", "pycocotools")  # whose versions are recorded
 
 
 @dataclass(frozen=True, kw_only=True)
-class MmdetRun(Run):
+class MmdetRun(ResolvedRun):
     """A run and its resolved task."""
-
-    resolved: Resolved
 
     def takes(self) -> dict[str, Any]:
         """Return what training takes."""
@@ -66,9 +61,7 @@ def check_run(run: MmdetRun, root: Path) -> str:
     Raises:
         ValueError: names the file that is wrong, and the fix.
     """
-    cfg = copy.deepcopy(run.resolved.cfg)
-    find_data(cfg, root)
-    return check_data(cfg)
+    return check_data(with_data(run, find_data, root))
 
 
 def measure_run(run: MmdetRun, root: Path, options: Namespace) -> Measurement:
@@ -82,17 +75,12 @@ def measure_run(run: MmdetRun, root: Path, options: Namespace) -> Measurement:
     Raises:
         ValueError: a user's mistake.
     """
-    cfg, resolved = copy.deepcopy(run.resolved.cfg), run.resolved
-    on_first_rank(partial(find_data, cfg, root))  # alone, because it may make the scenes
-    if rank():
-        find_data(cfg, root)
+    cfg = with_data_on_all(run, find_data, root)
     parts = [list_parts(cfg, name) for name in LOADERS[:2]]
     images, tested = count_images(cfg, *parts)
-    if rank() == 0:
-        print("\n".join([f"{run.task} seed {run.seed}: {run.title}", *resolved.changes]))
-        print(f"{images} training images, {tested} test images", flush=True)
+    announce(run, images, tested)
     shown = SampleHook(take_sample)
-    _, metrics, cost = train(run, cfg, resolved.weights, resolved.changes, images, options, [shown], check_operations)
+    _, metrics, cost = train(run, cfg, images, options, [shown], check_operations)
     classes = parts[1][0].classes
     draw = partial(draw_pictures, run.folder, shown.samples, classes, run.headline)
     return Measurement(metrics, cost, draw=draw)
