@@ -73,13 +73,13 @@ install() {
 install_packages() {
     local stamp="$1/.unimoco-stamp" wanted project=. index began=$SECONDS
     supported "$python" || fail "$1 is not an environment of Python 3.11, 3.12 or 3.13; conda env create -f environment.yml makes one"
-    index="$(torch_index)"
-    wanted="$PWD $({ cat pyproject.toml constraints.txt "$detectron2" setup.sh; echo "$extras $index"; } | sha256sum | cut -c1-64)"
+    wanted="$PWD $({ cat pyproject.toml constraints.txt "$detectron2" setup.sh; echo "$extras ${TORCH:-}"; } | sha256sum | cut -c1-64)"
     [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] || return 0
     if [ "$(cut -d' ' -f2 "$stamp" 2>/dev/null)" = "${wanted##* }" ]; then
         say "$1 has every package; pointing it at $PWD"
         install --no-deps --editable .
     else
+        index="$(torch_index)"
         say "1/3 torch into $1 (${TORCH:+TORCH=$TORCH; }some GB and minutes; TORCH=cpu is the small one)"
         install ${index:+--extra-index-url "https://download.pytorch.org/whl/$index"} -c constraints.txt torch torchvision
         [ "$extras" = core ] || project=".[$extras]"

@@ -21,6 +21,5 @@ def how_to_install(package: str) -> str:
 def require(package: str, command: str = "") -> None:
     """Raise a ValueError that names the command to install a package, by default its extra's, where it is missing."""
     if importlib.util.find_spec(package) is None:
-        raise ValueError(
-            f"{package} is not installed: {(command and f'{command} installs it') or how_to_install(package)}"
-        )
+        how = f"{command} installs it" if command else how_to_install(package)
+        raise ValueError(f"{package} is not installed: {how}")
