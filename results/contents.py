@@ -13,7 +13,7 @@ from results.engines import side_by_side
 from results.frame import CONFIG, columns, headlines, titles, usual
 from results.grid import KEYS, MISSING, Entry, Grid
 from results.own import data_sets, is_own
-from results.record import slug
+from results.record import newest, slug
 from results.registry import METRICS, PAPER_TITLES, SUMMARY, TABLES, TASKS, task_title
 from results.stats import LEVEL, MIN_PRETRAININGS
 
@@ -155,7 +155,7 @@ def published_results(papers: pd.DataFrame) -> Grid:
 
 def benchmarks(path: Path) -> Grid:
     """Return the ratios of the newest benchmark of pre-training in a JSON-lines file."""
-    record = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
+    record = newest(path)
     precision = "bf16" if record["bf16"] else "fp32"
     cpu = f" ({record['cpu']})" if "cpu" in record else ""
     note = (
@@ -203,7 +203,7 @@ def task_plans(path: Path) -> Grid:
 
 def gpu_steps(path: Path) -> Grid:
     """Return launches, host time and memory of a step, from the newest record of tests/benchmarks/bench_gpu.py."""
-    record = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
+    record = newest(path)
     grid = Grid("gpu", "Steps on a GPU", ["ResNet-50, 224 px, bf16", "launches", "host, ms", "GiB", "step, ms"], [])
     for name, row in record["cases"].items():
         graphs = row["ran_as"] == "CUDA graphs"  # their memory is a pool of its own

@@ -9,6 +9,7 @@ import pandas as pd
 
 from results.frame import titles, usual
 from results.grid import MISSING, Entry, Grid
+from results.record import newest
 from results.registry import METRICS, TASKS, task_title
 from results.stats import MIN_PRETRAININGS, paired_interval
 
@@ -81,7 +82,7 @@ def mmdet_tasks(path: Path) -> Grid:
 
 def speed(path: Path) -> Grid:
     """Return the ratios of the newest measurement in a JSON-lines file of tests/benchmarks/bench_mmdet.py."""
-    record = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
+    record = newest(path)
     rows: list[list[Entry | str]] = [[name, f"{ratio:.2f}"] for name, ratio in record["ratios"].items()]
     note = f"One run, medians of {record['rounds']} rounds, processor time on one thread, float32, fashion-fpn."
     return Grid("mmdet_speed", "Speed of mmdet", ["", "ratio"], rows, [note])

@@ -201,22 +201,30 @@ class Grid:
         return str(table.to_csv(index=False, lineterminator="\n", float_format="%.4f"))
 
 
+def per_image(file: str, metric: str) -> np.ndarray | None:
+    """Return a metric of each test image, (N,), from the file of a record; None where it has no such values.
+
+    Raises:
+        ValueError: the file is broken; the message names it.
+    """
+    try:
+        with np.load(file) as content:
+            return np.asarray(content[metric]) if metric in content else None
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{file}: not the values of a record: {error}") from error
+
+
 def over_images(first: Entry, second: Entry) -> Interval | None:
     """Return the bootstrap over test images of two single measurements; None where one has no values per image.
 
     Raises:
         ValueError: a file is broken, or the measurements are of different images; the message names the files.
     """
-    arrays = []
-    for entry in (first, second):
-        if entry.per_image:
-            try:
-                with np.load(entry.per_image) as content:
-                    arrays += [content[entry.key[-1]]] if entry.key[-1] in content else []
-            except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-                raise ValueError(f"{entry.per_image}: not the values of a record: {error}") from error
+    one, other = (per_image(entry.per_image, entry.key[-1]) if entry.per_image else None for entry in (first, second))
+    if one is None or other is None:
+        return None
     try:
-        return paired_bootstrap(*arrays) if len(arrays) == 2 else None
+        return paired_bootstrap(one, other)
     except ValueError as error:
         raise ValueError(f"{first.per_image}, {second.per_image}: {error}") from error
 

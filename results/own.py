@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from results.frame import columns, titles
-from results.grid import markdown_escaped
+from results.grid import markdown_escaped, per_image
 from results.registry import METRICS, task_title
 from results.verdict import Measured, judge
 
@@ -73,12 +73,10 @@ def _per_image(files: pd.Series, metric: str) -> np.ndarray | None:
     """Return the metric of each test image, the mean over all runs, (N,); None where a run has no such values."""
     arrays = []
     for file in files:
-        if not file or not Path(file).is_file():
+        values = per_image(file, metric) if Path(file).is_file() else None
+        if values is None:
             return None
-        with np.load(file) as content:
-            if metric not in content:
-                return None
-            arrays.append(content[metric].astype(float))
+        arrays.append(values.astype(float))
     if len({array.shape for array in arrays}) > 1:
         raise ValueError(f"{files.iloc[0]}: the runs of one config have values of different test images")
     return np.asarray(np.mean(arrays, 0))

@@ -162,6 +162,12 @@ def read_all(folder: Path) -> list[Record]:
     return records
 
 
+def newest(path: Path) -> dict[str, Any]:
+    """Return the last entry of a JSON-lines file, to which a benchmark adds."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
+    return content
+
+
 def slug(text: str) -> str:
     """Return an identity as a file name, with a hash of it where more than colons had to be replaced."""
     text = text.replace(":", "-")
