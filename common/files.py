@@ -154,6 +154,11 @@ def _locked(path: Path, folder: Path, advice: str) -> IO[str]:
         file.close()  # its last holder has removed it meanwhile
 
 
+def short_hash(content: bytes) -> str:
+    """Return a hash of 64 bits, in hexadecimal, by which contents are told apart."""
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
 def sha256(path: Path) -> str:
     """Return the sha256 of a file, read in pieces."""
     with path.open("rb") as file:

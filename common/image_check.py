@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import warnings
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import PIL.Image
 
+from common.files import short_hash
 from common.images import ImageSet, decode
 from common.scan import WrongFilesError, scan_files
 
@@ -77,7 +77,7 @@ def inspect_image(path: Path) -> str:
         end = file.read()
     if not _looks_whole(start, end or start):
         decode(path)
-    return hashlib.blake2b(f"{size}\0".encode() + start + end, digest_size=8).hexdigest()
+    return short_hash(f"{size}\0".encode() + start + end)
 
 
 def _looks_whole(start: bytes, end: bytes) -> bool:

@@ -34,6 +34,7 @@ from common.strings import Paths, Strings
 from common.transforms import Image
 
 UNLABELLED = -1
+KINDS = ("folders", "flat", "manifest")  # before the path of a source
 IDENTITY_FILES = 1024  # files of a data set that its identity reads
 # Parts of a data set, in lower case: folders of these names are no classes.
 SPLITS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing"))
@@ -81,7 +82,7 @@ class DataConfig:
     @property
     def sources(self) -> list[str]:
         """`train` as a list."""
-        return [self.train] if isinstance(self.train, str) else self.train
+        return source_list(self.train)
 
 
 @dataclass(frozen=True)
@@ -262,6 +263,15 @@ def text_lines(path: Path) -> list[str]:
     return text.removesuffix("\n").split("\n")  # names may hold the other characters at which str.splitlines splits
 
 
+def listed_names(path: Path) -> list[str]:
+    """Return the names in a text file, one a line; blank lines and blanks around names mean nothing.
+
+    Raises:
+        ValueError: it is not text.
+    """
+    return [line.strip() for line in text_lines(path) if line.strip()]
+
+
 def _class_names(entries: list[Entry], classes: str | None) -> list[str]:
     found = sorted({e.label for e in entries if e.label is not None})
     if classes is None:
@@ -269,7 +279,7 @@ def _class_names(entries: list[Entry], classes: str | None) -> list[str]:
     path = Path(classes)
     if not path.is_file():
         raise ValueError(f"data.classes={classes}: no such file; it must hold one class name per line")
-    names = [escaped(line.strip()) for line in text_lines(path) if line.strip()]
+    names = list(map(escaped, listed_names(path)))
     if len(names) != len(set(names)):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{classes}: class {twice!r} is listed twice")
@@ -280,12 +290,22 @@ def _class_names(entries: list[Entry], classes: str | None) -> list[str]:
     return names
 
 
+def source_list(data: str | list[str]) -> list[str]:
+    """Return one source, or several, as a list."""
+    return [data] if isinstance(data, str) else [*data]
+
+
+def source_path(source: str) -> Path:
+    """Return the path in a source, without its kind."""
+    kind, _, rest = source.partition(":")
+    return Path(rest if kind in KINDS and rest else source)
+
+
 def _load_source(spec: str, root: str, complete: bool) -> list[Entry]:
     kind, _, rest = spec.partition(":")
     if kind == "fashion":
         return _fashion(rest, root)
-    given = kind if kind in ("folders", "flat", "manifest") and rest else None
-    path = Path(rest if given else spec)
+    given, path = kind if kind in KINDS and rest else None, source_path(spec)
     if not path.exists():
         raise ValueError(f"{path.absolute()}: no such file or folder (from data source {spec!r})")
     if given == "manifest" or (given is None and not path.is_dir()):
@@ -369,9 +389,8 @@ def _check_class_folders(found: Walk, images: list[str], complete: bool) -> None
 def _manifest(path: Path) -> list[Entry]:
     entries = []
     for number, name, label in read_rows(path, text_lines(path)):
-        file, label = find_file(path, number, name), label.strip()
-        name = name if file.name == Path(name).name else name.strip()
-        known = None if label in ("", "-1") else escaped(label)
+        name, file = find_file(path, number, name)
+        known = None if label.strip() in ("", "-1") else escaped(label.strip())
         entries.append(Entry(escaped(name), known, file, f"{path}:{number}"))
     return entries
 

@@ -65,14 +65,15 @@ def read_table(path: Path, lines: list[str]) -> tuple[list[str], list[tuple[int,
     return first(header), [(number, first(row)) for number, row in rows[1:]]
 
 
-def find_file(path: Path, number: int, name: str) -> Path:
-    """Return the image that a line names, relative to the list.
+def find_file(path: Path, number: int, name: str) -> tuple[str, Path]:
+    """Return the name and the file of the image that a line names, relative to the list.
+
+    Blanks around a name count where there is such a file.
 
     Raises:
         ValueError: there is no such file.
     """
-    file = path.parent / name
-    file = file if file.is_file() else path.parent / name.strip()
-    if not file.is_file():
-        raise ValueError(f"{path}:{number}: no such image: {file}")
-    return file
+    for each in (name, name.strip()):
+        if (path.parent / each).is_file():
+            return each, path.parent / each
+    raise ValueError(f"{path}:{number}: no such image: {path.parent / name.strip()}")

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from common.distributed import all_mean_, any_rank, rank, world_size
 from common.files import write_text
-from common.images import UNLABELLED
+from common.images import UNLABELLED, source_path
 from common.loaders import add_corrupt
 from common.run_folder import RunFolder
 from pretrain.config import CROSS_ENTROPY
@@ -287,7 +287,7 @@ def data_hint(sources: Sequence[str]) -> str:
     first = sources[0]
     if first.startswith("fashion"):
         return ""
-    path = Path(first.partition(":")[2] if first.startswith(("folders:", "flat:", "manifest:")) else first)
+    path = source_path(first)
     if path.name == "train" and any((path.parent / name).is_dir() for name in ("val", "test")):
         return f" --data {shlex.quote(str(path.parent))}"
     return f" --data {shlex.quote(first)} --test TEST_IMAGES"

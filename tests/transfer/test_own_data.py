@@ -18,7 +18,8 @@ from transfer.detect import parser
 from transfer.detection.evaluation import coco_metrics, load_coco
 from transfer.own_data import detection
 from transfer.own_data.detection import DetectionData
-from transfer.own_data.detection_task import epochs_for, write_task
+from transfer.own_data.detection_task import COCO_IMAGES, EPOCHS, write_task
+from transfer.own_data.options import epochs_for
 from transfer.own_data.overlap import fingerprint
 
 LAYOUTS: dict[str, tuple[Callable[[Path], Any], tuple[int, int]]] = {
@@ -235,9 +236,9 @@ def test_a_task_is_set_by_the_data(tmp_path: Path) -> None:
     assert retinanet["MODEL"]["RETINANET"]["NUM_CLASSES"] == 3
     with pytest.raises(ValueError, match="--epochs 0: must be above 0"):
         write_task(data, "fpn", 0)
-    assert epochs_for(118_287) == 12
-    assert epochs_for(10) == 100
-    assert 20 < epochs_for(16_551) < 40, "VOC's 24,000 iterations are 23 epochs"
+    assert epochs_for(118_287, COCO_IMAGES, EPOCHS, None) == 12
+    assert epochs_for(10, COCO_IMAGES, EPOCHS, None) == 100
+    assert 20 < epochs_for(16_551, COCO_IMAGES, EPOCHS, None) < 40, "VOC's 24,000 iterations are 23 epochs"
 
 
 def _without(root: Path, name: str) -> None:

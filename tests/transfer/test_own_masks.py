@@ -10,7 +10,8 @@ import pytest
 
 from tests.transfer.mask_sets import CLASSES, write_image, write_mask, write_set
 from transfer.own_data import segmentation
-from transfer.own_data.segmentation import SegmentationData, epochs_for, raw_labels, write_task
+from transfer.own_data.options import epochs_for
+from transfer.own_data.segmentation import EPOCHS, VOC_IMAGES, SegmentationData, raw_labels, write_task
 from transfer.segment import parser
 
 
@@ -52,7 +53,7 @@ def test_parts_are_folders_and_suffixes_may_differ(mine: Path) -> None:
     path, said = write_task(data, None)
     assert "100 epochs of 3 images, 19 iterations of 16" in " ".join(said)
     assert (path.parent / "val.tsv").read_text() == "val/0.jpg\tval/0.png\nval/1.jpg\tval/1.png\n"
-    assert epochs_for(10_582) == 30
+    assert epochs_for(10_582, VOC_IMAGES, EPOCHS, None) == 30
 
 
 def test_a_folder_without_parts_is_split_by_a_seed(tmp_path: Path, mine: Path) -> None:

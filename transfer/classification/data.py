@@ -10,12 +10,11 @@ import numpy as np
 from jsonargparse import Namespace
 
 from common.folders import escaped, some, tell
-from common.images import UNLABELLED, ImageSet, load_images
+from common.images import UNLABELLED, ImageSet, load_images, source_list, source_path
 from common.labels import LabelConfig, choose_balanced, keep_labels
 
 HELD_OUT = 0.1  # fraction of train on which hyper-parameters are chosen
 VOC = "voc07:"  # --data voc07:FOLDER; see voc.py
-KINDS = ("folders:", "flat:", "manifest:")
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def sources(data: str | list[str], test: str | None) -> tuple[list[str], str]:
     Raises:
         ValueError: --test is missing and --data does not imply it.
     """
-    train = [data] if isinstance(data, str) else list(data)
+    train = source_list(data)
     test = "fashion:test" if test == "fashion" else test
     if train in (["fashion"], ["fashion:train"]):
         train, test = ["fashion:train"], test or "fashion:test"
@@ -66,7 +65,7 @@ def sources(data: str | list[str], test: str | None) -> tuple[list[str], str]:
             train, test = [f"{train[0]}/train"], test or f"{train[0]}/{found[0]}"
     if test is None:
         for source in train:
-            path = Path(source.partition(":")[2] if source.startswith(KINDS) else source)
+            path = source_path(source)
             if not source.startswith("fashion:") and not path.exists():
                 raise ValueError(f"--data {source}: {path.absolute()}: no such file or folder (and --test is missing)")
         raise ValueError(
@@ -82,8 +81,7 @@ def source_names(options: Namespace) -> tuple[str, str]:
     if is_voc(options.data):
         return escaped(f"{options.data} trainval"), escaped(f"{options.data} test")
     if options.val_fraction is not None:
-        given = [options.data] if isinstance(options.data, str) else [*options.data]
-        name = escaped(" + ".join(given))
+        name = escaped(" + ".join(source_list(options.data)))
         if options.test is not None:
             raise ValueError(f"--test {options.test} and --val-fraction {options.val_fraction:g}: give one of them")
         if not 0 < options.val_fraction < 1:
@@ -142,8 +140,7 @@ def _read_sources(options: Namespace) -> tuple[ImageSet, ImageSet | None, str]:
     if options.val_fraction is None:
         train, test = sources(options.data, options.test)
         return load_images(train, options.root, options.classes, complete=True), None, test
-    train = [options.data] if isinstance(options.data, str) else [*options.data]
-    train = ["fashion:train" if source == "fashion" else source for source in train]
+    train = ["fashion:train" if source == "fashion" else source for source in source_list(options.data)]
     images = load_images(train, options.root, options.classes, complete=True)
     held = choose_balanced(images.labels, options.val_fraction, options.split_seed)
     if not 0 < len(held) < len(images):

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 from jsonargparse import Namespace
 
-from common.images import ImageSet
-from common.scan import scan_files
+from common.images import ImageSet, source_list, source_path
 from common.seen import find_seen
 from transfer.own_data.options import file_name
-from transfer.own_data.overlap import find_overlap, fingerprint
+from transfer.own_data.overlap import find_overlap
 
 PROTOCOLS = ("imagenet", "voc07")  # recipes of the literature begin so: their data are no data set of a user
 
@@ -29,13 +28,12 @@ def describe(options: Namespace, train: ImageSet, test: ImageSet, targets: Seque
         targets: several labels per image, where there are such.
     """
     recipe = options.recipe.stem if options.recipe else ""
-    given = [options.data] if isinstance(options.data, str) else [*options.data]
+    given = source_list(options.data)
     if recipe.startswith(PROTOCOLS) or any(source.startswith(("fashion", "voc07:")) for source in given):
         return {}
     parts = [train.identity, test.identity, *(hashlib.sha256(array.tobytes()).hexdigest() for array in targets)]
     identity = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
-    path = Path(given[0].partition(":")[2] if given[0].startswith(("folders:", "flat:", "manifest:")) else given[0])
-    folder = path.absolute()
+    folder = source_path(given[0]).absolute()
     folder = folder.parent if folder.name.lower() == "train" else folder
     return {"data": file_name(options.data_name, folder), "data_identity": identity}
 
@@ -50,6 +48,5 @@ def overlaps(options: Namespace, checkpoint: str, train: ImageSet, test: ImageSe
     found: dict[str, Any] = {"pretraining_overlap": find_seen(Path(checkpoint), paths, options.allow_overlap)}
     if test is not train:
         bank = [path for path in train.paths if path is not None]
-        prints = [scan_files(bank, fingerprint, "training images"), scan_files(paths, fingerprint, "test images")]
-        found["overlap"] = find_overlap(bank, prints[0], paths, prints[1], options.allow_overlap)
+        found["overlap"], _ = find_overlap(bank, paths, options.allow_overlap)
     return {name: said for name, said in found.items() if said}

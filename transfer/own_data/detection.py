@@ -6,6 +6,7 @@ import hashlib
 import json
 import statistics
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,11 @@ from jsonargparse import ArgumentParser, Namespace
 
 from common.files import write_text
 from common.folders import escaped
-from common.scan import scan_files
 from transfer.own_data import coco, voc, yolo
 from transfer.own_data.coco import Annotated
 from transfer.own_data.layouts import WHOLE, Part, find_parts
 from transfer.own_data.options import add_common, describe_split, file_name
-from transfer.own_data.overlap import find_overlap, fingerprint
+from transfer.own_data.overlap import find_overlap
 
 FILES = ("train_json", "train_images", "val_json", "val_images")
 Row = dict[str, Any]
@@ -94,21 +94,19 @@ def load(options: Namespace) -> DetectionData:
     """
     train, val, notes = _read_parts(options)
     contents = train.content, val.content
-    prints = [scan_files(part.paths(), fingerprint, f"{n} images") for part, n in ((train, "training"), (val, "test"))]
-    overlap = find_overlap(train.paths(), prints[0], val.paths(), prints[1], options.allow_overlap)
+    overlap, hashes = find_overlap(train.paths(), val.paths(), options.allow_overlap)
     texts = [p.file.read_bytes() if p.file else json.dumps(p.content).encode() for p in (train, val)]
-    hashes = [print_[0] for part in prints for print_ in part]
     identity = hashlib.sha256(b"\0".join([*texts, "".join(hashes).encode()])).hexdigest()[:12]
     masks = _with_masks([row for content in contents for row in content["annotations"]], notes)
     name = file_name(options.data_name, options.data or options.train_json.absolute().parent)
     objects = [Counter(row.get("image_id") for row in c["annotations"] if not row.get("iscrowd")) for c in contents]
-    data = DetectionData(
-        name, options.out / "data" / f"{name}-{identity}", identity, _files(train, val), _classes(train), masks,
+    folder = options.out / "data" / f"{name}-{identity}"
+    return DetectionData(
+        name, folder, identity, _files(train, val, folder, texts), _classes(train), masks,
         any(isinstance(row.get("segmentation"), dict) and not row.get("iscrowd") for row in contents[0]["annotations"]),
         _sides(contents[0]["images"]), (len(train.names()), len(val.names())), len(objects[0]),
         max(objects[1].values(), default=0), val.paths(), overlap, notes,
     )  # fmt: skip
-    return _store(data, train, val, texts)
 
 
 def _read_parts(options: Namespace) -> tuple[Annotated, Annotated, list[str]]:
@@ -144,8 +142,14 @@ def _read_parts(options: Namespace) -> tuple[Annotated, Annotated, list[str]]:
     return train, val, notes
 
 
-def _files(train: Annotated, val: Annotated) -> tuple[str, str, str, str]:
-    return str(train.file), str(train.images.absolute()), str(val.file), str(val.images.absolute())
+def _files(train: Annotated, val: Annotated, folder: Path, texts: Sequence[bytes]) -> tuple[str, str, str, str]:
+    """Return annotations and images of both parts, after writing the annotations that are not the user's file."""
+    files = []
+    for part, text, name in ((train, texts[0], "train"), (val, texts[1], "val")):
+        if part.file is None:
+            write_text(folder / f"{name}.json", text.decode())
+        files += [str((part.file or folder / f"{name}.json").absolute()), str(part.images.absolute())]
+    return files[0], files[1], files[2], files[3]
 
 
 def _classes(train: Annotated) -> list[str]:
@@ -182,17 +186,6 @@ def _is_box(row: Row) -> bool:
         return corners == {(x, y), (x + width, y), (x, y + height), (x + width, y + height)}
     except (KeyError, TypeError, ValueError):
         return False
-
-
-def _store(data: DetectionData, train: Annotated, val: Annotated, texts: list[bytes]) -> DetectionData:
-    """Write the annotations that differ from the user's file; return the data set with their names."""
-    files = list(data.files)
-    for at, part, text, name in ((0, train, texts[0], "train"), (2, val, texts[1], "val")):
-        path = data.folder / f"{name}.json"
-        if part.file is None:
-            write_text(path, text.decode())
-        files[at] = str((part.file or path).absolute())
-    return DetectionData(**{**vars(data), "files": tuple(files)})
 
 
 def describe(data: DetectionData) -> str:

@@ -12,6 +12,7 @@ import yaml
 from common.files import write_text
 from transfer.detection.data import OWN_SPLITS as SPLITS
 from transfer.own_data.detection import DetectionData, describe
+from transfer.own_data.options import epochs_for
 from transfer.tasks import DETECTION
 
 BATCH = 16  # images per iteration of the protocols, on 8 devices
@@ -46,12 +47,6 @@ PROTOCOLS = {
 }
 
 
-def epochs_for(images: int) -> float:
-    """Return the epochs of a schedule: 12 for as many images as COCO has, more for fewer, at most 100."""
-    least, most = EPOCHS
-    return min(most, max(least, least * math.sqrt(COCO_IMAGES / max(images, 1))))
-
-
 def write_task(data: DetectionData, protocol: str, epochs: float | None) -> tuple[Path, list[str]]:
     """Write the task of a data set as a config of detectron2; return its file, and what was chosen, in words.
 
@@ -65,9 +60,7 @@ def write_task(data: DetectionData, protocol: str, epochs: float | None) -> tupl
     """
     if not data.trained:
         raise ValueError(f"{data.files[0]}: no training image has an object")
-    if epochs is not None and not 0 < epochs < math.inf:
-        raise ValueError(f"--epochs {epochs:g}: must be above 0")
-    count = epochs_for(data.trained) if epochs is None else epochs
+    count = epochs_for(data.trained, COCO_IMAGES, EPOCHS, epochs)
     iterations = max(1, round(count * data.trained / BATCH))
     short = min(max(data.sides[0], SHORT[0]), SHORT[1])
     how = f"12 x sqrt({COCO_IMAGES:,} / images), {EPOCHS[0]} to {EPOCHS[1]}; --epochs changes it"

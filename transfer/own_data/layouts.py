@@ -5,7 +5,7 @@ Known are the folders of COCO, VOC and Ultralytics, and the exports of Roboflow,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ COCO_IMAGES = ("images", "images/{s}", "{s}/images", "{s}", "{s}2017", "images/d
 YOLO_FOLDERS = (  # images, labels
     ("images/{s}", "labels/{s}"), ("{s}/images", "{s}/labels"), ("obj_{s}_data", "obj_{s}_data"), ("{s}", "{s}"),
 )  # fmt: skip
+YOLO_NAMES = ("classes.txt", "obj.names", "_darknet.labels", "labels.txt")  # files of class names
 YOLO_WHOLE = (("images", "labels"), (".", "."))
 VOC_IMAGES = ("JPEGImages", "images", ".")
 EXPECTED = (
@@ -111,9 +112,6 @@ def _yolo(data: Path, split: str | None) -> Part | None:
         if images.is_dir() and any(lists) and (images != labels or split or (data / "classes.txt").is_file()):
             return Part("yolo", labels, (images,))
     return None
-
-
-YOLO_NAMES: Mapping[str, None] = dict.fromkeys(("classes.txt", "obj.names", "_darknet.labels", "labels.txt"))
 
 
 def image_folder(folders: tuple[Path, ...], first: str) -> Path:

@@ -58,7 +58,7 @@ def read(path: Path) -> tuple[ImageSet, np.ndarray, list[str]]:
     for number, row in rows:
         if odd := [cell for cell in row[1:] if cell not in VALUES]:
             raise ValueError(f"{path}:{number}: {odd[0]!r}: must be 1 (present), 0 (absent) or blank (unknown)")
-    paths: list[Path] = [find_file(path, number, row[0]) for number, row in rows]
+    paths = [find_file(path, number, row[0])[1] for number, row in rows]
     targets = np.array([[VALUES[cell] for cell in row[1:]] for _, row in rows], dtype=np.int64)
     no_label = np.full(len(rows), UNLABELLED, dtype=np.int64)
     images = ImageSet([escaped(name) for name in names], no_label, classes, lambda i: decode(paths[i]), [*paths])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,6 +42,24 @@ def hold_out(names: Sequence[str], fraction: float, seed: int) -> set[str]:
     if not 0 < count < len(names):
         raise ValueError(f"--val-fraction {fraction}: of {len(names)} images, {count} would be tested on")
     return {names[i] for i in np.random.default_rng(seed).permutation(len(names))[:count]}
+
+
+def epochs_for(images: int, reference: int, epochs: tuple[float, float], given: float | None) -> float:
+    """Return the epochs of a schedule: those given, else by the size of the data set.
+
+    Args:
+        images: that are trained on.
+        reference: images of the protocol's own data set.
+        epochs: of its schedule, for as many images or more; and the most, for small data sets.
+        given: --epochs.
+
+    Raises:
+        ValueError: --epochs is not positive.
+    """
+    if given is not None and not 0 < given < math.inf:
+        raise ValueError(f"--epochs {given:g}: must be above 0")
+    least, most = epochs
+    return min(most, max(least, least * math.sqrt(reference / max(images, 1)))) if given is None else given
 
 
 def describe_split(fraction: float, seed: int) -> str:

@@ -6,7 +6,6 @@ first finds candidates among any number of images, the second confirms them.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from common.files import short_hash
 from common.folders import escaped
 from common.images import CorruptImageError, decode
+from common.scan import scan_files
 
 BITS = 3  # of 64 in which the hashes of two images that look the same may differ
 CORRELATION = 0.99  # of their thumbnails, at least; of two dresses of Fashion-MNIST it is up to 0.988
@@ -61,7 +62,7 @@ def fingerprint(path: Path) -> list[str]:
     if small.std() >= FLAT:
         tiny = cv2.resize(small, (9, 8), interpolation=cv2.INTER_AREA)
         seen = np.packbits(tiny[:, 1:] > tiny[:, :-1] + MARGIN).tobytes().hex()
-    return [hashlib.blake2b(data, digest_size=8).hexdigest(), seen]
+    return [short_hash(data), seen]
 
 
 def thumbnail(path: Path, data: bytes) -> np.ndarray:
@@ -76,22 +77,23 @@ def thumbnail(path: Path, data: bytes) -> np.ndarray:
     return cv2.resize(gray, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA).astype(np.float32)
 
 
-def find_overlap(
-    train: Sequence[Path], train_prints: Sequence[Sequence[str]], test: Sequence[Path],
-    test_prints: Sequence[Sequence[str]], allow: bool = False,
-) -> str:  # fmt: skip
-    """Return in words which test images are training images, "" where there are none.
+def find_overlap(train: Sequence[Path], test: Sequence[Path], allow: bool = False) -> tuple[str, list[str]]:
+    """Return in words which test images are training images, "" where there are none, and hashes of all files' content.
 
     Args:
         train: N files.
-        train_prints: their `fingerprint`.
         test: M files.
-        test_prints: theirs.
         allow: accept such images.
+
+    Returns:
+        The words; the hashes, those of the training images first.
 
     Raises:
         ValueError: there are such images, and they are not accepted.
     """
+    train_prints, test_prints = (
+        scan_files(paths, fingerprint, title) for paths, title in ((train, "training images"), (test, "test images"))
+    )
     content = {print_[0]: path for path, print_ in zip(reversed(train), reversed(train_prints), strict=True)}
     pairs = [
         (path, content[print_[0]], True) for path, print_ in zip(test, test_prints, strict=True) if print_[0] in content
@@ -101,13 +103,10 @@ def find_overlap(
         if path not in equal:
             equal.add(path)
             pairs.append((path, other, False))
-    if not pairs:
-        return ""
-    if not allow:
-        raise ValueError(
-            f"{Overlap(len(test), pairs)}: remove them from one part, or add --allow-overlap, which the record will say"
-        )
-    return str(Overlap(len(test), pairs))
+    said = str(Overlap(len(test), pairs)) if pairs else ""
+    if said and not allow:
+        raise ValueError(f"{said}: remove them from one part, or add --allow-overlap, which the record will say")
+    return said, [print_[0] for prints in (train_prints, test_prints) for print_ in prints]
 
 
 def _look_alike(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,14 +13,14 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 from PIL import Image
 
-from common.files import write_text
+from common.files import short_hash, write_text
 from common.folders import escaped, walk
-from common.images import text_lines
+from common.images import listed_names
 from common.scan import scan_files
 from transfer.headers import read_header
 from transfer.own_data.layouts import SPLITS
-from transfer.own_data.options import add_common, describe_split, file_name, hold_out
-from transfer.own_data.overlap import find_overlap, fingerprint
+from transfer.own_data.options import add_common, describe_split, epochs_for, file_name, hold_out
+from transfer.own_data.overlap import find_overlap
 from transfer.tasks import SEGMENTATION
 
 BATCH = 16  # images per iteration of the protocol, 4 on each of 4 devices
@@ -98,14 +97,9 @@ def load(options: Namespace) -> SegmentationData:
     if not 0 <= options.ignore <= 255:
         raise ValueError(f"--ignore {options.ignore}: must be a label, 0 to 255")
     train, val, notes = _pairs(options)
-    prints = [
-        scan_files([options.images / image for image, _ in pairs], fingerprint, f"{title} images")
-        for pairs, title in ((train, "training"), (val, "test"))
-    ]
     paths = [[options.images / image for image, _ in pairs] for pairs in (train, val)]
-    overlap = find_overlap(paths[0], prints[0], paths[1], prints[1], options.allow_overlap)
+    overlap, hashes = find_overlap(paths[0], paths[1], options.allow_overlap)
     masks = scan_files([options.masks / mask for _, mask in (*train, *val)], content_hash, "masks")
-    hashes = [print_[0] for part in prints for print_ in part]
     content = [str(len(train)), str(options.ignore), *classes, *hashes, *masks]
     identity = hashlib.sha256("\0".join(content).encode()).hexdigest()[:12]
     name = file_name(options.data_name, options.images.absolute().parent)
@@ -120,7 +114,7 @@ def load(options: Namespace) -> SegmentationData:
 
 def content_hash(path: Path) -> str:
     """Return a hash of a file's bytes."""
-    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+    return short_hash(path.read_bytes())
 
 
 def raw_labels(classes: int, ignore: int) -> list[int]:
@@ -131,7 +125,7 @@ def raw_labels(classes: int, ignore: int) -> list[int]:
 def _class_names(file: Path) -> list[str]:
     if not file.is_file():
         raise ValueError(f"--classes {file}: no such file; write one class name per line, that of label 0 first")
-    names = [line.strip() for line in text_lines(file) if line.strip()]
+    names = listed_names(file)
     if len(names) < 2:
         raise ValueError(f"{file}: {len(names)} class names: give two or more, one per line, the background's too")
     if twice := next((name for name in names if names.count(name) > 1), None):
@@ -190,12 +184,6 @@ def _palette(mask: Path, labels: Sequence[int]) -> list[list[int]]:
     return [flat[3 * label : 3 * label + 3] for label in labels]
 
 
-def epochs_for(images: int) -> float:
-    """Return the epochs of a schedule: 30 for as many images as VOC12aug has, more for fewer, at most 100."""
-    least, most = EPOCHS
-    return min(most, max(least, least * math.sqrt(VOC_IMAGES / max(images, 1))))
-
-
 def describe(data: SegmentationData) -> str:
     """Return the data set in words."""
     listed = ", ".join(map(escaped, data.classes[:5])) + ", ..." * (len(data.classes) > 5)
@@ -215,9 +203,7 @@ def write_task(data: SegmentationData, epochs: float | None) -> tuple[Path, list
     Raises:
         ValueError: `epochs` is not positive.
     """
-    if epochs is not None and not 0 < epochs < math.inf:
-        raise ValueError(f"--epochs {epochs:g}: must be above 0")
-    count = epochs_for(len(data.train)) if epochs is None else epochs
+    count = epochs_for(len(data.train), VOC_IMAGES, EPOCHS, epochs)
     iterations = max(1, round(count * len(data.train) / BATCH))
     side = 8 * round(min(max(data.short, SHORT[0]), SHORT[1]) / 8)
     how = f"30 x sqrt({VOC_IMAGES:,} / images), {EPOCHS[0]} to {EPOCHS[1]}; --epochs changes it"

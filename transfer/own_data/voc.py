@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from common.folders import walk
-from common.images import text_lines
+from common.images import listed_names
 from common.scan import scan_files
 from transfer.detection.voc import read_annotations, read_names
 from transfer.headers import read_header
@@ -35,7 +35,7 @@ def read(parts: Sequence[Part], file: Path | None) -> tuple[list[Content], list[
         raise ValueError(f"--classes {file}: no such file")
     paths = [path for part in files for path in part]
     classes = (
-        [line.strip() for line in text_lines(file) if line.strip()] if file
+        listed_names(file) if file
         else sorted({name for names in scan_files(paths, object_names, "xml files") for name in names})
     )  # fmt: skip
     found = [scan_files(part, partial(read_annotations, classes=classes), "xml files") for part in files]

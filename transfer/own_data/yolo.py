@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from common.folders import some, walk
-from common.images import text_lines
+from common.images import listed_names, text_lines
 from common.scan import scan_files
 from transfer.headers import read_header
 from transfer.own_data.layouts import YOLO_NAMES, Content, Part
@@ -47,7 +47,7 @@ def class_names(data: Path, file: Path | None) -> list[str]:
 
 def _names_in(path: Path) -> list[str]:
     if path.suffix not in (".yaml", ".yml"):
-        return [line.strip() for line in text_lines(path) if line.strip()]
+        return listed_names(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError) as error:
