@@ -1,4 +1,4 @@
-"""Files that matter: atomic writes, errors that name the file, hashes, and a lock on a folder."""
+"""Files that matter: atomic writes, errors that name the file, lines of text, hashes, and a lock on a folder."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import fcntl
 import hashlib
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems that have none
+_BINARY = re.compile("[\x00-\x08\x0e-\x1f]")  # never in text
 
 
 @contextlib.contextmanager
@@ -163,3 +165,24 @@ def sha256(path: Path) -> str:
     """Return the sha256 of a file, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def text_lines(path: Path) -> list[str]:
+    """Return the lines of a text file; bytes that are not UTF-8 come as in the names of files (PEP 383).
+
+    Raises:
+        ValueError: it is not text.
+    """
+    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    if binary := _BINARY.search(text):
+        raise ValueError(f"{path}: not a text file in UTF-8 (control character at position {binary.start()})")
+    return text.removesuffix("\n").split("\n")  # names may hold the other characters at which str.splitlines splits
+
+
+def listed_names(path: Path) -> list[str]:
+    """Return the names in a text file, one a line; blank lines and blanks around names mean nothing.
+
+    Raises:
+        ValueError: it is not text.
+    """
+    return [line.strip() for line in text_lines(path) if line.strip()]

@@ -27,7 +27,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from common.files import write_atomically
+from common.files import listed_names, text_lines, write_atomically
 from common.folders import EXTENSIONS, Walk, escaped, some, tell, walk
 from common.manifests import find_file, read_rows
 from common.strings import Paths, Strings
@@ -41,7 +41,6 @@ SPLITS = frozenset(("train", "training", "val", "valid", "validation", "test", "
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 # In the coded pixels a byte FF is followed by 00 or a restart marker (D0 ... D7); anything else opens a segment.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
-_BINARY = re.compile("[\x00-\x08\x0e-\x1f]")  # never in text
 
 
 class CorruptImageError(ValueError):
@@ -249,27 +248,6 @@ def _ends_early(jpeg: bytes) -> bool:
             return False
         position = found.end() + int.from_bytes(jpeg[found.end() : found.end() + 2], "big")  # skips a thumbnail
     return True
-
-
-def text_lines(path: Path) -> list[str]:
-    """Return the lines of a text file; bytes that are not UTF-8 come as in the names of files (PEP 383).
-
-    Raises:
-        ValueError: it is not text.
-    """
-    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
-    if binary := _BINARY.search(text):
-        raise ValueError(f"{path}: not a text file in UTF-8 (control character at position {binary.start()})")
-    return text.removesuffix("\n").split("\n")  # names may hold the other characters at which str.splitlines splits
-
-
-def listed_names(path: Path) -> list[str]:
-    """Return the names in a text file, one a line; blank lines and blanks around names mean nothing.
-
-    Raises:
-        ValueError: it is not text.
-    """
-    return [line.strip() for line in text_lines(path) if line.strip()]
 
 
 def _class_names(entries: list[Entry], classes: str | None) -> list[str]:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from common.files import text_lines
 from common.folders import escaped
-from common.images import UNLABELLED, ImageSet, text_lines
+from common.images import UNLABELLED, ImageSet
 
 
 @dataclass(frozen=True)

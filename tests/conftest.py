@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_sample_image
 
-from common import fashion_mnist
+from common import fashion_mnist, scan
 from common.images import CorruptImageError, ImageSet
 from common.transforms import Image
 
@@ -37,6 +37,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 DATA = Path(__file__).parents[1] / "data"
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Results of scans, kept in a folder of the test's own."""
+    monkeypatch.setattr(scan, "CACHE", tmp_path / "checks")
+    return tmp_path / "checks"
 
 
 @pytest.fixture(scope="session")

@@ -23,19 +23,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+if not __package__:  # run as a script
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import torch
 
 from common.run_folder import environment
+from tests.benchmarks.runners import Iteration, started
 from transfer.benchmark import Run, read_checkpoint
 from transfer.changes import flat
 from transfer.detect import parser
 
 CPU, WARM_UP, SCENES = torch.device("cpu"), 3, 8
-Iteration = Callable[[], Any]
 # What is compared -> keys of both resolved configs.
 SETTINGS = {
     "anchors: sizes": ("MODEL.ANCHOR_GENERATOR.SIZES", "model.rpn_head.anchor_generator.scales"),
@@ -191,23 +193,6 @@ def mmdet_steps(folder: Path) -> dict[str, Iteration]:
     batch = importlib.import_module("mmengine.dataset").pseudo_collate([dataset[i] for i in chosen])
     iterations = {"command": started(ours), "stock": started(stock)}
     return {**iterations, "engine": lambda: ours.model.train_step(batch, ours.optim_wrapper)}
-
-
-def started(runner: Any) -> Iteration:
-    """Bring a runner to its first iteration; return what its loop does for each."""
-    loop, runner.optim_wrapper = runner.train_loop, runner.build_optim_wrapper(runner.optim_wrapper)
-    runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
-    runner.call_hook("before_run")
-    runner._init_model_weights()
-    runner.optim_wrapper.initialize_count_status(runner.model, 0, loop.max_iters)
-    runner.call_hook("before_train")
-    runner.call_hook("before_train_epoch")
-
-    def iteration() -> None:
-        runner.model.train()
-        loop.run_iter(next(loop.dataloader_iterator))
-
-    return iteration
 
 
 def serve(name: str) -> None:

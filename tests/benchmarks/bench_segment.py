@@ -15,15 +15,18 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+if not __package__:  # run as a script
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from mmengine.config import Config
 from mmengine.runner import Runner
 
 from common.run_folder import RunFolder, environment
 from converters import Backbone, read_backbone
+from tests.benchmarks.runners import Iteration, started
 from transfer.benchmark import Run
 from transfer.openmmlab.devices import join
 from transfer.openmmlab.hooks import BackboneHook, MetricsHook, ResumeHook, SampleHook
@@ -37,7 +40,6 @@ from transfer.segmentation.run import PACKAGES, register, take_sample
 
 CPU = join("none")
 BOUND = 1.02  # of the ratio of times; the exit status is 1 above it
-Iteration = Callable[[], None]
 
 
 def resolved(crop: int, backbone: Backbone) -> Config:
@@ -48,23 +50,6 @@ def resolved(crop: int, backbone: Backbone) -> Config:
     cfg = resolve(options, backbone, "cpu", 1).cfg
     find_data(cfg, Path("data"))
     return cfg
-
-
-def start(runner: Runner) -> Iteration:
-    """Bring a runner to its first iteration; return what its loop does for each."""
-    loop, runner.optim_wrapper = runner.train_loop, runner.build_optim_wrapper(runner.optim_wrapper)
-    runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
-    runner.call_hook("before_run")
-    runner._init_model_weights()
-    runner.optim_wrapper.initialize_count_status(runner.model, 0, loop.max_iters)
-    runner.call_hook("before_train")
-    runner.call_hook("before_train_epoch")
-
-    def iteration() -> None:
-        runner.model.train()
-        loop.run_iter(next(loop.dataloader_iterator))
-
-    return iteration
 
 
 def ours(cfg: Config, backbone: Backbone, folder: Path) -> Iteration:
@@ -80,7 +65,7 @@ def ours(cfg: Config, backbone: Backbone, folder: Path) -> Iteration:
         SampleHook(take_sample),
     ):
         runner.register_hook(hook)
-    return start(runner)
+    return started(runner)
 
 
 def stock(cfg: Config, folder: Path) -> Iteration:
@@ -93,7 +78,7 @@ def stock(cfg: Config, folder: Path) -> Iteration:
         },
         "log_level": "WARNING",
     }  # fmt: skip
-    return start(Runner.from_cfg(Config(settings)))
+    return started(Runner.from_cfg(Config(settings)))
 
 
 def main() -> int:

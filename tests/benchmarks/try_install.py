@@ -16,9 +16,13 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
+
+if not __package__:  # run as a script
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from common.files import append_text
 from tests.benchmarks.bench_check import processor

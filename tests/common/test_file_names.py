@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from common.cli import printable
+from common.files import text_lines
 from common.folders import escaped
-from common.images import load_images, text_lines
+from common.images import load_images
 from common.labels import LabelConfig, keep_labels
 from tests.common.pictures import write
 

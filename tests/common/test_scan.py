@@ -187,7 +187,10 @@ from pathlib import Path
 from common.cli import run_cli
 from common.scan import scan_files
 from tests.common.test_scan import slow
-sys.exit(run_cli("scan", lambda: scan_files(sorted(Path(sys.argv[1]).iterdir()), slow, "files", Path(sys.argv[2]))))
+def scan():
+    print("scans", flush=True)
+    scan_files(sorted(Path(sys.argv[1]).iterdir()), slow, "files", Path(sys.argv[2]))
+sys.exit(run_cli("scan", scan))
 """
 
 
@@ -197,8 +200,10 @@ def test_a_signal_stops_the_scan_and_its_workers(
 ) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(files[0].parent), str(tmp_path / "cache")],
-        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "scans\n"  # the imports before it start programs, too
     deadline = time.time() + 60
     workers: list[psutil.Process] = []
     while not workers and time.time() < deadline:

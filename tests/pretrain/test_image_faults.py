@@ -12,18 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from common import scan
 from pretrain.train import main
 from tests.common.pictures import write
 from tests.common.test_folders import refuse_to_read
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 ROOT = Path(__file__).parents[2]
 walking = pytest.mark.fault("walking folders", "pretrain", "links to parents, hidden files and folders, other formats")
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scan, "CACHE", tmp_path / "checks")
 
 
 @pytest.fixture

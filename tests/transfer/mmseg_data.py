@@ -16,7 +16,6 @@ import pytest
 from mmengine.config import Config
 from PIL import Image
 
-from common import scan
 from results.record import read_all
 from tests.transfer.mask_sets import CLASSES, SIZE, command, write_image, write_mask, write_set, write_task
 from transfer.segment import main
@@ -27,9 +26,8 @@ RNG = np.random.default_rng(1)
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(scan, "CACHE", tmp_path / "checks")
-    return tmp_path / "checks"
+def cache(own_cache: Path) -> Path:
+    return own_cache
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common import scan
 from results.record import read_all
 from tests.transfer.mask_sets import CLASSES, write_mask, write_set
 from tests.transfer.test_own_masks import given, load
@@ -21,9 +20,8 @@ COLOURS = [[10, 20, 30], [200, 0, 0], [0, 0, 200]]
 
 
 @pytest.fixture
-def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def mine(tmp_path: Path, own_cache: Path) -> Path:
     """A set whose masks have a palette."""
-    monkeypatch.setattr(scan, "CACHE", tmp_path / "checks")
     root = write_set(tmp_path)
     for path in (root / "masks").rglob("*.png"):
         mask = Image.fromarray(np.asarray(Image.open(path)), mode="P")

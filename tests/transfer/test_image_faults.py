@@ -17,13 +17,14 @@ from typing import Any
 import pytest
 import torch
 
-from common import scan
 from converters import read_backbone
 from tests.common.pictures import write
 from tests.common.test_folders import refuse_to_read
 from tests.transfer.garments import ROOT, arguments, recorded, write_garments
 from transfer import finetune, knn, linear, svm
 from transfer.classification import neighbours
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 MAINS = {"knn": knn.main, "linear": linear.main, "finetune": finetune.main, "svm": svm.main}
 SHORT: dict[str, dict[str, object]] = {
@@ -38,11 +39,6 @@ def commands(kind: str, tried: str) -> pytest.MarkDecorator:
     """Try a fault in each command."""
     marked = [pytest.param(name, marks=pytest.mark.fault(kind, name, tried)) for name in MAINS]
     return pytest.mark.parametrize("command", marked)
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scan, "CACHE", tmp_path / "checks")
 
 
 @pytest.fixture(scope="module")

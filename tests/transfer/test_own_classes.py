@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common import scan
 from common.images import load_images
 from pretrain.monitor import data_hint
 from results.tables import main as tables
@@ -17,10 +16,7 @@ from transfer.classification.data import load_class_data
 
 from .garments import recorded
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scan, "CACHE", tmp_path / "checks")
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture

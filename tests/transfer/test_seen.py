@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from common import scan, seen
+from common import seen
 from common.image_check import inspect_image
 from common.images import load_images
 from converters import read_backbone
@@ -24,10 +24,7 @@ from transfer.own_data.overlap import find_overlap
 
 from .garments import ROOT, recorded
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scan, "CACHE", tmp_path / "checks")
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")

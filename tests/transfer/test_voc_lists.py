@@ -6,15 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from common import scan
 from tests.common.pictures import write
 from tests.transfer.garments import arguments, recorded
 from transfer import svm
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scan, "CACHE", tmp_path / "checks")
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.mark.parametrize(

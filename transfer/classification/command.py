@@ -12,8 +12,7 @@ from jsonargparse import Namespace
 
 from common import distributed
 from common.cli import CommandParser
-from common.files import sha256
-from common.images import text_lines
+from common.files import sha256, text_lines
 from common.labels import LabelConfig
 from common.precision import autocast_dtype, use_exact_fp32
 from common.run_folder import exclusive

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from jsonargparse import Namespace
 
+from common.files import text_lines
 from common.folders import some
-from common.images import UNLABELLED, ImageSet, decode, text_lines
+from common.images import UNLABELLED, ImageSet, decode
 from common.labels import LabelConfig
 from transfer.classification.data import VOC, is_voc, load_class_data, source_names
 from transfer.own_data import multilabel

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from jsonargparse import Namespace
 
+from common.files import text_lines
 from common.folders import escaped
-from common.images import UNLABELLED, ImageSet, decode, text_lines
+from common.images import UNLABELLED, ImageSet, decode
 from common.manifests import LABELS, find_file, read_table
 from transfer.own_data.options import hold_out
 

@@ -13,9 +13,8 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 from PIL import Image
 
-from common.files import short_hash, write_text
+from common.files import listed_names, short_hash, write_text
 from common.folders import escaped, walk
-from common.images import listed_names
 from common.scan import scan_files
 from transfer.headers import read_header
 from transfer.own_data.layouts import SPLITS

@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from common.files import listed_names
 from common.folders import walk
-from common.images import listed_names
 from common.scan import scan_files
 from transfer.detection.voc import read_annotations, read_names
 from transfer.headers import read_header

@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
+from common.files import listed_names, text_lines
 from common.folders import some, walk
-from common.images import listed_names, text_lines
 from common.scan import scan_files
 from transfer.headers import read_header
 from transfer.own_data.layouts import YOLO_NAMES, Content, Part

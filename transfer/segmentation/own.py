@@ -8,7 +8,7 @@ from typing import Any
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 
-from common.images import text_lines
+from common.files import text_lines
 from transfer.own_data.segmentation import raw_labels
 
 IGNORED = 255  # label of pixels that count nowhere
