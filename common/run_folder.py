@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import cv2
 import torch
 import yaml
 from torch.utils.tensorboard import SummaryWriter
@@ -31,7 +32,7 @@ CODE = ("*.py", "*.sh", "*.yaml", "*.toml", "*Snakefile", "requirements*.txt")
 def environment(device: torch.device, packages: Sequence[str] = ()) -> dict[str, Any]:
     """Return versions (also of more packages), machine and git commit with a flag for uncommitted changes."""
     return {
-        "versions": {name: importlib.metadata.version(name) for name in (*PACKAGES, *packages)},
+        "versions": {name: version(name) for name in (*PACKAGES, *packages)},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
@@ -40,6 +41,20 @@ def environment(device: torch.device, packages: Sequence[str] = ()) -> dict[str,
         "threads": torch.get_num_threads(),
         **git_state(),
     }
+
+
+def version(package: str) -> str:
+    """Return the version of an installed package. OpenCV is distributed under several names, and by systems under none.
+
+    Raises:
+        PackageNotFoundError: it is not installed.
+    """
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        if package != "opencv-python":
+            raise
+        return cv2.__version__
 
 
 def git_state() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -20,6 +21,11 @@ from pretrain.batch_norm import running_statistics, set_groups
 from pretrain.compilation import compile_encoders, keeps_gradients
 from pretrain.config import Config, OptimConfig
 from pretrain.sgd import HostSGD
+
+# The option of DistributedDataParallel that sends buffers at every step; before torch 2.13 it has another name.
+SENDS_BUFFERS = "forward_sync_buffers"
+if SENDS_BUFFERS not in inspect.signature(DistributedDataParallel).parameters:
+    SENDS_BUFFERS = "broadcast_buffers"
 
 
 class Model(nn.Module):
@@ -78,9 +84,8 @@ class Training:
             return self.model.encoder_q
         ids = [self.device.index] if self.device.type == "cuda" else None
         # Running statistics are averaged when they are needed, not at every step.
-        return DistributedDataParallel(
-            self.model.encoder_q, device_ids=ids, forward_sync_buffers=False, gradient_as_bucket_view=True
-        )
+        settings: dict[str, Any] = {SENDS_BUFFERS: False, "gradient_as_bucket_view": True}
+        return DistributedDataParallel(self.model.encoder_q, device_ids=ids, **settings)
 
     @property
     def epoch(self) -> float:

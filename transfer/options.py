@@ -17,7 +17,7 @@ from tabulate import tabulate
 from common.cli import CommandParser
 from common.distributed import has_gpu
 from common.extras import how_to_install
-from common.run_folder import PACKAGES
+from common.run_folder import PACKAGES, version
 from common.surroundings import cores
 from converters.options import add_reading_options
 from transfer.changes import differences, flat
@@ -146,7 +146,7 @@ def machine(packages: Sequence[str]) -> str:
     rows = [["python", platform.python_version()], ["platform", platform.platform()]]
     for name in (*PACKAGES, *packages):
         try:
-            rows.append([name, importlib.metadata.version(name)])
+            rows.append([name, version(name)])
         except importlib.metadata.PackageNotFoundError:
             rows.append([name, f"not installed: {how_to_install(name)}"])
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

@@ -58,21 +58,27 @@ CPU = torch.device("cpu")
 def naive_unicon(q: Tensor, k: Tensor, queue: Tensor, labels: Tensor, queue_labels: Tensor, t: float) -> Tensor:
     """UniCon as the paper writes it: a multi-hot target and sums of exponentials in linear space."""
     logits = torch.cat([(q * k).sum(1, keepdim=True), q @ queue], dim=1) / t
-    target = torch.cat([torch.ones(len(q), 1), positives(labels, queue_labels).float()], dim=1)
+    target = torch.cat([torch.ones(len(q), 1, device=q.device), positives(labels, queue_labels).float()], dim=1)
     negative = (torch.exp(logits) * (1 - target)).sum(1)
     positive = (torch.exp(-logits) * target).sum(1)
     return torch.log(1 + negative * positive).mean()
 
 
+def encoder_with_head() -> nn.Module:
+    """The query encoder of the references, NCHW."""
+    encoder = timm.create_model(ARCH, num_classes=0)
+    encoder.fc = nn.Sequential(nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 128))
+    return encoder
+
+
 class PlainStep:
     """A step as MoCo's pseudo-code has it (arXiv 1911.05722, algorithm 1): NCHW, fp32, EMA tensor by tensor."""
 
-    def __init__(self) -> None:
-        encoder = timm.create_model(ARCH, num_classes=0)
-        encoder.fc = nn.Sequential(nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 128))
+    def __init__(self, device: torch.device = CPU) -> None:
+        encoder = encoder_with_head().to(device)
         self.q, self.k = encoder, copy.deepcopy(encoder).requires_grad_(False)
-        self.queue = F.normalize(torch.randn(128, QUEUE), dim=0)
-        self.labels = torch.randint(0, 1000, (QUEUE,))
+        self.queue = F.normalize(torch.randn(128, QUEUE, device=device), dim=0)
+        self.labels = torch.randint(0, 1000, (QUEUE,), device=device)
         self.pointer = 0
         self.optimizer = torch.optim.SGD(self.q.parameters(), 0.03, 0.9, weight_decay=1e-4, foreach=False)
 
@@ -81,7 +87,7 @@ class PlainStep:
         with torch.no_grad():
             for key, query in zip(self.k.parameters(), self.q.parameters(), strict=True):
                 key.data = key.data * 0.999 + query.data * 0.001
-            order = torch.randperm(len(x_k))
+            order = torch.randperm(len(x_k), device=x_k.device)
             k = F.normalize(self.k(x_k[order]), dim=1)[torch.argsort(order)]
         loss = naive_unicon(q, k, self.queue, labels, self.labels, TEMPERATURE)
         self.optimizer.zero_grad()
@@ -95,18 +101,19 @@ class PlainStep:
 class EncoderWork:
     """What no implementation can leave out: query forward and backward, key forward; our format and precision."""
 
-    def __init__(self) -> None:
-        encoder = timm.create_model(ARCH, num_classes=0)
-        encoder.fc = nn.Sequential(nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 128))
-        self.q = encoder.to(memory_format=torch.channels_last)
+    def __init__(self, device: torch.device = CPU, graphs: bool = False) -> None:
+        self.q = encoder_with_head().to(device, memory_format=torch.channels_last)
         self.k = copy.deepcopy(self.q).requires_grad_(False)
-        self.dtype = autocast_dtype("auto", CPU)
+        self.dtype = autocast_dtype("auto", device)
+        if graphs:
+            for encoder in (self.q, self.k):
+                encoder.compile(mode="reduce-overhead")
 
     def __call__(self, x_q: Tensor, x_k: Tensor) -> None:
-        with torch.autocast("cpu", self.dtype, enabled=self.dtype is not None):
-            q = self.q(x_q)
+        with torch.autocast(x_q.device.type, self.dtype, enabled=self.dtype is not None):
             with torch.no_grad():
                 self.k(x_k)
+            q = self.q(x_q)
         q.float().sum().backward()
         self.q.zero_grad()
 
