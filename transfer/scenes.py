@@ -1,13 +1,17 @@
-"""Fashion Scenes: a small data set for detection and segmentation, made from Fashion-MNIST.
+"""A small data set for detection and segmentation: Fashion Scenes, or scenes of your own cut-out images.
 
-python transfer/scenes.py --out data/my_scenes --train 2000 --val 500 --seed 0
+python transfer/scenes.py --out data/my_scenes --train 2000 --val 500 --seed 0        garments of Fashion-MNIST
+python transfer/scenes.py --from /data/tools --out data/tool_scenes --size 256        class folders of cut-outs
 
-A scene shows 2 to 5 garments on textured noise, each scaled, mirrored and tinted, none hidden by more than 40 %. Scenes
-of `train` show garments of Fashion-MNIST's training set only, scenes of `val` those of its test set.
+A scene shows 2 to 5 objects on textured noise, each scaled and mirrored, none hidden by more than 40 %. Garments are
+tinted; scenes of `train` show garments of Fashion-MNIST's training set only, scenes of `val` those of its test set.
+Cut-outs keep their colours. They have an alpha channel, or a plain background, which is removed. --from names class
+folders, of which --val-fraction of each class are for `val`, or train/ and val/ with class folders.
 
     DIR/images/{train,val}/000000.png               RGB
     DIR/annotations/instances_{train,val}.json      COCO: boxes, masks and areas of the visible parts
-    DIR/masks/{train,val}/000000.png                (H, W) uint8: 0 background, else index in CLASSES + 1
+    DIR/masks/{train,val}/000000.png                (H, W) uint8: 0 background, else index of the class + 1
+    DIR/classes.txt                                 with --from: background and the classes, for segment.py
     DIR/scenes.json                                 parameters, and a hash of all pixels and annotations
     DIR/sheet.png                                   24 annotated examples
 
@@ -23,9 +27,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,27 +50,31 @@ from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from common.cli import CommandParser, run_cli
+from common.folders import escaped
 from common.images import ImageSet, load_images
+from transfer.cutouts import load_cutouts, resize_cutout
 
 CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
 SPLITS = {"train": "fashion:train", "val": "fashion:test"}  # source of the garments of each split
+FASHION = "Fashion Scenes, made from Fashion-MNIST (Xiao et al., arXiv 1708.07747)"
 FORMAT_VERSION = 1  # increased when the same parameters give other scenes
 GARMENTS = (2, 5)
 VISIBLE = 0.6  # least visible fraction of a garment
 TRIES = 30  # positions tried per garment
 THRESHOLD = 24  # least gray value of a garment's pixel in Fashion-MNIST
 PINHOLE = 8  # most pixels of a hole that is filled
+SHOWN = 24  # scenes of the contact sheet
 PALETTE = (255 * np.array(mpl.colormaps["tab10"].colors)).round().astype(np.uint8)  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
 class Garment:
-    """One garment of a scene.
+    """One object of a scene: a garment, or a cut-out.
 
     Attributes:
-        label: index in CLASSES.
+        label: index of its class.
         visible: (H, W) bool, its visible pixels.
         area: number of its pixels, occluded ones included.
     """
@@ -90,15 +100,18 @@ class Scene:
         return mask
 
 
-def make_scene(images: ImageSet, split: str, index: int, size: int, seed: int) -> Scene:
+def make_scene(
+    images: ImageSet, split: str, index: int, size: int, seed: int, classes: Sequence[str] = CLASSES
+) -> Scene:
     """Compose one scene.
 
     Args:
-        images: Fashion-MNIST's training or test set.
+        images: Fashion-MNIST's training or test set, or cut-outs in RGBA.
         split: "train" or "val"; part of the scene's seed.
         index: of the scene in its split.
         size: side in pixels.
         seed: of the data set.
+        classes: in the order of the labels.
     """
     rng = np.random.default_rng((seed, list(SPLITS).index(split), index))
     image = _background(rng, size)
@@ -106,19 +119,19 @@ def make_scene(images: ImageSet, split: str, index: int, size: int, seed: int) -
     for _ in range(int(rng.integers(GARMENTS[0], GARMENTS[1] + 1))):
         chosen = int(rng.integers(len(images)))
         tint = rng.integers(70, 256, 3)
-        placed = False
+        pixels, placed = images.read(chosen), False
         while not placed:
             for _ in range(TRIES):
-                gray, mask = _garment(images.read(chosen)[:, :, 0], rng, size)
+                colours, mask = _place(pixels, tint, rng, size)
                 if placed := all((g.visible & ~mask).sum() >= VISIBLE * g.area for g in garments):
                     break
             if len(garments) >= GARMENTS[0]:
                 break  # enough garments
         if placed:
             garments = [Garment(g.label, g.visible & ~mask, g.area) for g in garments]
-            label = CLASSES.index(images.classes[int(images.labels[chosen])])
+            label = classes.index(images.classes[int(images.labels[chosen])])
             garments.append(Garment(label, mask, int(mask.sum())))
-            image[mask] = (tint * (70 + 185 * gray[mask].astype(np.int64)[:, None] // 255) // 255).astype(np.uint8)
+            image[mask] = colours[mask]
     return Scene(image, garments)
 
 
@@ -132,18 +145,30 @@ def _background(rng: np.random.Generator, size: int) -> np.ndarray:
     return ((6 * colour + 4 * total // 10) // 10).astype(np.uint8)
 
 
-def _garment(pixels: np.ndarray, rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scale, mirror and position a (28, 28) uint8 garment; return gray values and mask, both (size, size)."""
+def _place(pixels: np.ndarray, tint: np.ndarray, rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scale, mirror and position an object, RGBA or a gray garment in RGB.
+
+    Returns:
+        Colours (size, size, 3) uint8, and which pixels are the object's, (size, size) bool.
+    """
     side = int(rng.integers(size // 4, size // 2 + 1))
     if rng.integers(2):
         pixels = pixels[:, ::-1]
-    scaled = cv2.resize(_fill_pinholes(pixels), (side, side), interpolation=cv2.INTER_LINEAR_EXACT)
-    left, top, width, height = cv2.boundingRect((scaled >= THRESHOLD).astype(np.uint8))
-    scaled = scaled[top : top + height, left : left + width]
+    scaled, solid = resize_cutout(pixels, side) if pixels.shape[2] == 4 else _garment(pixels[:, :, 0], tint, side)
+    left, top, width, height = cv2.boundingRect(solid.astype(np.uint8))
+    there = slice(top, top + height), slice(left, left + width)
     top, left = int(rng.integers(size - height + 1)), int(rng.integers(size - width + 1))
-    gray = np.zeros((size, size), np.uint8)
-    gray[top : top + height, left : left + width] = scaled
-    return gray, gray >= THRESHOLD
+    here = slice(top, top + height), slice(left, left + width)
+    colours, mask = np.zeros((size, size, 3), np.uint8), np.zeros((size, size), bool)
+    colours[here], mask[here] = scaled[there], solid[there]
+    return colours, mask
+
+
+def _garment(gray: np.ndarray, tint: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and tint a (28, 28) uint8 garment; return colours (side, side, 3) and its pixels (side, side)."""
+    scaled = cv2.resize(_fill_pinholes(gray), (side, side), interpolation=cv2.INTER_LINEAR_EXACT)
+    colours = tint * (70 + 185 * scaled.astype(np.int64)[:, :, None] // 255) // 255
+    return colours.astype(np.uint8), scaled >= THRESHOLD
 
 
 def _fill_pinholes(pixels: np.ndarray) -> np.ndarray:
@@ -153,12 +178,14 @@ def _fill_pinholes(pixels: np.ndarray) -> np.ndarray:
     return np.where(dark & (stats[parts, cv2.CC_STAT_AREA] <= PINHOLE), np.uint8(THRESHOLD), pixels)
 
 
-def coco(scenes: list[Scene]) -> dict[str, Any]:
+def coco(scenes: Iterable[Scene], classes: Sequence[str] = CLASSES, description: str = FASHION) -> dict[str, Any]:
     """Return a split's annotations in COCO's format (cocodataset.org/#format-data); boxes are x, y, width, height."""
     from pycocotools import mask as rle
 
-    annotations: list[dict[str, Any]] = []
+    images, annotations = list[dict[str, Any]](), list[dict[str, Any]]()
     for index, scene in enumerate(scenes):
+        height, width = scene.image.shape[:2]
+        images.append({"id": index, "file_name": _name(index), "height": height, "width": width})
         for garment in scene.garments:
             mask = np.asfortranarray(garment.visible, np.uint8)
             encoded = rle.encode(mask)
@@ -168,11 +195,10 @@ def coco(scenes: list[Scene]) -> dict[str, Any]:
                 "bbox": [*cv2.boundingRect(mask)],
                 "segmentation": {"size": encoded["size"], "counts": encoded["counts"].decode()},
             })  # fmt: skip
-    size = len(scenes[0].image)
     return {
-        "info": {"description": "Fashion Scenes, made from Fashion-MNIST (Xiao et al., arXiv 1708.07747)"},
-        "images": [{"id": i, "file_name": _name(i), "height": size, "width": size} for i in range(len(scenes))],
-        "categories": [{"id": i, "name": name} for i, name in enumerate(CLASSES, 1)],
+        "info": {"description": description},
+        "images": images,
+        "categories": [{"id": i, "name": name} for i, name in enumerate(classes, 1)],
         "annotations": annotations,
     }
 
@@ -182,26 +208,34 @@ def _name(index: int) -> str:
 
 
 def write_scenes(
-    out: Path, train: int = 2000, val: int = 500, size: int = 128, seed: int = 0, fashion_root: str = "data"
-) -> Path:
+    out: Path, train: int = 2000, val: int = 500, size: int = 128, seed: int = 0, fashion_root: str = "data",
+    cutouts: Path | None = None, val_fraction: float = 0.2,
+) -> Path:  # fmt: skip
     """Write the data set to a new folder, atomically, and return the folder.
 
     Args:
         out: folder to make; if it holds the same data set already, nothing is done.
-        train: number of scenes of garments of Fashion-MNIST's training set.
-        val: number of scenes of garments of its test set.
+        train: number of scenes of garments of Fashion-MNIST's training set, or of cut-outs for training.
+        val: number of scenes of other garments or cut-outs.
         size: side of a scene in pixels.
         seed: data sets of different seeds share no scene.
         fashion_root: folder that holds FashionMNIST/raw.
+        cutouts: folder of cut-outs in place of Fashion-MNIST; see `load_cutouts`.
+        val_fraction: of the cut-outs of each class, for val.
 
     Raises:
-        ValueError: a parameter out of range, no Fashion-MNIST, or a folder that holds something else.
+        ValueError: a parameter out of range, no Fashion-MNIST, no cut-outs, or a folder that holds something else.
     """
-    parameters = {"train": train, "val": val, "size": size, "seed": seed, "version": FORMAT_VERSION}
+    parameters: dict[str, Any] = {"train": train, "val": val, "size": size, "seed": seed, "version": FORMAT_VERSION}
     _check(parameters)
+    sets, classes, description = dict[str, ImageSet](), list(CLASSES), FASHION
+    if cutouts is not None:
+        sets, parameters["cutouts"] = load_cutouts(cutouts, val_fraction, seed)
+        parameters["val_fraction"] = val_fraction
+        classes, description = sets["train"].classes, f"Scenes of the cut-outs in {escaped(cutouts.absolute().name)}"
     if _holds(out, parameters):
         return out
-    sets = {split: load_images([source], fashion_root) for split, source in SPLITS.items()}
+    sets = sets or {split: load_images([source], fashion_root) for split, source in SPLITS.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
@@ -209,10 +243,12 @@ def write_scenes(
         hashes = {}
         for split, count in (("train", train), ("val", val)):
             indices = tqdm(range(count), f"{out.name} {split}", unit=" scenes", leave=False)
-            scenes = [make_scene(sets[split], split, i, size, seed) for i in indices]
-            hashes[split] = _write_split(part, split, scenes)
+            scenes = (make_scene(sets[split], split, i, size, seed, classes) for i in indices)
+            hashes[split], first = _write_split(part, split, scenes, classes, description)
             if split == "train":
-                Image.fromarray(contact_sheet(scenes[:24])).save(part / "sheet.png")
+                Image.fromarray(contact_sheet(first, classes)).save(part / "sheet.png")
+        if cutouts is not None:
+            (part / "classes.txt").write_text("\n".join(["background", *classes, ""]), encoding="utf-8")
         (part / "scenes.json").write_text(_json({"parameters": parameters, "sha256": hashes}), encoding="utf-8")
         try:
             part.rename(out)
@@ -233,13 +269,13 @@ def ensure_scenes(root: Path = Path("data"), train: int = 2000, val: int = 500, 
     return write_scenes(root / "scenes" / f"{size}px-{train}-{val}-s{seed}", train, val, size, seed, str(root))
 
 
-def _check(parameters: dict[str, int]) -> None:
+def _check(parameters: dict[str, Any]) -> None:
     for name, least, most in (("train", 1, 999_999), ("val", 1, 999_999), ("size", 32, 4096), ("seed", 0, 2**63)):
         if not least <= parameters[name] <= most:
             raise ValueError(f"{name}={parameters[name]}: must be between {least} and {most}")
 
 
-def _holds(out: Path, parameters: dict[str, int]) -> bool:
+def _holds(out: Path, parameters: dict[str, Any]) -> bool:
     """Return whether `out` is this data set; raise a ValueError if it is anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
@@ -250,27 +286,34 @@ def _holds(out: Path, parameters: dict[str, int]) -> bool:
     return True
 
 
-def _write_split(root: Path, split: str, scenes: list[Scene]) -> str:
-    """Write images, masks and annotations; return the hash of their content."""
-    digest = hashlib.sha256()
+def _write_split(
+    root: Path, split: str, scenes: Iterable[Scene], classes: Sequence[str], description: str
+) -> tuple[str, list[Scene]]:
+    """Write images, masks and annotations; return the hash of their content, and the first scenes."""
+    digest, first = hashlib.sha256(), list[Scene]()
     for kind in ("images", "masks"):
         (root / kind / split).mkdir(parents=True)
-    for index, scene in enumerate(scenes):
-        Image.fromarray(scene.image).save(root / "images" / split / _name(index))
-        Image.fromarray(scene.semantic).save(root / "masks" / split / _name(index))
-        digest.update(scene.image.tobytes() + scene.semantic.tobytes())
+
+    def written() -> Iterator[Scene]:
+        for index, scene in enumerate(scenes):
+            Image.fromarray(scene.image).save(root / "images" / split / _name(index))
+            Image.fromarray(scene.semantic).save(root / "masks" / split / _name(index))
+            digest.update(scene.image.tobytes() + scene.semantic.tobytes())
+            first.extend([scene] * (index < SHOWN))
+            yield scene
+
+    text = _json(coco(written(), classes, description))
     (root / "annotations").mkdir(exist_ok=True)
-    text = _json(coco(scenes))
     (root / "annotations" / f"instances_{split}.json").write_text(text, encoding="utf-8")
     digest.update(text.encode())
-    return digest.hexdigest()
+    return digest.hexdigest(), first
 
 
 def _json(content: dict[str, Any]) -> str:
     return json.dumps(content, sort_keys=True, separators=(",", ":")) + "\n"
 
 
-def contact_sheet(scenes: list[Scene]) -> np.ndarray:
+def contact_sheet(scenes: list[Scene], classes: Sequence[str] = CLASSES) -> np.ndarray:
     """Return scenes with their annotations in a grid of six columns, (H, W, 3) uint8 RGB."""
     from transfer.detection.pictures import Objects, draw_objects  # here: it takes the palette from this module
 
@@ -280,7 +323,7 @@ def contact_sheet(scenes: list[Scene]) -> np.ndarray:
         masks = torch.from_numpy(np.stack([garment.visible for garment in scene.garments]))
         boxes = masks_to_boxes(masks)
         boxes[:, 2:] += 1  # right and bottom of the last pixel
-        objects = Objects(boxes, torch.tensor(labels), [CLASSES[i] for i in labels], masks)
+        objects = Objects(boxes, torch.tensor(labels), [classes[i] for i in labels], masks)
         tiles.append(torch.from_numpy(draw_objects(scene.image, objects, 224)).permute(2, 0, 1))
     return make_grid(tiles, 6, padding=3, pad_value=255).permute(1, 2, 0).numpy()
 
@@ -288,6 +331,8 @@ def contact_sheet(scenes: list[Scene]) -> np.ndarray:
 def main(arguments: list[str] | None = None) -> int:
     """Write a data set; return 0, or 2 for a user's mistake."""
     p = CommandParser("transfer/scenes.py", __doc__)
+    p.add_argument("--from", type=Path, help="class folders of cut-out images, in place of Fashion-MNIST")
+    p.add_argument("--val-fraction", type=float, default=0.2, help="of the cut-outs of each class, for val")
     p.add_argument("--out", type=Path, required=True, help="folder to make")
     p.add_argument("--train", type=int, default=2000, help="number of training scenes")
     p.add_argument("--val", type=int, default=500, help="number of test scenes, of other garments")
@@ -296,9 +341,12 @@ def main(arguments: list[str] | None = None) -> int:
     p.add_argument("--fashion-root", default="data", help="folder that holds FashionMNIST/raw")
 
     def work() -> None:
-        options = p.parse(arguments)
-        out = write_scenes(**vars(options))
-        print(f"{out}: {options.train} + {options.val} scenes; examples: {out / 'sheet.png'}")
+        options = vars(p.parse(arguments))
+        cutouts = options.pop("from")
+        out = write_scenes(**options, cutouts=cutouts)
+        print(f"{out}: {options['train']} + {options['val']} scenes; examples: {out / 'sheet.png'}")
+        if cutouts is not None:
+            print(f"next: python transfer/detect.py --ckpt CHECKPOINT --data {shlex.quote(str(out))}")
 
     return run_cli("scenes", work, resumable=False)
 

@@ -136,7 +136,7 @@ def test_two_processes_make_it_once(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(root: Path) -> None:
+    def broken(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(scenes, "contact_sheet", broken)
