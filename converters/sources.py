@@ -68,6 +68,14 @@ class Reading:
 def read_backbone(path: str | Path, options: ReadOptions = DEFAULT) -> Backbone:
     """Read the backbone of a checkpoint in any format of converters/formats.yaml.
 
+    >>> from converters import read_backbone
+    >>> backbone = read_backbone("random:resnet18?seed=0")  # or "runs/birds/last.pth"
+    >>> backbone.arch, backbone.source.format
+    ('resnet18', 'random')
+    >>> network = backbone.build()  # a ResNet in eval mode
+    >>> network(torch.zeros(1, 3, 64, 64)).shape
+    torch.Size([1, 512])
+
     Args:
         path: a file, or timm:NAME, torchvision:NAME (both pre-trained; ?pretrained=false) or random:ARCH?seed=N.
         options: how to read a file.

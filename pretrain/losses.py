@@ -55,6 +55,11 @@ def unicon(
     blocks of the queue: no N x K matrix is kept, neither for the value nor for the gradient. With every label -1
     it equals `info_nce`.
 
+    >>> q = k = torch.eye(2)  # two queries (N, C), each equal to its positive key
+    >>> queue, queue_labels = torch.eye(2), torch.tensor([7, -1])  # (C, K), (K,)
+    >>> unicon(q, k, queue, torch.tensor([7, -1]), queue_labels, temperature=0.2, reduction="none")
+    tensor([0.0134, 0.6965])
+
     Args:
         q: (N, C) query embeddings, L2-normalised.
         k: (N, C) positive keys: embeddings of the same images, L2-normalised.

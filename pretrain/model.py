@@ -80,6 +80,22 @@ class UniMoCo(Model):
     The state is named as in MoCo: encoder_q.*, encoder_k.*, queue ... `index_queue` holds the image of each key, so
     that keys of a query's own image can be left out of the loss. `queue_ptr` is the position that is written next.
 
+    A step of a training loop of one's own, in one process:
+
+    >>> from pretrain import ModelConfig, UniMoCo
+    >>> model = UniMoCo(ModelConfig(arch="resnet18", queue_size=64, bn_groups=1))
+    >>> views, other_views = torch.randn(2, 4, 3, 32, 32)  # of four images
+    >>> labels, index = torch.tensor([0, 0, 1, -1]), torch.arange(4)  # -1: no label
+    >>> model.update_key_encoder()
+    >>> q = F.normalize(model.encoder_q(views), dim=1)
+    >>> with torch.no_grad():
+    ...     k = F.normalize(model.encoder_k(other_views), dim=1)
+    >>> loss = model.loss(q, k, labels, index)
+    >>> loss.backward()  # then optimizer.step()
+    >>> model.enqueue(k, labels, index)
+    >>> model.label_queue[:4]
+    tensor([ 0,  0,  1, -1])
+
     Args:
         config: encoder, queue and loss.
         mask_same_image: leave keys of the query's own image out of the loss.

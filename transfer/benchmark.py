@@ -304,9 +304,13 @@ def next_step(records: Sequence[Record], folder: Path) -> str:
     return f"\nnext: the same command with another --ckpt, e.g. random:{records[0].backbone['arch']}; then {tables}"
 
 
-def run_benchmark(program: str, work: Callable[[], None], resumable: bool = True) -> int:
+def run_benchmark(program: str, work: Callable[[], object], resumable: bool = True) -> int:
     """Run a benchmark's command; user errors and a model that is not the checkpoint are one line. Return the status."""
+
+    def command() -> None:
+        work()
+
     try:
-        return run_cli(program, work, resumable, also=(VerificationError,))
+        return run_cli(program, command, resumable, also=(VerificationError,))
     finally:
         stop()

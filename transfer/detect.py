@@ -31,6 +31,7 @@ from common.distributed import rank
 from common.extras import require
 from common.run_folder import exclusive
 from common.seen import find_seen
+from results.record import Record
 from transfer.benchmark import Measurement, Run, measure, next_step, on_record, run_benchmark, summary
 from transfer.detection.engine import ENGINES, Engine
 from transfer.openmmlab.quiet import quiet
@@ -120,8 +121,8 @@ def start_engine(options: Namespace) -> Engine:
     return started
 
 
-def detect(options: Namespace) -> None:
-    """Measure every seed that is not on record, and print the result."""
+def detect(options: Namespace) -> list[Record]:
+    """Measure every seed that is not on record, print the result and return the records."""
     tests: list[Path] = []  # test images of the user
     if own.names_data(options):
         if options.engine == "mmdet":
@@ -131,7 +132,7 @@ def detect(options: Namespace) -> None:
         options.task, tests = own_task(options)
     check_options(options)
     if options.dry_run and os.environ.get("RANK", "0") != "0":
-        return
+        return []
     engine = start_engine(options)
     runs = map(engine.plan, options.seeds)
 
@@ -149,30 +150,32 @@ def detect(options: Namespace) -> None:
         for run in runs:
             if options.force or on_record(run, options.records) is None:
                 work(run)
-        return
+        return []
     records = measure(runs, work, options, engine.device, check)
     if records and rank() == 0:
         names = [name for name in records[0].metrics if "AP-" not in name]
         print(summary(records, names) + next_step(records, options.records))
+    return records
+
+
+def run(arguments: list[str] | None = None) -> list[Record]:
+    """Do what the command line says and return the records."""
+    warnings.filterwarnings("ignore", message=".*torch.jit.*")  # when detectron2 is imported
+    given, settings = split(sys.argv[1:] if arguments is None else arguments)
+    options = parser().parse(given)
+    options.settings = [*options.settings, *settings]
+    if not options.check:
+        return detect(options)
+    require(options.engine)
+    with quiet(prints=False):
+        check = importlib.import_module(f"transfer.detection.{options.engine}_engine.check")
+    print(check.report(data_root(options)))
+    return []
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return 0, or 2 for a user's mistake."""
-
-    def work() -> None:
-        warnings.filterwarnings("ignore", message=".*torch.jit.*")  # when detectron2 is imported
-        given, settings = split(sys.argv[1:] if arguments is None else arguments)
-        options = parser().parse(given)
-        options.settings = [*options.settings, *settings]
-        if options.check:
-            require(options.engine)
-            with quiet(prints=False):
-                check = importlib.import_module(f"transfer.detection.{options.engine}_engine.check")
-            print(check.report(data_root(options)))
-        else:
-            detect(options)
-
-    return run_benchmark("detect", work)
+    return run_benchmark("detect", lambda: run(arguments))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import torch
 from jsonargparse import Namespace
 
 from common.cli import CommandParser
+from results.record import Record
 from transfer.benchmark import Run, read_backbone, run_benchmark
 from transfer.classification import command, tuning
 from transfer.classification.heads import head_hash
@@ -54,12 +55,14 @@ def plan(options: Namespace, seed: int, device: torch.device) -> Run:
     return Run(backbone, "finetune", title, seed, config, "top1", options.out)
 
 
+def run(arguments: list[str] | None = None) -> list[Record]:
+    """Measure, print the result and return the records."""
+    return command.evaluate_seeds(parser().parse(arguments), plan, tuning.load, tuning.evaluate, "many on GPUs")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Measure and print the result; return 0, or 2 for a user's mistake."""
-    return run_benchmark(
-        "finetune",
-        lambda: command.evaluate_seeds(parser().parse(arguments), plan, tuning.load, tuning.evaluate, "many on GPUs"),
-    )
+    return run_benchmark("finetune", lambda: run(arguments))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import torch
 from jsonargparse import Namespace
 
 from common.cli import CommandParser
+from results.record import Record
 from transfer.benchmark import Run, read_backbone, run_benchmark
 from transfer.classification import command, neighbours
 
@@ -76,13 +77,14 @@ def check(options: Namespace) -> tuple[list[int], list[float]]:
     return ks, temperatures
 
 
+def run(arguments: list[str] | None = None) -> list[Record]:
+    """Measure, print the result and return the records."""
+    return command.evaluate_seeds(parser().parse(arguments), plan, neighbours.load, neighbours.evaluate)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Measure and print the result; return 0, or 2 for a user's mistake."""
-    return run_benchmark(
-        "knn",
-        lambda: command.evaluate_seeds(parser().parse(arguments), plan, neighbours.load, neighbours.evaluate),
-        resumable=False,
-    )
+    return run_benchmark("knn", lambda: run(arguments), resumable=False)
 
 
 if __name__ == "__main__":

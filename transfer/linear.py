@@ -26,6 +26,7 @@ import torch
 from jsonargparse import Namespace
 
 from common.cli import CommandParser
+from results.record import Record
 from transfer.benchmark import Run, read_backbone, run_benchmark
 from transfer.classification import command, linear_probe, logistic
 from transfer.classification.linear_probe import CACHED, MODES, HeadOptim
@@ -59,16 +60,16 @@ def plan(options: Namespace, seed: int, device: torch.device) -> Run:
     return Run(backbone, "linear", title, seed, config, "top1", options.out, ("scikit-learn",))
 
 
+def run(arguments: list[str] | None = None) -> list[Record]:
+    """Measure, print the result and return the records."""
+    options = parse(arguments)
+    processes: command.Processes = "one" if options.mode == CACHED else "many"
+    return command.evaluate_seeds(options, plan, linear_probe.load, linear_probe.evaluate, processes)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Measure and print the result; return 0, or 2 for a user's mistake."""
-
-    def work() -> None:
-        options = parse(arguments)
-        command.evaluate_seeds(
-            options, plan, linear_probe.load, linear_probe.evaluate, "one" if options.mode == CACHED else "many"
-        )
-
-    return run_benchmark("linear", work)
+    return run_benchmark("linear", lambda: run(arguments))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from common.distributed import on_first_rank, rank
 from common.extras import require
 from common.run_folder import exclusive
 from common.seen import find_seen
+from results.record import Record
 from transfer.benchmark import Measurement, measure, next_step, run_benchmark, summary
 from transfer.openmmlab.quiet import quiet
 from transfer.options import add_openmmlab_options, training_parser
@@ -51,8 +52,8 @@ def own_task(options: Namespace) -> tuple[str, list[Path]]:
     return str(path), [data.images / image for image, _ in data.val]
 
 
-def segment(options: Namespace) -> None:
-    """Measure every seed that is not on record, and print the result."""
+def segment(options: Namespace) -> list[Record]:
+    """Measure every seed that is not on record, print the result and return the records."""
     mine = own.names_data(options)
     if mine and options.task:
         raise ValueError(f"--task {options.task}: your own data makes its own; leave one of them out")
@@ -61,7 +62,7 @@ def segment(options: Namespace) -> None:
     if options.resume and options.force:
         raise ValueError("--resume continues a run, --force replaces it: leave one of them out")
     if options.dry_run and os.environ.get("RANK", "0") != "0":
-        return
+        return []
     with quiet(prints=False):  # here: --help must not wait for mmseg
         from transfer.openmmlab.devices import choose_devices
         from transfer.segmentation.run import SegmentationRun, check_run, measure_run, plan_run, register
@@ -90,25 +91,27 @@ def segment(options: Namespace) -> None:
     if records and rank() == 0:
         few = len(records[0].metrics) <= MOST_ROWS  # the IoU of ADE20K's 150 classes is only in the record
         print(summary(records, None if few else ("mIoU", "mAcc", "aAcc")) + next_step(records, options.records))
+    return records
+
+
+def run(arguments: list[str] | None = None) -> list[Record]:
+    """Do what the command line says and return the records."""
+    options = parser().parse(arguments)
+    require("mmseg")
+    if not options.check:
+        return segment(options)
+    with quiet(prints=False):
+        from transfer.segmentation.check import report
+        from transfer.segmentation.run import register
+
+    register()
+    print(report())
+    return []
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return 0, or 2 for a user's mistake."""
-
-    def work() -> None:
-        options = parser().parse(sys.argv[1:] if arguments is None else arguments)
-        require("mmseg")
-        if options.check:
-            with quiet(prints=False):
-                from transfer.segmentation.check import report
-                from transfer.segmentation.run import register
-
-            register()
-            print(report())
-        else:
-            segment(options)
-
-    return run_benchmark("segment", work)
+    return run_benchmark("segment", lambda: run(arguments))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ import torch
 from jsonargparse import Namespace
 
 from common.cli import CommandParser
+from results.record import Record
 from transfer.benchmark import Run, read_backbone, run_benchmark
 from transfer.classification import command, svms
 
@@ -64,13 +65,14 @@ def plan(options: Namespace, seed: int, device: torch.device) -> Run:
     return Run(backbone, options.task, title + fine_print, seed, config, headline, options.out, ("scikit-learn",))
 
 
+def run(arguments: list[str] | None = None) -> list[Record]:
+    """Measure, print the result and return the records."""
+    return command.evaluate_seeds(parser().parse(arguments), plan, svms.load, svms.evaluate, "one")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Measure and print the result; return 0, or 2 for a user's mistake."""
-    return run_benchmark(
-        "svm",
-        lambda: command.evaluate_seeds(parser().parse(arguments), plan, svms.load, svms.evaluate, "one"),
-        resumable=False,
-    )
+    return run_benchmark("svm", lambda: run(arguments), resumable=False)
 
 
 if __name__ == "__main__":

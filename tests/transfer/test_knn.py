@@ -143,7 +143,7 @@ def shared(garments: str, to: str, k: str, leave_one_out: bool) -> dict[str, Any
         (["--ckpt=/no/such.pth"], "/no/such.pth"),
         (["--data=/no/such/folder", "--test=fashion:test"], "/no/such/folder: no such file or folder"),
         (["--data=/no/such/folder"], "--test is missing"),
-        (["--k=[41]"], "k=41: must lie between 1 and the 40 images"),
+        (["--k=[41]"], "k=41: must lie between 1 and the 40 images of the bank; --k '[1]' would do"),
         (["--temperature=0"], "--temperature 0.0: must be above 0"),
         (["--temperature=[]"], "--temperature []: give one or more numbers"),
         (["--k=[]"], "--k []: give one or more numbers"),

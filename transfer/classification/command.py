@@ -17,6 +17,7 @@ from common.labels import LabelConfig
 from common.precision import autocast_dtype, use_exact_fp32
 from common.run_folder import exclusive
 from converters import Backbone
+from results.record import Record
 from transfer.benchmark import Measurement, Run, measure, next_step, summary
 from transfer.classification.check import check_sets
 from transfer.classification.data import VOC, ClassData, source_names
@@ -65,8 +66,8 @@ def classification_parser(name: str, description: str | None, precision: str = "
 
 def evaluate_seeds(
     options: Namespace, plan: Plan, load: Load, evaluate: Evaluate, processes: Processes = "many"
-) -> None:
-    """Measure all seeds, write the records and print the result.
+) -> list[Record]:
+    """Measure all seeds, write the records, print the result and return the records.
 
     Args:
         options: of the command.
@@ -108,6 +109,7 @@ def evaluate_seeds(
     if records and distributed.rank() == 0:
         print(records[0].title)
         print(summary(records) + next_step(records, options.records))
+    return records
 
 
 def require_data(options: Namespace) -> None:

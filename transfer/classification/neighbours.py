@@ -124,8 +124,13 @@ def load(run: Run, options: Namespace) -> ClassData:
             f"--test {run.config['queries']}: these are the images of --data {run.config['bank']}; "
             "to leave one out give both the same name"
         )
-    for k in run.config["k"]:
-        check_k(k, len(data.train) - int(data.same))
+    ks, available = run.config["k"], len(data.train) - int(data.same)
+    try:
+        for k in ks:
+            check_k(k, available)
+    except ValueError as error:
+        fitting = [k for k in ks if 1 <= k <= available] or [1]
+        raise ValueError(f"{error}; --k '{fitting}' would do") from error
     fewest = min(len(data.train), len(data.test))
     if fewest < world_size():
         raise ValueError(f"{fewest} images do not fill {world_size()} processes; use {fewest} or fewer")
