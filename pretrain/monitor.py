@@ -283,14 +283,24 @@ def data_hint(sources: Sequence[str]) -> str:
     """Return the options that name a user's data for a benchmark; "" for those of the project.
 
     The images of a pre-training are not tested on: a test beside train/ is named, else TEST_IMAGES stands for one.
+    Where no source has labels, LABELLED_IMAGES stands for one that has.
     """
-    first = sources[0]
-    if first.startswith("fashion"):
+    labelled = [source for source in sources if not _is_flat(source)]
+    if sources[0].startswith("fashion"):
         return ""
+    if not labelled:
+        return " --data LABELLED_IMAGES --val-fraction 0.2"
+    first = labelled[0]
     path = source_path(first)
     if path.name == "train" and any((path.parent / name).is_dir() for name in ("val", "test")):
         return f" --data {shlex.quote(str(path.parent))}"
     return f" --data {shlex.quote(first)} --test TEST_IMAGES"
+
+
+def _is_flat(source: str) -> bool:
+    """Return whether a source is a folder of images without labels."""
+    path = source_path(source)
+    return source.startswith("flat:") or (path.is_dir() and not any(child.is_dir() for child in path.iterdir()))
 
 
 def this_python() -> str:

@@ -5,6 +5,7 @@ A command plans one `Run` per seed; `measure` skips those on record, measures th
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -32,6 +33,7 @@ from converters import Backbone, ReadOptions, VerificationError, sources
 from results.record import Record, hash_config, path_of, read, write
 
 Metrics = dict[str, float]
+RECORDS = Path("runs/records")  # of users; results/records is written by the study alone
 
 
 def read_checkpoint(
@@ -296,21 +298,44 @@ def summary(records: Sequence[Record], metrics: Sequence[str] | None = None) -> 
     return str(tabulate(rows, headers=["metric", "%", spread], floatfmt=".2f", missingval="–"))
 
 
-def next_step(records: Sequence[Record], folder: Path) -> str:
-    """Return what to do after measuring on a user's data set, as the end of the output; "" for the project's."""
+def next_step(program: str, records: Sequence[Record], words: Sequence[str]) -> str:
+    """Return the line that names what to do after measuring on a user's data set; "" for the project's.
+
+    Args:
+        program: name of the command.
+        records: of what was measured.
+        words: of the command line.
+    """
     if not records or "data" not in records[0].environment:
         return ""
-    tables = f"python results/tables.py --records {shlex.quote(str(folder))} --out runs/tables"
-    return f"\nnext: the same command with another --ckpt, e.g. random:{records[0].backbone['arch']}; then {tables}"
+    first = records[0]
+    other = "CHECKPOINT" if first.backbone_id.startswith("random:") else f"random:{first.backbone['arch']}"
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in ("--ckpt", "--label", "--weights", "--arch"):  # another checkpoint has other values of these
+        parser.add_argument(option)
+    parser.add_argument("--force", action="store_true")
+    again = shlex.join(parser.parse_known_args(words)[1])
+    parser.add_argument("--records", default=str(RECORDS))
+    folder = shlex.quote(parser.parse_known_args(words)[0].records)
+    tables = f"python results/tables.py --records {folder} --out runs/tables"
+    return f"next: python transfer/{program}.py --ckpt {other} {again}; then {tables}"
 
 
-def run_benchmark(program: str, work: Callable[[], object], resumable: bool = True) -> int:
-    """Run a benchmark's command; user errors and a model that is not the checkpoint are one line. Return the status."""
+def run_benchmark(
+    program: str, run: Callable[[list[str] | None], list[Record]], arguments: list[str] | None, resumable: bool = True
+) -> int:
+    """Run a benchmark's command and print what to do next; return the status.
 
-    def command() -> None:
-        work()
+    User errors and a model that is not the checkpoint are one line.
+    """
+
+    def work() -> None:
+        records = run(arguments)
+        line = next_step(program, records, sys.argv[1:] if arguments is None else arguments)
+        if line and rank() == 0:
+            print(line)
 
     try:
-        return run_cli(program, command, resumable, also=(VerificationError,))
+        return run_cli(program, work, resumable, also=(VerificationError,))
     finally:
         stop()

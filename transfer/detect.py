@@ -32,7 +32,7 @@ from common.extras import require
 from common.run_folder import exclusive
 from common.seen import find_seen
 from results.record import Record
-from transfer.benchmark import Measurement, Run, measure, next_step, on_record, run_benchmark, summary
+from transfer.benchmark import Measurement, Run, measure, on_record, run_benchmark, summary
 from transfer.detection.engine import ENGINES, Engine
 from transfer.openmmlab.quiet import quiet
 from transfer.options import add_openmmlab_options, training_parser
@@ -154,7 +154,7 @@ def detect(options: Namespace) -> list[Record]:
     records = measure(runs, work, options, engine.device, check)
     if records and rank() == 0:
         names = [name for name in records[0].metrics if "AP-" not in name]
-        print(summary(records, names) + next_step(records, options.records))
+        print(summary(records, names))
     return records
 
 
@@ -175,7 +175,7 @@ def run(arguments: list[str] | None = None) -> list[Record]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return 0, or 2 for a user's mistake."""
-    return run_benchmark("detect", lambda: run(arguments))
+    return run_benchmark("detect", run, arguments)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def run(arguments: list[str] | None = None) -> list[Record]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure and print the result; return 0, or 2 for a user's mistake."""
-    return run_benchmark("finetune", lambda: run(arguments))
+    return run_benchmark("finetune", run, arguments)
 
 
 if __name__ == "__main__":

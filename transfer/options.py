@@ -20,10 +20,9 @@ from common.extras import how_to_install
 from common.run_folder import PACKAGES, version
 from common.surroundings import cores
 from converters.options import add_reading_options
+from transfer.benchmark import RECORDS
 from transfer.changes import differences, flat
 from transfer.tasks import Tasks
-
-RECORDS = Path("runs/records")  # of users; results/records is written by the study alone
 
 
 def seed(text: str | int) -> int:

@@ -26,7 +26,7 @@ from common.extras import require
 from common.run_folder import exclusive
 from common.seen import find_seen
 from results.record import Record
-from transfer.benchmark import Measurement, measure, next_step, run_benchmark, summary
+from transfer.benchmark import Measurement, measure, run_benchmark, summary
 from transfer.openmmlab.quiet import quiet
 from transfer.options import add_openmmlab_options, training_parser
 from transfer.own_data import segmentation as own
@@ -90,7 +90,7 @@ def segment(options: Namespace) -> list[Record]:
     records = measure(runs, work, options, device, check)
     if records and rank() == 0:
         few = len(records[0].metrics) <= MOST_ROWS  # the IoU of ADE20K's 150 classes is only in the record
-        print(summary(records, None if few else ("mIoU", "mAcc", "aAcc")) + next_step(records, options.records))
+        print(summary(records, None if few else ("mIoU", "mAcc", "aAcc")))
     return records
 
 
@@ -111,7 +111,7 @@ def run(arguments: list[str] | None = None) -> list[Record]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return 0, or 2 for a user's mistake."""
-    return run_benchmark("segment", lambda: run(arguments))
+    return run_benchmark("segment", run, arguments)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def run(arguments: list[str] | None = None) -> list[Record]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure and print the result; return 0, or 2 for a user's mistake."""
-    return run_benchmark("svm", lambda: run(arguments), resumable=False)
+    return run_benchmark("svm", run, arguments, resumable=False)
 
 
 if __name__ == "__main__":

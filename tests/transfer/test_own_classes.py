@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,9 @@ def test_a_folder_is_measured_and_a_table_is_made_of_it(
     given = ["--val-fraction=0.25", "--k=[1]", "--label=first try"]
     assert knn.main(words(tmp_path, pets, *given)) == 0
     said = capsys.readouterr().out
-    assert "next: the same command with another --ckpt, e.g. random:resnet18; then python results/tables.py" in said
+    again = shlex.join(words(tmp_path, pets, *given[:2])[1:])
+    tables_again = f"python results/tables.py --records {tmp_path / 'records'} --out runs/tables"
+    assert said.splitlines()[-1] == f"next: python transfer/knn.py --ckpt CHECKPOINT {again}; then {tables_again}"
     assert linear.main(words(tmp_path, pets, "--val-fraction=0.25", "--penalties=[0.1]", "--seeds", "0", "1")) == 0
     records = recorded(tmp_path)
     assert {record.environment["data"] for record in records} == {"pets"}
@@ -146,3 +149,8 @@ def test_the_hint_after_pre_training_names_the_users_data(tmp_path: Path) -> Non
     assert data_hint(["/data/my birds"]) == " --data '/data/my birds' --test TEST_IMAGES"
     (tmp_path / "val").mkdir()
     assert data_hint([f"{tmp_path}/train"]) == f" --data {tmp_path}"
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "train" / "owl").mkdir(parents=True)
+    mixed = [f"{tmp_path}/photos", f"flat:{tmp_path}/more", f"{tmp_path}/train"]
+    assert data_hint(mixed) == f" --data {tmp_path}", "a source without labels cannot be measured on"
+    assert data_hint(mixed[:2]) == " --data LABELLED_IMAGES --val-fraction 0.2"

@@ -18,7 +18,7 @@ from common.precision import autocast_dtype, use_exact_fp32
 from common.run_folder import exclusive
 from converters import Backbone
 from results.record import Record
-from transfer.benchmark import Measurement, Run, measure, next_step, summary
+from transfer.benchmark import Measurement, Run, measure, summary
 from transfer.classification.check import check_sets
 from transfer.classification.data import VOC, ClassData, source_names
 from transfer.classification.features import FeatureCache
@@ -108,7 +108,7 @@ def evaluate_seeds(
     records = measure((plan(options, seed, device) for seed in options.seeds), work, options, device, inspect)
     if records and distributed.rank() == 0:
         print(records[0].title)
-        print(summary(records) + next_step(records, options.records))
+        print(summary(records))
     return records
 
 
