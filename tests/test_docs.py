@@ -10,25 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.pages import commands
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 OTHERS = {"source", "git", "conda", "apt-get", "cd", "snakemake", "ruff", "mypy", "pip", "docker"}
 OTHERS |= {"unimoco-install-detectron2"}  # it takes no options
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 HEADS = [*ROOT.glob("pretrain/recipes/*.yaml"), *ROOT.glob("transfer/configs/**/*.yaml")]  # open with their command
-
-
-def commands(text: str) -> list[list[str]]:
-    """Return the words of each command in the bash blocks of a page, variables before it left out."""
-    found = []
-    for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
-            while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
-                words = words[1:]
-            if words:
-                found.append(words)
-    return found
 
 
 def heads_of_recipes() -> list[tuple[str, list[str]]]:

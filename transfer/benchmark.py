@@ -314,11 +314,15 @@ def next_step(program: str, records: Sequence[Record], words: Sequence[str]) -> 
     for option in ("--ckpt", "--label", "--weights", "--arch"):  # another checkpoint has other values of these
         parser.add_argument(option)
     parser.add_argument("--force", action="store_true")
-    again = shlex.join(parser.parse_known_args(words)[1])
+    again = parser.parse_known_args(words)[1]
     parser.add_argument("--records", default=str(RECORDS))
-    folder = shlex.quote(parser.parse_known_args(words)[0].records)
+    parser.add_argument("--size")
+    given = parser.parse_known_args(words)[0]
+    if given.size is None and "size" in first.config:  # its default depends on the checkpoint
+        again += ["--size", str(first.config["size"])]
+    folder = shlex.quote(given.records)
     tables = f"python results/tables.py --records {folder} --out runs/tables"
-    return f"next: python transfer/{program}.py --ckpt {other} {again}; then {tables}"
+    return f"next: python transfer/{program}.py --ckpt {other} {shlex.join(again)}; then {tables}"
 
 
 def run_benchmark(

@@ -55,6 +55,9 @@ def load_cutouts(folder: Path, val_fraction: float, seed: int) -> tuple[dict[str
     if full := sum(rectangle for _, rectangle in inspected):
         tell(f"{escaped(str(folder))}: {full} of {len(images)} cut-outs are whole rectangles")
     first = dict(zip(reversed(hashes), reversed(range(len(images))), strict=True))
+    for i, digest in enumerate(hashes):
+        if images.labels[i] != images.labels[first[digest]]:
+            raise ValueError(f"{images.paths[i]}: the same file as {images.paths[first[digest]]}, of another class")
     identity = hashlib.sha256("\0".join([*images.names, *hashes]).encode()).hexdigest()[:12]
     if len(found) == 2:
         count = len(load_images(found[:1]))
@@ -64,6 +67,8 @@ def load_cutouts(folder: Path, val_fraction: float, seed: int) -> tuple[dict[str
             raise ValueError(f"{one}: the same file as {other} ({len(shared)} in both parts): remove one of them")
     else:
         kept = images.subset(np.array(sorted(first.values())))
+        if copies := len(images) - len(kept):
+            tell(f"{escaped(str(folder))}: {copies} copies of other cut-outs are left out")
         held = choose_balanced(kept.labels, val_fraction, seed) if 0 < val_fraction < 1 else np.arange(0)
         if not 0 < len(held) < len(kept):
             raise ValueError(f"--val-fraction {val_fraction:g}: of {len(kept)} cut-outs, {len(held)} would be in val")

@@ -15,7 +15,7 @@ from converters import targets
 from converters.conversion import staging
 from converters.convert import main
 from converters.options import TARGETS
-from tests.converters.documentation import PAGE, documented
+from tests.pages import CONVERTERS, documented
 
 ROOT = Path(entry.__file__).parents[1]
 
@@ -67,7 +67,7 @@ def test_the_documented_lines_load_the_files(
 
 
 def test_every_option_is_documented() -> None:
-    text = PAGE.read_text()
+    text = CONVERTERS.read_text()
     for action in entry.parser()._actions:
         for option in set(action.option_strings) - {"-h", "--help", "--to"}:
             assert f"| `{option}" in text, option

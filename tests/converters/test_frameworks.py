@@ -11,7 +11,7 @@ import pytest
 
 from converters import read_backbone
 from converters.verify import verify
-from tests.converters.documentation import documented
+from tests.pages import documented
 
 # Runs in the framework's process: convert, verify, then change one setting at a time and verify again.
 SCRIPT = """

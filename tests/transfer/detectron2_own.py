@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from converters import VerificationError, backbone_state
 from converters.backbone import is_counter
+from converters.conversion import convert
 from results.record import Record, read_all
+from tests.pages import OWN_DATA, documented, own_data
 from tests.transfer import own_sets
 from tests.transfer.detectron2_runs import SMALL
 from transfer.benchmark import read_checkpoint
@@ -83,6 +86,42 @@ def test_an_accepted_overlap_is_recorded_and_a_data_set_that_was_moved_is_on_rec
     (moved / "val.json").write_text(json.dumps(content))
     assert main([*given, "--dry-run", *SMALL]) == 0
     assert json.loads(capsys.readouterr().out)["config_hash"] != first.config_hash
+
+
+def test_the_commands_and_the_code_of_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], own_cache: Path
+) -> None:
+    """docs/own_data.md: every command checks its data, the first measures; the code builds a detector with the file."""
+    monkeypatch.chdir(tmp_path)
+    own_sets.write_coco(tmp_path / "data" / "pets")
+    own_sets.write_coco(tmp_path / "data" / "tool_scenes")
+    backbone = read_checkpoint("random:resnet18", 7)
+    for path in (Path("runs/birds/last.pth"), Path("X")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(backbone.tensors, path)
+    commands = own_data("transfer/detect.py", root=tmp_path)
+    for _, words in commands:
+        assert main([*words, "--device=cpu", "--check-data"]) == 0
+    assert capsys.readouterr().out.count("data check passed") == len(commands) >= 4
+    assert main([*commands[0][1], "--device=cpu", *SMALL]) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith(f"next: python transfer/detect.py --ckpt random:resnet18 --data {tmp_path}/data/pets")
+    convert("runs/birds/last.pth", "detectron2", check="no")
+    found: dict[str, Any] = {}
+    exec(
+        documented("detectron2", OWN_DATA).replace("build_model(cfg)", "build_model(on_cpu(cfg))"),
+        {"on_cpu": on_cpu},
+        found,
+    )
+    model = found["model"]
+    assert model.roi_heads.num_classes == 20
+    trained = {name: tensor for name, tensor in model.state_dict().items() if not is_counter(name)}
+    assert backbone.compare(backbone_state(trained, "detectron2"), ignore=is_counter) == 100
+
+
+def on_cpu(cfg: Any) -> Any:
+    cfg.MODEL.DEVICE = "cpu"
+    return cfg
 
 
 @pytest.mark.fault("a newcomer's mistakes", "detect", "one's own data given together with a task")

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from mmengine.config import Config
 from PIL import Image
 
+from converters import backbone_state
+from converters.backbone import is_counter
+from converters.conversion import convert
 from results.record import read_all
+from tests.pages import OWN_DATA, documented, own_data
 from tests.transfer.mask_sets import CLASSES, write_mask, write_set
 from tests.transfer.test_own_masks import given, load
+from transfer.benchmark import read_checkpoint
 from transfer.segment import main
 from transfer.segmentation.own import OwnDataset
+from transfer.tasks import SEGMENTATION
 
 COLOURS = [[10, 20, 30], [200, 0, 0], [0, 0, 200]]
 
@@ -60,6 +69,37 @@ def test_a_set_with_palettes_is_measured_and_a_moved_one_is_on_record(
     assert "on record" in capsys.readouterr().out
     assert main([*again[:-3], "--task=fashion-fcn", *again[-3:]]) == 2
     assert "--task fashion-fcn: your own data makes its own" in capsys.readouterr().err
+
+
+def test_the_commands_and_the_code_of_the_page(
+    mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """docs/own_data.md: every command checks its data, the first measures; the code builds a network with the file."""
+    monkeypatch.chdir(tmp_path)
+    for copy in ("roads", "tool_scenes"):
+        shutil.copytree(mine, tmp_path / "data" / copy)
+    backbone = read_checkpoint("random:resnet18", 7)
+    Path("runs/birds").mkdir(parents=True)
+    torch.save(backbone.tensors, "runs/birds/last.pth")
+    commands = own_data("transfer/segment.py", root=tmp_path)
+    for _, words in commands:
+        assert main([*words, "--device=cpu", "--check-data"]) == 0
+    assert capsys.readouterr().out.count("data check passed") == len(commands) == 2
+    assert main([*commands[0][1], "--device=cpu", *SMALL]) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith(
+        f"next: python transfer/segment.py --ckpt random:resnet18 --images {tmp_path}/data/roads/images"
+    )
+    convert("runs/birds/last.pth", "openmmlab", check="no")
+    base = SEGMENTATION.folder / "bases" / "fcn-d8.yaml"
+    Path("your_config.py").write_text(Config({"model": Config.fromfile(base).model}).pretty_text)
+    found: dict[str, Any] = {}
+    exec(documented("mmengine", OWN_DATA), found)
+    model = found["model"]
+    assert (model.decode_head.num_classes, model.auxiliary_head.num_classes) == (20, 20)
+    assert backbone.compare(backbone_state(model.state_dict(), "openmmlab"), ignore=is_counter) == 120
+    model.eval()
+    assert model(torch.zeros(1, 3, 64, 64)).shape[1] == 20
 
 
 def dataset(root: Path, **options: Any) -> OwnDataset:

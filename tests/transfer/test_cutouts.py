@@ -101,10 +101,11 @@ def test_the_same_seed_gives_the_same_scenes_and_is_not_written_again(toys: Path
         scenes.write_scenes(first, 3, 2, 64, 1, cutouts=toys)
 
 
-def test_no_cutout_is_in_both_parts_not_even_a_copy(toys: Path) -> None:
+def test_no_cutout_is_in_both_parts_not_even_a_copy(toys: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for i in range(4):
         shutil.copyfile(toys / "disc" / "0.png", toys / "disc" / f"copy{i}.png")
     sets, _ = load_cutouts(toys, 0.4, 0)
+    assert "4 copies of other cut-outs are left out" in capsys.readouterr().err
     content = {split: {path.read_bytes() for path in images.paths} for split, images in sets.items()}
     assert not content["train"] & content["val"]
     assert {split: np.bincount(images.labels).tolist() for split, images in sets.items()} == {
@@ -165,6 +166,11 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
     "val": (lambda t: (t / "bar").rename(t / "train"), [], "has no val/ beside it"),
     "fraction": (lambda t: None, ["--val-fraction=0"], "--val-fraction 0: of 15 cut-outs, 0 would be in val"),
     "much": (lambda t: None, ["--val-fraction=0.99"], "would be in val"),
+    "classes": (
+        lambda t: shutil.copyfile(t / "bar/0.png", t / "disc/x.png"),
+        [],
+        "disc/x.png: the same file as",
+    ),
     "folder": (lambda t: shutil.rmtree(t), [], "no such folder"),
 }
 

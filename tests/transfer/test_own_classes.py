@@ -144,6 +144,15 @@ def test_mistakes_in_a_table_of_labels(pets: Path, tmp_path: Path, capsys: pytes
     assert "14 of its images are in" in capsys.readouterr().err
 
 
+def test_the_next_command_keeps_the_size_whatever_the_checkpoint(
+    pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without --size, random weights would be measured at 224 pixels, in another column of the tables."""
+    given = [word for word in words(tmp_path, pets, "--val-fraction=0.25", "--k=[1]") if "--size" not in word]
+    assert knn.main(given) == 0
+    assert "--size 224; then python results/tables.py" in capsys.readouterr().out
+
+
 def test_the_hint_after_pre_training_names_the_users_data(tmp_path: Path) -> None:
     assert data_hint(["fashion:train"]) == ""
     assert data_hint(["/data/my birds"]) == " --data '/data/my birds' --test TEST_IMAGES"
