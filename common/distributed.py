@@ -20,6 +20,9 @@ START_TIMEOUT = datetime.timedelta(minutes=10)
 AGREE_EVERY = 10  # steps after which ranks agree whether to stop; on a GPU it waits for the device
 WAIT_TIMEOUT = datetime.timedelta(days=1)  # of `on_first_rank`, which may read a whole data set
 
+# Before torch 2.13 it has another name.
+_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 T = TypeVar("T")
 
 
@@ -139,7 +142,7 @@ def all_gather(x: Tensor) -> Tensor:
     if world_size() == 1:
         return x
     out = x.new_empty((world_size() * x.shape[0], *x.shape[1:]))
-    dist.all_gather_single(out, x.contiguous())
+    _gather(out, x.contiguous())
     return out
 
 

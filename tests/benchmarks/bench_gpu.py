@@ -35,6 +35,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from common import knn
+from common.files import append_text
 from common.loaders import Batch
 from common.run_folder import environment
 from pretrain.config import Config, ModelConfig, OptimConfig
@@ -220,7 +221,7 @@ class Measurement:
 
 
 def main() -> int:
-    """Measure, print the table and append it to a file; return 1 where a measurement failed."""
+    """Measure, print the figures and append them to a file, a line each; return 1 where a measurement failed."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--record", type=Path, help="JSON lines file to append to")
     p.add_argument("--only", nargs="+", choices=list(ALL), default=list(CASES | PARTS) if SIMULATED else list(ALL))
@@ -231,7 +232,7 @@ def main() -> int:
         return 0
     names = sorted(options.only, key=lambda name: not (options.together and "graphs" in name))
     together = [name for name in names if options.together and "graphs" in name]
-    waiting, rows = {name: Measurement(name) for name in together}, dict[str, Any]()
+    waiting, failed = {name: Measurement(name) for name in together}, 0
     for name in together:
         waiting[name].make()
     for name in together:
@@ -240,14 +241,13 @@ def main() -> int:
         for one in (name, following):  # the next one loads its libraries meanwhile
             if one is not None and one not in waiting:
                 waiting[one] = Measurement(one)
-        rows[name] = waiting[name].figures()
-        print(f"{name:40} " + ", ".join(f"{key} {value}" for key, value in rows[name].items()), flush=True)
-    ordered = {name: rows[name] for name in options.only}
-    record = {"cases": ordered, "null_gpu": SIMULATED, "environment": environment(CUDA)}
-    if options.record:
-        with open(options.record, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-    return int(any("failed" in row for row in rows.values()))
+        row = waiting[name].figures()
+        failed += "failed" in row
+        print(f"{name:40} " + ", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+        if options.record and "failed" not in row:
+            record = {"name": name, **row, "null_gpu": SIMULATED, "environment": environment(CUDA)}
+            append_text(options.record, json.dumps(record) + "\n")
+    return int(failed > 0)
 
 
 if __name__ == "__main__":
