@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import common  # noqa: F401  says what is to be done where the environment is not active
 
 if TYPE_CHECKING:
-    from converters.backbone import Backbone, Source, VerificationError
+    from converters.backbone import Backbone, Source
+    from converters.errors import VerificationError
     from converters.sources import ReadOptions, backbone_state, read_backbone
 
 __all__ = ["Backbone", "ReadOptions", "Source", "VerificationError", "backbone_state", "read_backbone"]
-_PLACES = dict.fromkeys(("Backbone", "Source", "VerificationError"), "backbone")
+_PLACES = {"Backbone": "backbone", "Source": "backbone", "VerificationError": "errors"}
 _PLACES |= dict.fromkeys(("ReadOptions", "backbone_state", "read_backbone"), "sources")
 
 

@@ -8,16 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from converters import arch as archs
+from converters.errors import VerificationError
 from converters.messages import summarize
 
 # Input normalisation of torchvision, timm and the field: RGB in [0, 255]; .485 .456 .406 and .229 .224 .225 of it.
 MEAN255 = (123.675, 116.28, 103.53)
 STD255 = (58.395, 57.12, 57.375)
 STAGE_NAMES = ("layer1", "layer2", "layer3", "layer4")  # detectron2's res2 … res5
-
-
-class VerificationError(RuntimeError):
-    """A built model does not hold the backbone: tensors or features differ."""
 
 
 @dataclass(frozen=True)

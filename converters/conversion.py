@@ -15,10 +15,11 @@ from tabulate import tabulate
 from common.cli import STOPS, handling, printable
 from common.extras import how_to_install
 from common.files import write_atomically
-from converters import named, sources
+from converters import sources
 from converters.backbone import is_counter
 from converters.formats import BY_NAME
 from converters.messages import shorten
+from converters.options import is_named
 from converters.sources import DEFAULT, ReadOptions
 from converters.targets import TARGETS, Target
 from converters.verify import Check, installed, verify
@@ -120,7 +121,7 @@ def convert(
 
 
 def _default_out(checkpoint: str, target: Target) -> Path:
-    path = Path(re.sub(r"[^\w.-]+", "-", checkpoint) if named.is_named(checkpoint) else checkpoint)
+    path = Path(re.sub(r"[^\w.-]+", "-", checkpoint) if is_named(checkpoint) else checkpoint)
     stem = re.sub(r"(\.(pth|pt|pkl|tar|ckpt|bin|safetensors))+$", "", path.name)
     return path.parent / f"{stem}.{target.name}{target.suffixes[0]}"
 

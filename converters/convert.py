@@ -12,8 +12,9 @@ if not __package__:  # run as a script: find the packages beside this folder
     import common  # noqa: F401  says what is to be done where the environment is not active
 
 from common.cli import CommandParser, printable, run_cli
+from converters.errors import VerificationError
 from converters.formats import BY_NAME
-from converters.options import TARGETS, add_reading_options
+from converters.options import TARGETS, add_reading_options, require_source
 
 
 def parser() -> CommandParser:
@@ -52,8 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         given = parser().parse(arguments)
+        require_source(given.checkpoint)
         # Here: torch takes a second, and --help does without.
-        from converters.backbone import VerificationError
         from converters.conversion import convert
         from converters.sources import ReadOptions
 

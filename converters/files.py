@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from converters.messages import shorten
+from converters.options import require_file
 from converters.pickles import Unpickler
 from converters.stand_ins import Budget, Inert, TooLarge
 
@@ -39,14 +40,7 @@ def read(path: Path, trust: bool = False) -> Any:
         ValueError: no such file, or one that is damaged, claims more bytes than it has, takes more memory than its size
             and 256 MiB to read, or names functions that run code.
     """
-    if path.is_dir():
-        inside = sorted(p.name for p in path.iterdir() if p.is_file())
-        inside.sort(key=lambda name: not re.search(r"\.(pth|pt|ckpt|tar|pkl|safetensors)$", name))
-        raise ValueError(f"{path} is a directory, give one of its files" + (f": {shorten(inside)}" if inside else ""))
-    if not path.is_file():
-        raise ValueError(
-            f"{path} does not exist; a named network is written timm:NAME, torchvision:NAME or random:ARCH"
-        )
+    require_file(path)
     with path.open("rb") as file:
         head = file.read(64)
     if not head:

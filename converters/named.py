@@ -14,11 +14,6 @@ from converters.backbone import Backbone, Source
 _TOLERANCE = 1e-4  # of features; float32 sums in another order
 
 
-def is_named(path: str) -> bool:
-    """Return True if `path` names a network, False for a file."""
-    return path.partition(":")[0] in _BUILDERS
-
-
 def read(path: str) -> Backbone:
     """Build the network that `path` names: KIND:NAME?option=value&option=value.
 

@@ -18,6 +18,7 @@ from converters.backbone import Backbone, Source, is_counter
 from converters.contents import TENSORS, Content, WeightSet
 from converters.formats import BY_NAME, OWN, Format
 from converters.messages import shorten
+from converters.options import is_named
 
 _HALF = (torch.float16, torch.bfloat16)  # float32 holds each of their values
 _LONGEST_META = 200  # characters of an entry; some files keep a whole config there
@@ -88,7 +89,7 @@ def read_backbone(path: str | Path, options: ReadOptions = DEFAULT) -> Backbone:
 
 def read(path: str | Path, options: ReadOptions = DEFAULT) -> Reading:
     """Read as `read_backbone` does, and account for every key."""
-    if named.is_named(str(path)):
+    if is_named(str(path)):
         if options != DEFAULT:
             raise ValueError(
                 f"{path} is one whole network: --weights, --arch, --from, --drop and --trust are for files"

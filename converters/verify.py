@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from common.extras import how_to_install
 from common.openmmlab import HIDDEN, prepare_mmdet, prepare_mmseg
 from converters import arch as archs
-from converters.backbone import MEAN255, STAGE_NAMES, STD255, Backbone, VerificationError, is_counter
+from converters.backbone import MEAN255, STAGE_NAMES, STD255, Backbone, is_counter
+from converters.errors import VerificationError
 from converters.sources import backbone_state
 from converters.targets import TARGETS, mmdet_has_c4
 

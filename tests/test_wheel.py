@@ -56,7 +56,7 @@ def test_its_commands_read_their_files_from_another_folder(wheel: zipfile.ZipFil
     code = (
         "import sys; sys.path.insert(0, 'site'); import common; from transfer.tasks import DETECTION, SEGMENTATION; "
         "from common.cli import config_names, find_config; from pretrain.config import RECIPES; "
-        "from transfer.classification.command import RECIPES as PROTOCOLS; from results.study import STUDIES; "
+        "from transfer.classification.options import RECIPES as PROTOCOLS; from results.study import STUDIES; "
         "from converters.formats import BY_NAME; from results import registry; "
         "print(common.__file__, *map(len, (DETECTION.names(), SEGMENTATION.names(), config_names(RECIPES), "
         "config_names(PROTOCOLS), config_names(STUDIES), BY_NAME)))"

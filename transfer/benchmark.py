@@ -5,12 +5,10 @@ A command plans one `Run` per seed; `measure` skips those on record, measures th
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
 import resource
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,15 +23,15 @@ import torch
 from jsonargparse import Namespace
 from tabulate import tabulate
 
-from common.cli import printable, run_cli
-from common.distributed import on_first_rank, rank, stop
+from common.cli import printable
+from common.distributed import on_first_rank, rank
 from common.files import require_writable, write_atomically, write_text
 from common.run_folder import environment
-from converters import Backbone, ReadOptions, VerificationError, sources
+from converters import Backbone, ReadOptions, sources
 from results.record import Record, hash_config, path_of, read, write
+from transfer.options import require_checkpoint
 
 Metrics = dict[str, float]
-RECORDS = Path("runs/records")  # of users; results/records is written by the study alone
 
 
 def read_checkpoint(
@@ -50,8 +48,7 @@ def read_checkpoint(
     Raises:
         ValueError: no name, no such file, or it holds no ResNet.
     """
-    if not name:
-        raise ValueError("--ckpt is missing: a checkpoint file, random, torchvision:NAME or timm:NAME")
+    name = require_checkpoint(name)
     if name == "random":
         name = f"random:{arch}"
     if name.startswith("random:") and "seed=" not in name:
@@ -296,50 +293,3 @@ def summary(records: Sequence[Record], metrics: Sequence[str] | None = None) -> 
     rows = [[n, 100 * table[n].mean(), 100 * table[n].std() if len(table) > 1 else None] for n in names]
     spread = f"std (n = {len(table)})"
     return str(tabulate(rows, headers=["metric", "%", spread], floatfmt=".2f", missingval="–"))
-
-
-def next_step(program: str, records: Sequence[Record], words: Sequence[str]) -> str:
-    """Return the line that names what to do after measuring on a user's data set; "" for the project's.
-
-    Args:
-        program: name of the command.
-        records: of what was measured.
-        words: of the command line.
-    """
-    if not records or "data" not in records[0].environment:
-        return ""
-    first = records[0]
-    other = "CHECKPOINT" if first.backbone_id.startswith("random:") else f"random:{first.backbone['arch']}"
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for option in ("--ckpt", "--label", "--weights", "--arch"):  # another checkpoint has other values of these
-        parser.add_argument(option)
-    parser.add_argument("--force", action="store_true")
-    again = parser.parse_known_args(words)[1]
-    parser.add_argument("--records", default=str(RECORDS))
-    parser.add_argument("--size")
-    given = parser.parse_known_args(words)[0]
-    if given.size is None and "size" in first.config:  # its default depends on the checkpoint
-        again += ["--size", str(first.config["size"])]
-    folder = shlex.quote(given.records)
-    tables = f"python results/tables.py --records {folder} --out runs/tables"
-    return f"next: python transfer/{program}.py --ckpt {other} {shlex.join(again)}; then {tables}"
-
-
-def run_benchmark(
-    program: str, run: Callable[[list[str] | None], list[Record]], arguments: list[str] | None, resumable: bool = True
-) -> int:
-    """Run a benchmark's command and print what to do next; return the status.
-
-    User errors and a model that is not the checkpoint are one line.
-    """
-
-    def work() -> None:
-        records = run(arguments)
-        line = next_step(program, records, sys.argv[1:] if arguments is None else arguments)
-        if line and rank() == 0:
-            print(line)
-
-    try:
-        return run_cli(program, work, resumable, also=(VerificationError,))
-    finally:
-        stop()

@@ -12,12 +12,10 @@ python transfer/detect.py --check
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import sys
 import warnings
-from contextlib import nullcontext
 from pathlib import Path
 
 if not __package__:  # run as a script: find the packages beside this folder
@@ -27,18 +25,14 @@ if not __package__:  # run as a script: find the packages beside this folder
 from jsonargparse import Namespace
 
 from common.cli import CommandParser
-from common.distributed import rank
 from common.extras import require
-from common.run_folder import exclusive
-from common.seen import find_seen
 from results.record import Record
-from transfer.benchmark import Measurement, Run, measure, on_record, run_benchmark, summary
-from transfer.detection.engine import ENGINES, Engine
-from transfer.openmmlab.quiet import quiet
-from transfer.options import add_openmmlab_options, training_parser
-from transfer.own_data import detection as own
-from transfer.own_data.detection_task import PROTOCOLS, write_task
+from transfer.options import add_openmmlab_options, require_checkpoint, run_benchmark, training_parser
+from transfer.own_data.options import add_detection, names_detection
+from transfer.own_data.protocols import PROTOCOLS
 from transfer.tasks import DETECTION, MMDET
+
+ENGINES = ("detectron2", "mmdet")
 
 SETTING = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+")  # a key of detectron2's configuration
 
@@ -46,7 +40,7 @@ SETTING = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+")  # a key of detectron2's
 def parser() -> CommandParser:
     """Return the parser of the options."""
     p = training_parser("transfer/detect.py", __doc__, DETECTION, "data for fashion tasks, else $DETECTRON2_DATASETS")
-    own.add_options(p)
+    add_detection(p)
     p.add_argument("--protocol", choices=[*PROTOCOLS], default="fpn", help="detector for your own data")
     p.add_argument("--epochs", type=float, help="schedule for your own data; default: by its number of images")
     listed = "\n".join(f"  {task:24} {MMDET.describe(task)}" for task in MMDET.names())
@@ -75,16 +69,6 @@ def data_root(options: Namespace) -> Path:
     return Path(os.path.expanduser(options.data_root or default))
 
 
-def own_task(options: Namespace) -> tuple[str, list[Path]]:
-    """Return the task that is made for the user's data set and its test images, after printing what was found."""
-    if options.task:
-        raise ValueError(f"--task {options.task}: your own data has --protocol in its place")
-    data = own.load(options)
-    path, said = write_task(data, options.protocol, options.epochs)
-    print("\n".join(said), file=sys.stderr if options.dry_run else sys.stdout, flush=True)
-    return str(path), data.tests
-
-
 def check_options(options: Namespace) -> None:
     """Check that the task and the options are the engine's.
 
@@ -92,7 +76,12 @@ def check_options(options: Namespace) -> None:
         ValueError: names the option and what takes its place.
     """
     tasks = MMDET if options.engine == "mmdet" else DETECTION
-    tasks.find(options.task)
+    if not names_detection(options):
+        tasks.find(options.task)
+    elif options.engine == "mmdet":
+        raise ValueError("--data has no protocol for --engine mmdet: name the files in a config of mmdet, --task my.py")
+    elif options.task:
+        raise ValueError(f"--task {options.task}: your own data has --protocol in its place")
     if options.engine == "mmdet":
         if options.settings:
             raise ValueError(f"{options.settings[0]}: detectron2's; --engine mmdet has --cfg-options KEY=VALUE")
@@ -112,52 +101,6 @@ def check_options(options: Namespace) -> None:
         raise ValueError(f"{', '.join(named)}: for --engine mmdet; detectron2 takes KEY VALUE pairs after the options")
 
 
-def start_engine(options: Namespace) -> Engine:
-    """Import the engine of --engine and return it, ready to measure."""
-    require(options.engine)
-    with quiet(prints=False):  # OpenMMLab's packages print when they are imported
-        run = importlib.import_module(f"transfer.detection.{options.engine}_engine.run")
-    started: Engine = run.start(options, data_root(options))
-    return started
-
-
-def detect(options: Namespace) -> list[Record]:
-    """Measure every seed that is not on record, print the result and return the records."""
-    tests: list[Path] = []  # test images of the user
-    if own.names_data(options):
-        if options.engine == "mmdet":
-            raise ValueError(
-                "--data has no protocol for --engine mmdet: name the files in a config of mmdet, --task my.py"
-            )
-        options.task, tests = own_task(options)
-    check_options(options)
-    if options.dry_run and os.environ.get("RANK", "0") != "0":
-        return []
-    engine = start_engine(options)
-    runs = map(engine.plan, options.seeds)
-
-    def work(run: Run) -> Measurement:
-        # The first machine locks the folder for all.
-        with nullcontext() if options.machine_rank else exclusive(run.folder, "wait for it, or give another --out"):
-            seen = find_seen(Path(run.backbone.source.path), tests, options.allow_overlap)
-            return engine.measure(run).about(pretraining_overlap=seen)
-
-    def check(run: Run) -> str:
-        find_seen(Path(run.backbone.source.path), tests, options.allow_overlap)
-        return engine.check(run)
-
-    if options.machine_rank:  # the first machine writes the records
-        for run in runs:
-            if options.force or on_record(run, options.records) is None:
-                work(run)
-        return []
-    records = measure(runs, work, options, engine.device, check)
-    if records and rank() == 0:
-        names = [name for name in records[0].metrics if "AP-" not in name]
-        print(summary(records, names))
-    return records
-
-
 def run(arguments: list[str] | None = None) -> list[Record]:
     """Do what the command line says and return the records."""
     warnings.filterwarnings("ignore", message=".*torch.jit.*")  # when detectron2 is imported
@@ -165,11 +108,16 @@ def run(arguments: list[str] | None = None) -> list[Record]:
     options = parser().parse(given)
     options.settings = [*options.settings, *settings]
     if not options.check:
-        return detect(options)
+        check_options(options)
+        require_checkpoint(options.ckpt)
+    if options.dry_run and os.environ.get("RANK", "0") != "0":
+        return []
     require(options.engine)
-    with quiet(prints=False):
-        check = importlib.import_module(f"transfer.detection.{options.engine}_engine.check")
-    print(check.report(data_root(options)))
+    from transfer.detection import command  # here: torch takes a second, and --help does without
+
+    if not options.check:
+        return command.detect(options, data_root(options))
+    print(command.report(options, data_root(options)))
     return []
 
 

@@ -12,52 +12,38 @@ labelled images, then training is repeated on all of them. Metrics are of the la
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 if not __package__:  # run as a script: find the packages beside this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import common  # noqa: F401  says what is to be done where the environment is not active
 
-import torch
-from jsonargparse import Namespace
 
 from common.cli import CommandParser
 from results.record import Record
-from transfer.benchmark import Run, read_backbone, run_benchmark
-from transfer.classification import command, tuning
-from transfer.classification.heads import head_hash
-from transfer.classification.training import CropConfig
+from transfer.classification.options import VIEW, check, classification_parser, resolve_tuning
+from transfer.classification.schedules import CropConfig, TuneOptim
+from transfer.options import run_benchmark
 
 
 def parser() -> CommandParser:
     """Return the parser of the command line."""
-    p = command.classification_parser("finetune", __doc__, precision="auto")
-    p.add_class_arguments(tuning.TuneOptim, "optim")
+    p = classification_parser("finetune", __doc__, precision="auto")
+    p.add_class_arguments(TuneOptim, "optim")
     p.add_class_arguments(CropConfig, "crop")
     p.add_argument("--head", type=Path | None, help="a head.pth of linear.py to start from, in place of a random one")
     p.add_argument("--resume", action="store_true", help="continue after the last complete epoch of the run")
     return p
 
 
-def plan(options: Namespace, seed: int, device: torch.device) -> Run:
-    """Return what is measured for a seed; nothing is computed yet."""
-    backbone = read_backbone(options, seed)
-    optim, crop = tuning.TuneOptim(**options.optim.as_dict()), CropConfig(**options.crop.as_dict())
-    base, fine_print = command.base_config(options, backbone, device)
-    crop.view(base["size"])
-    labels, _ = command.describe_labels(options)
-    config = base | {"labels": labels, "optim": asdict(optim), "crop": asdict(crop)}
-    config["head"] = head_hash(options.head)
-    title = f"fine-tuning: SGD, {optim.describe()}, weight decay {optim.weight_decay:g}, "
-    title += f"{crop.describe()}, {optim.describe_rates()}, last epoch"
-    title += f", head from {options.head}" * bool(options.head) + fine_print
-    return Run(backbone, "finetune", title, seed, config, "top1", options.out)
-
-
 def run(arguments: list[str] | None = None) -> list[Record]:
     """Measure, print the result and return the records."""
-    return command.evaluate_seeds(parser().parse(arguments), plan, tuning.load, tuning.evaluate, "many on GPUs")
+    options = parser().parse(arguments)
+    check(options)
+    resolve_tuning(options, options.size or VIEW)
+    from transfer.classification import command, tuning  # here: torch takes a second, and --help does without
+
+    return command.evaluate_seeds(options, tuning.plan, tuning.load, tuning.evaluate, "many on GPUs")
 
 
 def main(arguments: list[str] | None = None) -> int:

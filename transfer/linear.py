@@ -22,24 +22,22 @@ if not __package__:  # run as a script: find the packages beside this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import common  # noqa: F401  says what is to be done where the environment is not active
 
-import torch
 from jsonargparse import Namespace
 
 from common.cli import CommandParser
 from results.record import Record
-from transfer.benchmark import Run, read_backbone, run_benchmark
-from transfer.classification import command, linear_probe, logistic
-from transfer.classification.linear_probe import CACHED, MODES, HeadOptim
-from transfer.classification.training import CropConfig
+from transfer.classification.options import PENALTIES, VIEW, check, classification_parser, resolve_linear
+from transfer.classification.schedules import CACHED, MODES, CropConfig, HeadOptim
+from transfer.options import run_benchmark
 
 
 def parser(mode: str = "moco") -> CommandParser:
     """Return the parser of the command line; the defaults of --optim are the mode's."""
-    p = command.classification_parser("linear", __doc__)
+    p = classification_parser("linear", __doc__)
     p.add_argument("--mode", choices=[CACHED, *MODES], default=CACHED, help="how the head is trained")
     p.add_class_arguments(HeadOptim, "optim", default=asdict(MODES.get(mode, HeadOptim())))
     p.add_class_arguments(CropConfig, "crop")
-    p.add_argument("--penalties", type=list[float], default=list(logistic.PENALTIES), help="mode cached: to try")
+    p.add_argument("--penalties", type=list[float], default=list(PENALTIES), help="mode cached: to try")
     p.add_argument("--head", type=Path | None, help="a head.pth to start from (all modes but `cached`)")
     p.add_argument("--resume", action="store_true", help="continue after the last complete epoch of the run")
     return p
@@ -50,21 +48,15 @@ def parse(arguments: list[str] | None) -> Namespace:
     return parser(parser().parse(arguments).mode).parse(arguments)
 
 
-def plan(options: Namespace, seed: int, device: torch.device) -> Run:
-    """Return what is measured for a seed; nothing is computed yet."""
-    backbone = read_backbone(options, seed)
-    base, fine_print = command.base_config(options, backbone, device)
-    details, how = linear_probe.resolve(options, base["size"])
-    config = base | {"mode": options.mode, "store": options.store} | details
-    title = f"linear, {options.mode}: {how}{fine_print}"
-    return Run(backbone, "linear", title, seed, config, "top1", options.out, ("scikit-learn",))
-
-
 def run(arguments: list[str] | None = None) -> list[Record]:
     """Measure, print the result and return the records."""
     options = parse(arguments)
+    check(options)
+    resolve_linear(options, options.size or VIEW)
+    from transfer.classification import command, linear_probe  # here: torch takes a second, and --help does without
+
     processes: command.Processes = "one" if options.mode == CACHED else "many"
-    return command.evaluate_seeds(options, plan, linear_probe.load, linear_probe.evaluate, processes)
+    return command.evaluate_seeds(options, linear_probe.plan, linear_probe.load, linear_probe.evaluate, processes)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,35 +1,31 @@
-"""Command-line options that the benchmarks share, and what they mean."""
+"""Command-line options that the benchmarks share, and the mistakes in them; without the packages that compute."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
-from argparse import ArgumentTypeError
-from collections.abc import Collection, Mapping, Sequence
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-import yaml
-from jsonargparse import ArgumentParser, Namespace
-from tabulate import tabulate
+from jsonargparse import ArgumentParser
 
-from common.cli import CommandParser
-from common.distributed import has_gpu
-from common.extras import how_to_install
-from common.run_folder import PACKAGES, version
-from common.surroundings import cores
-from converters.options import add_reading_options
-from transfer.benchmark import RECORDS
-from transfer.changes import differences, flat
+from common.cli import CommandParser, run_cli
+from common.surroundings import leave_process_group
+from converters.errors import VerificationError
+from converters.options import add_reading_options, require_source
+from results.record import Record
 from transfer.tasks import Tasks
+
+RECORDS = Path("runs/records")  # of users; results/records is written by the study alone
 
 
 def seed(text: str | int) -> int:
     """Return a seed: a plain int, as frameworks and files want it; raise an error for what is none."""
     value = int(text)
     if not 0 <= value < 2**32:
-        raise ArgumentTypeError(f"{value}: a seed must lie between 0 and 2**32 - 1")
+        raise argparse.ArgumentTypeError(f"{value}: a seed must lie between 0 and 2**32 - 1")
     return value
 
 
@@ -89,66 +85,57 @@ def add_openmmlab_options(parser: ArgumentParser) -> None:
     parser.add_argument("--launcher", default="auto", help="none, pytorch (torchrun), slurm (srun), or auto: detect it")
 
 
-def device_kind(device: str) -> str:
-    """Return "cuda" or "cpu" for --device; auto is cuda where there is a GPU.
-
-    Raises:
-        ValueError: another value.
-    """
-    if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"--device {device}: use auto, cpu or cuda (CUDA_VISIBLE_DEVICES chooses among GPUs)")
-    return ("cuda" if has_gpu() else "cpu") if device == "auto" else device
+def require_checkpoint(name: str | None) -> str:
+    """Return --ckpt; raise a ValueError where it is missing, or neither a file nor a named network."""
+    if not name:
+        raise ValueError("--ckpt is missing: a checkpoint file, random, torchvision:NAME or timm:NAME")
+    if name != "random":
+        require_source(name)
+    return name
 
 
-def should_resume(
-    folder: Path, has_checkpoint: bool, config: Mapping[str, Any], options: Namespace, trained: str,
-    ignore: Collection[str] = (),
-) -> bool:  # fmt: skip
-    """Return True to resume or evaluate the run in a folder, False to start fresh.
+def next_step(program: str, records: Sequence[Record], words: Sequence[str]) -> str:
+    """Return the line that names what to do after measuring on a user's data set; "" for the project's.
 
     Args:
-        folder: of the run.
-        has_checkpoint: whether it holds one.
-        config: what the run's config.yaml must hold.
-        options: holds `resume`, `eval_only`, `force` and `records`.
-        trained: what a checkpoint holds, e.g. "detector".
-        ignore: settings that may differ, by dotted key.
-
-    Raises:
-        ValueError: there is nothing to evaluate, the run was started with other settings, or no option decides what to
-            do with it.
+        program: name of the command.
+        records: of what was measured.
+        words: of the command line.
     """
-    if not has_checkpoint:
-        if options.eval_only:
-            raise ValueError(f"--eval-only: {folder} holds no trained {trained}; leave the option out")
-        return False
-    wanted: bool = options.resume or options.eval_only
-    if wanted or not options.force:
-        # First: a run with other settings may well be on record.
-        differ = differences(flat(yaml.safe_load((folder / "config.yaml").read_bytes())), flat(config), ignore)
-        if differ:
-            listed = ", ".join(f"{key} {old} → {new}" for key, (old, new) in [*differ.items()][:4])
-            raise ValueError(
-                f"{folder} was started with other settings ({listed}): restore them, name another --out, or replace "
-                "it with --force"
-            )
-    if not wanted and not options.force:
-        raise ValueError(
-            f"{folder} holds a run that is not on record in {options.records}: --resume continues it, "
-            "--force starts afresh"
-        )
-    return wanted
+    if not records or "data" not in records[0].environment:
+        return ""
+    first = records[0]
+    other = "CHECKPOINT" if first.backbone_id.startswith("random:") else f"random:{first.backbone['arch']}"
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in ("--ckpt", "--label", "--weights", "--arch"):  # another checkpoint has other values of these
+        parser.add_argument(option)
+    parser.add_argument("--force", action="store_true")
+    again = parser.parse_known_args(words)[1]
+    parser.add_argument("--records", default=str(RECORDS))
+    parser.add_argument("--size")
+    given = parser.parse_known_args(words)[0]
+    if given.size is None and "size" in first.config:  # its default depends on the checkpoint
+        again += ["--size", str(first.config["size"])]
+    folder = shlex.quote(given.records)
+    tables = f"python results/tables.py --records {folder} --out runs/tables"
+    return f"next: python transfer/{program}.py --ckpt {other} {shlex.join(again)}; then {tables}"
 
 
-def machine(packages: Sequence[str]) -> str:
-    """Return a table of this machine for --check: versions of the usual packages and of `packages`, and its devices."""
-    rows = [["python", platform.python_version()], ["platform", platform.platform()]]
-    for name in (*PACKAGES, *packages):
-        try:
-            rows.append([name, version(name)])
-        except importlib.metadata.PackageNotFoundError:
-            rows.append([name, f"not installed: {how_to_install(name)}"])
-    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    rows.append(["CUDA of torch", torch.version.cuda or "none"])
-    rows.append(["devices", ", ".join(devices) or f"CPU, {cores()} cores, no GPU"])
-    return str(tabulate(rows, disable_numparse=True, tablefmt="plain"))
+def run_benchmark(
+    program: str, run: Callable[[list[str] | None], list[Record]], arguments: list[str] | None, resumable: bool = True
+) -> int:
+    """Run a benchmark's command and print what to do next; return the status.
+
+    User errors and a model that is not the checkpoint are one line.
+    """
+
+    def work() -> None:
+        records = run(arguments)
+        line = next_step(program, records, sys.argv[1:] if arguments is None else arguments)
+        if line and os.environ.get("RANK", "0") == "0":
+            print(line)
+
+    try:
+        return run_cli(program, work, resumable, also=(VerificationError,))
+    finally:
+        leave_process_group()

@@ -41,12 +41,8 @@ if not __package__:  # run as a script: find the packages beside this folder
     import common  # noqa: F401  says what is to be done where the environment is not active
 
 import cv2
-import matplotlib as mpl
 import numpy as np
-import torch
 from PIL import Image
-from torchvision.ops import masks_to_boxes
-from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from common.cli import CommandParser, run_cli
@@ -66,7 +62,8 @@ TRIES = 30  # positions tried per garment
 THRESHOLD = 24  # least gray value of a garment's pixel in Fashion-MNIST
 PINHOLE = 8  # most pixels of a hole that is filled
 SHOWN = 24  # scenes of the contact sheet
-PALETTE = (255 * np.array(mpl.colormaps["tab10"].colors)).round().astype(np.uint8)  # type: ignore[attr-defined]
+TAB10 = "1f77b4 ff7f0e 2ca02c d62728 9467bd 8c564b e377c2 7f7f7f bcbd22 17becf"  # matplotlib's colours
+PALETTE = np.array([[*bytes.fromhex(colour)] for colour in TAB10.split()], np.uint8)
 
 
 @dataclass(frozen=True)
@@ -235,6 +232,8 @@ def write_scenes(
         classes, description = sets["train"].classes, f"Scenes of the cut-outs in {escaped(cutouts.absolute().name)}"
     if _holds(out, parameters):
         return out
+    from transfer.detection.pictures import contact_sheet  # here: torch takes a second, and --help does without
+
     sets = sets or {split: load_images([source], fashion_root) for split, source in SPLITS.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -311,21 +310,6 @@ def _write_split(
 
 def _json(content: dict[str, Any]) -> str:
     return json.dumps(content, sort_keys=True, separators=(",", ":")) + "\n"
-
-
-def contact_sheet(scenes: list[Scene], classes: Sequence[str] = CLASSES) -> np.ndarray:
-    """Return scenes with their annotations in a grid of six columns, (H, W, 3) uint8 RGB."""
-    from transfer.detection.pictures import Objects, draw_objects  # here: it takes the palette from this module
-
-    tiles = []
-    for scene in scenes:
-        labels = [garment.label for garment in scene.garments]
-        masks = torch.from_numpy(np.stack([garment.visible for garment in scene.garments]))
-        boxes = masks_to_boxes(masks)
-        boxes[:, 2:] += 1  # right and bottom of the last pixel
-        objects = Objects(boxes, torch.tensor(labels), [classes[i] for i in labels], masks)
-        tiles.append(torch.from_numpy(draw_objects(scene.image, objects, 224)).permute(2, 0, 1))
-    return make_grid(tiles, 6, padding=3, pad_value=255).permute(1, 2, 0).numpy()
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -21,91 +21,49 @@ if not __package__:  # run as a script: find the packages beside this folder
 from jsonargparse import Namespace
 
 from common.cli import CommandParser
-from common.distributed import on_first_rank, rank
 from common.extras import require
-from common.run_folder import exclusive
-from common.seen import find_seen
 from results.record import Record
-from transfer.benchmark import Measurement, measure, run_benchmark, summary
 from transfer.openmmlab.quiet import quiet
-from transfer.options import add_openmmlab_options, training_parser
-from transfer.own_data import segmentation as own
+from transfer.options import add_openmmlab_options, require_checkpoint, run_benchmark, training_parser
+from transfer.own_data.options import add_segmentation, names_segmentation
 from transfer.tasks import SEGMENTATION
-
-MOST_ROWS = 30  # of the table on the screen
 
 
 def parser() -> CommandParser:
     """Return the parser of the options."""
     p = training_parser("transfer/segment.py", __doc__, SEGMENTATION, "data")
-    own.add_options(p)
+    add_segmentation(p)
     add_openmmlab_options(p)
     return p
 
 
-def own_task(options: Namespace) -> tuple[str, list[Path]]:
-    """Return the task that is made for the user's images and the test images, after printing what was found."""
-    data = on_first_rank(lambda: own.load(options))
-    path, said = on_first_rank(lambda: own.write_task(data, options.epochs))
-    if rank() == 0:
-        print("\n".join(said), file=sys.stderr if options.dry_run else sys.stdout, flush=True)
-    return str(path), [data.images / image for image, _ in data.val]
-
-
-def segment(options: Namespace) -> list[Record]:
-    """Measure every seed that is not on record, print the result and return the records."""
-    mine = own.names_data(options)
+def check_options(options: Namespace) -> None:
+    """Raise a ValueError for options that contradict each other, or name what does not exist."""
+    mine = names_segmentation(options)
     if mine and options.task:
         raise ValueError(f"--task {options.task}: your own data makes its own; leave one of them out")
     if not mine:
         SEGMENTATION.find(options.task)
     if options.resume and options.force:
         raise ValueError("--resume continues a run, --force replaces it: leave one of them out")
-    if options.dry_run and os.environ.get("RANK", "0") != "0":
-        return []
-    with quiet(prints=False):  # here: --help must not wait for mmseg
-        from transfer.openmmlab.devices import choose_devices
-        from transfer.segmentation.run import SegmentationRun, check_run, measure_run, plan_run, register
-
-    device, processes = choose_devices(options)
-    tests: list[Path] = []  # test images of the user
-    if mine:
-        options.task, tests = own_task(options)
-    root = Path(os.path.expanduser(options.data_root or "data"))
-    register()
-    runs = (plan_run(options, device.type, processes, seed) for seed in options.seeds)
-
-    def seen(run: SegmentationRun) -> str:
-        return on_first_rank(lambda: find_seen(Path(run.backbone.source.path), tests, options.allow_overlap))
-
-    def work(run: SegmentationRun) -> Measurement:
-        with exclusive(run.folder, "wait for it, or give another --out"):
-            said = seen(run)  # first: it may refuse
-            return measure_run(run, root, options).about(pretraining_overlap=said)
-
-    def check(run: SegmentationRun) -> str:
-        find_seen(Path(run.backbone.source.path), tests, options.allow_overlap)
-        return check_run(run, root)
-
-    records = measure(runs, work, options, device, check)
-    if records and rank() == 0:
-        few = len(records[0].metrics) <= MOST_ROWS  # the IoU of ADE20K's 150 classes is only in the record
-        print(summary(records, None if few else ("mIoU", "mAcc", "aAcc")))
-    return records
+    require_checkpoint(options.ckpt)
 
 
 def run(arguments: list[str] | None = None) -> list[Record]:
     """Do what the command line says and return the records."""
     options = parser().parse(arguments)
-    require("mmseg")
     if not options.check:
-        return segment(options)
-    with quiet(prints=False):
-        from transfer.segmentation.check import report
-        from transfer.segmentation.run import register
+        check_options(options)
+    if options.dry_run and os.environ.get("RANK", "0") != "0":
+        return []
+    require("mmseg")
+    with quiet(prints=False):  # here: --help does without torch, and OpenMMLab's packages print when they are imported
+        from transfer.segmentation import check, command
 
-    register()
-    print(report())
+    if not options.check:
+        return command.segment(options)
+    command.register()
+    print(check.report())
     return []
 
 

@@ -22,24 +22,24 @@ if not __package__:  # run as a script: find the packages beside this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import common  # noqa: F401  says what is to be done where the environment is not active
 
-import torch
 from jsonargparse import Namespace
 
 from common.cli import CommandParser
 from results.record import Record
-from transfer.benchmark import Run, read_backbone, run_benchmark
-from transfer.classification import command, svms
+from transfer.classification.data import VOC, is_voc
+from transfer.classification.options import COSTS, check, classification_parser, costs_of, require_data
+from transfer.options import run_benchmark
 
 TASKS = ("voc07-svm", "voc07-lowshot", "svm", "lowshot")
 
 
 def parser() -> CommandParser:
     """Return the parser of the command line."""
-    p = command.classification_parser("svm", __doc__)
+    p = classification_parser("svm", __doc__)
     p.add_argument("--task", choices=TASKS, default="svm", help="all training images, or k positives per class")
     p.add_argument(
         "--costs", type=list[float] | None,
-        help=f"C to choose from for each class; default: {svms.COSTS}, of voc07-svm 1, 10, 100 and 0.5^4 ... 0.5^19",
+        help=f"C to choose from for each class; default: {COSTS}, of voc07-svm 1, 10, 100 and 0.5^4 ... 0.5^19",
     )  # fmt: skip
     p.add_argument("--k", type=list[int], default=[1, 2, 4, 8, 16, 32, 64, 96], help="low-shot: positives per class")
     p.add_argument("--samples", type=int, default=5, help="low-shot: samples for each k")
@@ -47,27 +47,34 @@ def parser() -> CommandParser:
     return p
 
 
-def plan(options: Namespace, seed: int, device: torch.device) -> Run:
-    """Return what is measured for a seed; nothing is computed yet."""
-    svms.check(options)
-    backbone = read_backbone(options, seed)
-    base, fine_print = command.base_config(options, backbone, device)
-    config = base | {"store": options.store}
-    title = "linear SVMs, squared hinge, positives weigh 2, features L2-normalised"
-    if options.task.endswith("lowshot"):
-        config |= {"k": options.k, "samples": options.samples, "cost": options.cost}
-        title += ", k positives and (classes - 1) k negatives a class, "
-        title += f"mean of {options.samples} samples, C {options.cost:g}"
-        headline = f"mAP_k{options.k[0]}"
-    else:
-        config["costs"], headline = svms.costs_of(options), "mAP"
-        title += f", C of each class chosen by {svms.FOLDS}-fold cross-validation on train"
-    return Run(backbone, options.task, title + fine_print, seed, config, headline, options.out, ("scikit-learn",))
+def parse(arguments: list[str] | None) -> Namespace:
+    """Parse a command line; raise a ValueError for options with which no SVM can be trained."""
+    options = parser().parse(arguments)
+    require_data(options)
+    costs = costs_of(options)
+    if not costs or min(costs) <= 0:
+        raise ValueError(f"--costs {costs}: one or more numbers, and each must be above 0")
+    if not options.cost > 0:
+        raise ValueError(f"--cost {options.cost}: must be above 0")
+    if not options.k or min(options.k) < 1:
+        raise ValueError(f"--k {options.k}: one or more numbers of positives, 1 or above")
+    if options.samples < 1:
+        raise ValueError(f"--samples {options.samples}: must be 1 or more")
+    if options.task.startswith("voc07") != is_voc(options.data):
+        raise ValueError(
+            f"--task {options.task} with --data {options.data}: "
+            f"voc07-svm and voc07-lowshot go with voc07:FOLDER alone, so --data {VOC}FOLDER, VOCdevkit's VOC2007"
+        )
+    check(options)
+    return options
 
 
 def run(arguments: list[str] | None = None) -> list[Record]:
     """Measure, print the result and return the records."""
-    return command.evaluate_seeds(parser().parse(arguments), plan, svms.load, svms.evaluate, "one")
+    options = parse(arguments)
+    from transfer.classification import command, svms  # here: torch takes a second, and --help does without
+
+    return command.evaluate_seeds(options, svms.plan, svms.load, svms.evaluate, "one")
 
 
 def main(arguments: list[str] | None = None) -> int:

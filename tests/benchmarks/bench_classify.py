@@ -42,9 +42,10 @@ from transfer.benchmark import read_checkpoint
 from transfer.classification import logistic
 from transfer.classification.data import hold_out
 from transfer.classification.heads import predict
-from transfer.classification.linear_probe import HeadOptim, train_heads
+from transfer.classification.linear_probe import train_heads
 from transfer.classification.neighbours import nearest, top_classes
-from transfer.classification.training import CropConfig, Setting
+from transfer.classification.schedules import CropConfig, HeadOptim
+from transfer.classification.training import Setting
 
 CPU = torch.device("cpu")
 WIDTH, QUERIES, CLASSES, K = 2048, 256, 1000, 200

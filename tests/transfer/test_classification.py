@@ -12,10 +12,9 @@ import torch
 
 from common.cli import config_names
 from tests.transfer.garments import write_garments
-from transfer.classification import command
+from transfer.classification import options
 from transfer.classification.data import ClassData, hold_out, load_class_data, sources
-from transfer.classification.linear_probe import HeadOptim
-from transfer.classification.training import CropConfig, Schedule
+from transfer.classification.schedules import CropConfig, HeadOptim, Schedule
 from transfer.linear import parse
 
 
@@ -85,7 +84,7 @@ class TestTestImagesThatAreTrainingImages:
 
     def load(self, garments: Path, test: str, leave_one_out: bool, **labels: Any) -> ClassData:
         given = [f"--data={garments}/train", f"--test={test}", *(f"--labels.{k}={v}" for k, v in labels.items())]
-        return load_class_data(command.classification_parser("knn", None).parse(given), leave_one_out)
+        return load_class_data(options.classification_parser("knn", None).parse(given), leave_one_out)
 
     @pytest.mark.parametrize("test", ["train", "train/", "link", "same.tsv"])
     @pytest.mark.parametrize("ratio", [1.0, 0.5])
@@ -157,9 +156,9 @@ def test_modes_have_their_own_defaults_and_options_override_them() -> None:
     assert len(HeadOptim(**parse(["--mode=sweep"]).optim.as_dict()).heads) == 14
 
 
-@pytest.mark.parametrize("name", config_names(command.RECIPES))
+@pytest.mark.parametrize("name", config_names(options.RECIPES))
 def test_every_recipe_parses_and_names_its_command_and_cost(name: str) -> None:
-    path = command.RECIPES / f"{name}.yaml"
+    path = options.RECIPES / f"{name}.yaml"
     head = "\n".join(line for line in path.read_text().splitlines() if line.startswith("#"))
     assert f"--recipe {name}" in head
     assert "# Cost: " in head
@@ -176,4 +175,4 @@ def test_every_recipe_parses_and_names_its_command_and_cost(name: str) -> None:
     else:  # everybody keeps them elsewhere: they are asked for
         assert given.data is None
         with pytest.raises(ValueError, match=f"--data is missing: recipe {name} needs (ImageNet|voc07:)"):
-            command.require_data(given)
+            options.require_data(given)

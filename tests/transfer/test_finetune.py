@@ -19,8 +19,9 @@ from transfer.benchmark import read_checkpoint
 from transfer.classification import tuning
 from transfer.classification.data import load_class_data
 from transfer.classification.heads import best_of
-from transfer.classification.training import CropConfig, Setting
-from transfer.classification.tuning import TuneOptim, tune
+from transfer.classification.schedules import CropConfig, TuneOptim
+from transfer.classification.training import Setting
+from transfer.classification.tuning import tune
 from transfer.finetune import main, parser
 
 CPU = torch.device("cpu")

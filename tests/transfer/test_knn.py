@@ -13,7 +13,6 @@ import pytest
 import torch
 
 import common.distributed
-import transfer.benchmark
 from common.features import extract_features
 from common.images import load_images
 from common.knn import accuracy, rank_classes
@@ -132,7 +131,7 @@ def test_two_processes_with_half_of_the_bank_each_find_the_same(leave_one_out: b
 def shared(garments: str, to: str, k: str, leave_one_out: bool) -> dict[str, Any]:
     """The command as one of two processes; the process group is there already and must outlive it."""
     common.distributed.start = lambda device: torch.device(device)  # type: ignore[assignment]
-    transfer.benchmark.stop = lambda: None  # type: ignore[assignment]
+    common.distributed.stop = lambda: None  # type: ignore[assignment]
     test = {"data": f"{garments}/train", "test": f"{garments}/train"} if leave_one_out else {}
     return {"status": main(options(Path(garments), Path(to), k=k, **test))}
 

@@ -26,8 +26,9 @@ from transfer import linear
 from transfer.benchmark import read_checkpoint
 from transfer.classification import linear_probe
 from transfer.classification.heads import metrics_of, new_head, save_head
-from transfer.classification.linear_probe import HeadOptim, heads_optimizer, step_heads, train_heads
-from transfer.classification.training import CropConfig, Setting
+from transfer.classification.linear_probe import heads_optimizer, step_heads, train_heads
+from transfer.classification.schedules import CropConfig, HeadOptim
+from transfer.classification.training import Setting
 from transfer.linear import main
 
 CPU = torch.device("cpu")
@@ -256,7 +257,7 @@ def test_one_penalty_holds_nothing_out(garments: Path, tmp_path: Path) -> None:
 )
 def test_the_title_names_options_other_than_the_defaults(given: list[str], shown: str) -> None:
     ours, usual = (
-        linear.plan(linear.parse(["--ckpt=random", "--size=32", *options]), 0, CPU).title
+        linear_probe.plan(linear.parse(["--ckpt=random", "--size=32", *options]), 0, CPU).title
         for options in (given, ["--mode=moco"])
     )
     assert shown in ours

@@ -18,6 +18,7 @@ from pycocotools.coco import COCO
 
 from common.images import load_images
 from transfer import scenes
+from transfer.detection import pictures
 
 ROOT = Path(__file__).parents[2]
 FASHION = str(ROOT / "data")
@@ -139,7 +140,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     def broken(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(scenes, "contact_sheet", broken)
+    monkeypatch.setattr(pictures, "contact_sheet", broken)
     with pytest.raises(KeyboardInterrupt):
         scenes.write_scenes(tmp_path / "out", 2, 1, 48, 0, FASHION)
     assert list(tmp_path.iterdir()) == []

@@ -15,7 +15,8 @@ from sklearn.datasets import load_sample_image
 from common.cli import run_cli
 from common.images import load_images
 from tests.transfer.garments import ROOT, arguments, recorded, write_garments
-from transfer.classification.svms import class_ap, costs_of, cross_validate, full_ap
+from transfer.classification.options import costs_of
+from transfer.classification.svms import class_ap, cross_validate, full_ap
 from transfer.classification.voc import (
     ABSENT,
     DIFFICULT,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from common.distributed import gather_objects
-from common.files import sha256, write_tensors
+from common.files import write_tensors
 from common.knn import accuracy
 from converters import Backbone
 from transfer.benchmark import Metrics
@@ -47,19 +47,6 @@ def save_head(path: Path, head: nn.Linear, classes: list[str], backbone: Backbon
         "checkpoint": backbone.source.content_id,
     }
     write_tensors(path, content)
-
-
-def head_hash(path: Path | None) -> str | None:
-    """Return the sha256 of a head's file, which identifies it in records; None without a head.
-
-    Raises:
-        ValueError: no such file.
-    """
-    if path is None:
-        return None
-    if not path.is_file():
-        raise ValueError(f"--head {path}: no such file; transfer/linear.py writes a head.pth into its run folder")
-    return sha256(path)
 
 
 def load_head(path: Path, classes: list[str], backbone: Backbone) -> nn.Linear:

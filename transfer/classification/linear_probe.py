@@ -7,10 +7,9 @@ nearly all the time, runs once for all.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -26,14 +25,13 @@ from common.files import write_atomically
 from common.images import ImageSet
 from common.knn import accuracy
 from common.loaders import GlobalBatches
-from transfer.benchmark import Measurement, Run
+from transfer.benchmark import Measurement, Run, read_backbone
 from transfer.classification import logistic, pictures
-from transfer.classification.command import feature_cache, run_folder
+from transfer.classification.command import base_config, feature_cache, run_folder
 from transfer.classification.data import ClassData, hold_out, load_class_data
 from transfer.classification.features import FeatureCache
 from transfer.classification.heads import (
     best_of,
-    head_hash,
     load_head,
     metrics_of,
     new_head,
@@ -42,76 +40,21 @@ from transfer.classification.heads import (
     save_head,
     top1_hits,
 )
-from transfer.classification.training import CropConfig, ResumableLoop, Schedule, Setting, remove_states
+from transfer.classification.options import resolve_linear
+from transfer.classification.schedules import CACHED, CropConfig, HeadOptim
+from transfer.classification.training import ResumableLoop, Setting, remove_states
 
-CACHED = "cached"
 KNOWN_RATES = (0.01, 100.0)  # base rates seen in the literature for heads on pooled ResNet features
 
 
-@dataclass(frozen=True, kw_only=True)
-class HeadOptim(Schedule):
-    """How heads are trained. Defaults: MoCo (arXiv 1911.05722, section 4.1; main_lincls.py of its repository).
-
-    MoCo found its base rate of 30 by a grid search: its features are not normalised and small, and so are the gradients
-    of the head. Larger features need less (see recipe fashion_linear_moco); mode sweep finds the best rate. Rates are
-    per 256 images; the actual rate is base_lr * batch / 256.
-
-    Args:
-        optimizer: "sgd", or "lars" (arXiv 1708.03888), which suits batches of thousands.
-        base_lr: learning rates per 256 images; with several, one head for each and every weight decay.
-        weight_decay: of the head's weights and bias.
-    """
-
-    optimizer: Literal["sgd", "lars"] = "sgd"
-    base_lr: list[float] = field(default_factory=lambda: [30.0])
-    weight_decay: list[float] = field(default_factory=lambda: [0.0])
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.base_lr or min(self.base_lr) <= 0:
-            raise ValueError(f"optim.base_lr={self.base_lr}: one or more rates above 0")
-        if not self.weight_decay or min(self.weight_decay) < 0:
-            raise ValueError(f"optim.weight_decay={self.weight_decay}: one or more numbers, 0 or above")
-
-    @property
-    def heads(self) -> list[tuple[float, float]]:
-        """(base_lr, weight decay) of each head."""
-        return [(lr, decay) for lr in self.base_lr for decay in self.weight_decay]
-
-
-MODES: dict[str, HeadOptim] = {
-    "moco": HeadOptim(),
-    # SimSiam's linear protocol (arXiv 2011.10566, appendix A; facebookresearch/simsiam@a7bc177, README).
-    "lars": HeadOptim(optimizer="lars", base_lr=[0.1], batch=4096, epochs=90, schedule="cosine"),
-    "sweep": HeadOptim(
-        base_lr=[0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0], weight_decay=[0.0, 1e-6], schedule="cosine", epochs=30
-    ),
-}
-
-
-def resolve(options: Namespace, size: int) -> tuple[dict[str, Any], str]:
-    """Return the options that a mode's metrics depend on, and their description, for views of `size` pixels.
-
-    Raises:
-        ValueError: an option has no meaning in the mode, or an impossible value.
-    """
-    if options.mode == CACHED:
-        if not options.penalties or min(options.penalties) < 0:
-            raise ValueError(f"--penalties {options.penalties}: one or more numbers, 0 or above")
-        if options.head is not None:
-            raise ValueError(f"--head {options.head}: --mode cached finds one minimum from any start; use another mode")
-        chosen = f"{options.penalties[0]:g}" if len(options.penalties) == 1 else "chosen on a held-out tenth of train"
-        how = f"logistic regression on centre views, L-BFGS, penalty {chosen}"
-        return {"penalties": sorted(options.penalties)}, how
-    optim, crop = HeadOptim(**options.optim.as_dict()), CropConfig(**options.crop.as_dict())
-    crop.view(size)
-    rates, decays = ("/".join(f"{value:g}" for value in values) for values in (optim.base_lr, optim.weight_decay))
-    how = f"{optim.optimizer.upper()}, base lr {rates}, " + f"weight decay {decays}, " * any(optim.weight_decay)
-    how += f"{optim.describe()}, {crop.describe()}, last epoch"
-    if len(optim.heads) > 1:
-        how += f", best of {len(optim.heads)} heads on a held-out tenth of train, fitted on 90 % of train"
-    how += f", head from {options.head}" * bool(options.head)
-    return {"optim": asdict(optim), "crop": asdict(crop), "head": head_hash(options.head)}, how
+def plan(options: Namespace, seed: int, device: torch.device) -> Run:
+    """Return what is measured for a seed; nothing is computed yet."""
+    backbone = read_backbone(options, seed)
+    base, fine_print = base_config(options, backbone, device)
+    details, how = resolve_linear(options, base["size"])
+    config = base | {"mode": options.mode, "store": options.store} | details
+    title = f"linear, {options.mode}: {how}{fine_print}"
+    return Run(backbone, "linear", title, seed, config, "top1", options.out, ("scikit-learn",))
 
 
 def load(run: Run, options: Namespace) -> ClassData:

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from common.features import Cores
 from common.knn import accuracy
 from transfer.classification.heads import predict
+from transfer.classification.options import PENALTIES
 
 CHUNK = 8192
-PENALTIES = (1e-2, 1e-3, 1e-4, 1e-5)
 TOLERANCE = 1e-3  # a fit is done at this fraction of the largest gradient entry at weights of 0
 STEPS = 300  # at most, of L-BFGS for each penalty
 

@@ -19,10 +19,11 @@ from torch.nn import functional as F
 from common.distributed import all_gather, rank, world_size
 from common.images import ImageSet
 from common.knn import accuracy, check_k, rank_classes
-from transfer.benchmark import Measurement, Run
+from transfer.benchmark import Measurement, Run, read_backbone
 from transfer.classification import pictures
-from transfer.classification.command import feature_cache, run_folder
+from transfer.classification.command import base_config, feature_cache, run_folder
 from transfer.classification.data import ClassData, load_class_data
+from transfer.classification.options import describe_labels
 
 CHUNK, BLOCK, RANKED = 1024, 8192, 4096  # queries and bank images searched at a time; queries ranked at a time
 TOP = 5
@@ -109,6 +110,28 @@ def top_classes(neighbours: Neighbours, classes: int, k: int, temperature: float
     """Return (N, 5 or C) int64: the classes that the k nearest rank first."""
     pairs = zip(neighbours.similarity[:, :k].split(RANKED), neighbours.labels[:, :k].split(RANKED), strict=True)
     return torch.cat([rank_classes(s, y, classes, temperature)[:, :TOP] for s, y in pairs])
+
+
+def plan(options: Namespace, seed: int, device: torch.device) -> Run:
+    """Return what is measured for a seed; nothing is computed yet."""
+    ks, temperatures = options.k, options.temperature
+    backbone = read_backbone(options, seed)
+    config, _ = base_config(options, backbone, device)
+    bank, queries, size, precision = (config.pop(name) for name in ("data", "test", "size", "precision"))
+    config |= {"bank": bank, "queries": queries, "k": ks, "size": size}
+    config["temperature"] = temperatures[0] if len(temperatures) == 1 else temperatures
+    shown = "/".join(f"{t:g}" for t in temperatures)
+    title = f"weighted kNN, T {shown}, train {bank}, test {queries}, pooled features, L2-normalised, {size} px"
+    if precision != "torch.float32" or options.store != "fp32":
+        config |= {"precision": precision, "store": options.store}
+        title += f", {precision.removeprefix('torch.')} backbone, {options.store} bank"
+    title += ", leave one out" * (bank == queries)
+    if "labels" in config:
+        title += f", {describe_labels(options)[1]}"
+    # The protocol of Wu et al. reports k = 200.
+    at = f"_T{temperatures[0]:g}" if len(temperatures) > 1 else ""
+    headline = f"knn{at}_top1_k{200 if 200 in ks else max(ks)}"
+    return Run(backbone, "knn", title, seed, config, headline, options.out)
 
 
 def load(run: Run, options: Namespace) -> ClassData:

@@ -19,9 +19,10 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from common.features import Cores
-from transfer.benchmark import Measurement, Metrics, Run
-from transfer.classification.command import feature_cache
-from transfer.classification.data import VOC, is_voc, source_names
+from transfer.benchmark import Measurement, Metrics, Run, read_backbone
+from transfer.classification.command import base_config, feature_cache
+from transfer.classification.data import source_names
+from transfer.classification.options import FOLDS, costs_of
 from transfer.classification.voc import (
     ABSENT,
     DIFFICULT,
@@ -32,33 +33,22 @@ from transfer.classification.voc import (
     low_shot_sample,
 )
 
-FOLDS = 3
-COSTS = [0.01, 0.1, 1.0, 10.0, 100.0, 1000.0]
-VOC_COSTS = [1.0, 10.0, 100.0, *(0.5**power for power in range(4, 20))]
 
-
-def check(options: Namespace) -> None:
-    """Raise a ValueError for options with which no SVM can be trained."""
-    costs = costs_of(options)
-    if not costs or min(costs) <= 0:
-        raise ValueError(f"--costs {costs}: one or more numbers, and each must be above 0")
-    if not options.cost > 0:
-        raise ValueError(f"--cost {options.cost}: must be above 0")
-    if not options.k or min(options.k) < 1:
-        raise ValueError(f"--k {options.k}: one or more numbers of positives, 1 or above")
-    if options.samples < 1:
-        raise ValueError(f"--samples {options.samples}: must be 1 or more")
-    if options.task.startswith("voc07") != is_voc(options.data):
-        raise ValueError(
-            f"--task {options.task} with --data {options.data}: "
-            f"voc07-svm and voc07-lowshot go with voc07:FOLDER alone, so --data {VOC}FOLDER, VOCdevkit's VOC2007"
-        )
-
-
-def costs_of(options: Namespace) -> list[float]:
-    """Return the costs to choose from: those given, else the task's."""
-    given: list[float] | None = options.costs
-    return (VOC_COSTS if options.task == "voc07-svm" else COSTS) if given is None else given
+def plan(options: Namespace, seed: int, device: torch.device) -> Run:
+    """Return what is measured for a seed; nothing is computed yet."""
+    backbone = read_backbone(options, seed)
+    base, fine_print = base_config(options, backbone, device)
+    config = base | {"store": options.store}
+    title = "linear SVMs, squared hinge, positives weigh 2, features L2-normalised"
+    if options.task.endswith("lowshot"):
+        config |= {"k": options.k, "samples": options.samples, "cost": options.cost}
+        title += ", k positives and (classes - 1) k negatives a class, "
+        title += f"mean of {options.samples} samples, C {options.cost:g}"
+        headline = f"mAP_k{options.k[0]}"
+    else:
+        config["costs"], headline = costs_of(options), "mAP"
+        title += f", C of each class chosen by {FOLDS}-fold cross-validation on train"
+    return Run(backbone, options.task, title + fine_print, seed, config, headline, options.out, ("scikit-learn",))
 
 
 def load(run: Run, options: Namespace) -> MultiLabel:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import pickle
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -17,86 +16,9 @@ from common.distributed import any_rank, rank
 from common.files import write_tensors
 from common.images import CorruptImageError, ImageSet
 from common.loaders import Batch, GlobalBatches, OneView, default_workers, train_loader
-from common.transforms import ViewConfig
+from transfer.classification.schedules import CropConfig, Schedule
 
 STATE = "state.pth"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """Epochs, batches and learning rate schedule. The rate changes after each epoch, as in the papers' code.
-
-    Args:
-        epochs: passes over the training images.
-        batch: images per step, over all devices.
-        momentum: of the optimiser.
-        schedule: "step": times `factor` at each milestone; "cosine": down to 0.
-        milestones: fractions of the epochs at which "step" lowers the rate.
-        factor: what the rate is multiplied by at a milestone.
-    """
-
-    epochs: int = 100
-    batch: int = 256
-    momentum: float = 0.9
-    schedule: Literal["step", "cosine"] = "step"
-    milestones: list[float] = field(default_factory=lambda: [0.6, 0.8])
-    factor: float = 0.1
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"optim.{name}={getattr(self, name)}: must be 1 or more")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"optim.momentum={self.momentum}: must be at least 0 and below 1")
-        if any(not 0 < milestone < 1 for milestone in self.milestones):
-            raise ValueError(f"optim.milestones={self.milestones}: fractions of the epochs, between 0 and 1")
-
-    def rate(self, epoch: int) -> float:
-        """Return the fraction of the peak learning rate in an epoch, counted from 0."""
-        if self.schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
-        # 0.6 * 5 is a hair above 3 in floating point
-        return self.factor ** sum(epoch >= milestone * self.epochs - 1e-9 for milestone in self.milestones)
-
-    def scaled(self, base_lr: float) -> float:
-        """Return the peak learning rate for a rate per 256 images."""
-        return base_lr * self.batch / 256
-
-    def describe(self) -> str:
-        """Return the schedule as a part of a record's title."""
-        at = "/".join(f"{milestone * self.epochs:g}" for milestone in self.milestones)
-        falls = "cosine" if self.schedule == "cosine" else f"×{self.factor:g} at {at}"
-        momentum = "" if self.momentum == Schedule.momentum else f", momentum {self.momentum:g}"
-        return f"{self.epochs} epochs, {falls}, batch {self.batch}{momentum}"
-
-
-@dataclass(frozen=True)
-class CropConfig:
-    """The training view: a random resized crop and a flip.
-
-    Args:
-        scale: smallest and largest fraction of the image's area that a crop covers.
-        ratio: smallest and largest width / height of a crop.
-        flip: probability of a horizontal flip.
-    """
-
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: float = 0.5
-
-    def view(self, size: int) -> ViewConfig:
-        """Return the configuration of a pre-training view that only crops and flips.
-
-        Raises:
-            ValueError: values that make no crop.
-        """
-        return ViewConfig(
-            size=size, scale=self.scale, ratio=self.ratio, flip=self.flip, jitter=0.0, grayscale_prob=0.0, blur=0.0
-        )
-
-    def describe(self) -> str:
-        """Return the view as a part of a record's title."""
-        return f"random crops of {self.scale[0]:g} to {self.scale[1]:g} of the area, flip {self.flip:g}"
 
 
 class DivergedError(ValueError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,56 +21,16 @@ from common.knn import accuracy
 from common.loaders import GlobalBatches
 from common.precision import autocast_dtype
 from converters import Backbone
-from transfer.benchmark import Measurement, Run
+from transfer.benchmark import Measurement, Run, read_backbone
 from transfer.classification import pictures
-from transfer.classification.command import feature_cache, run_folder
+from transfer.classification.command import base_config, feature_cache, run_folder
 from transfer.classification.data import ClassData, hold_out, load_class_data
 from transfer.classification.heads import best_of, load_head, metrics_of, most_likely, new_head, top1_hits
-from transfer.classification.training import CropConfig, DivergedError, ResumableLoop, Schedule, Setting, remove_states
+from transfer.classification.options import describe_labels, resolve_tuning
+from transfer.classification.schedules import CropConfig, TuneOptim
+from transfer.classification.training import DivergedError, ResumableLoop, Setting, remove_states
 
 PROBED = 64  # test images whose features are looked at before the training
-
-
-@dataclass(frozen=True, kw_only=True)
-class TuneOptim(Schedule):
-    """How backbone and head are fine-tuned. Defaults: OpenSelfSup's semi-supervised benchmark, all nine pairs of rates.
-
-    (WXinlong/DenseCL@b64bbb6, benchmarks/configs/semi_classification; its best of nine is chosen on the validation
-    set, ours on a held-out tenth of the labelled images.)
-
-    Args:
-        base_lr: learning rates of the backbone per 256 images, to choose from.
-        head_factor: multiples of it for the head, to choose from.
-        weight_decay: of every parameter.
-    """
-
-    epochs: int = 20
-    factor: float = 0.2
-    base_lr: list[float] = field(default_factory=lambda: [0.001, 0.01, 0.1])
-    head_factor: list[float] = field(default_factory=lambda: [1.0, 10.0, 100.0])
-    weight_decay: float = 1e-4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("base_lr", "head_factor"):
-            values = getattr(self, name)
-            if not values or min(values) <= 0:
-                raise ValueError(f"optim.{name}={values}: one or more numbers above 0")
-
-    @property
-    def pairs(self) -> list[tuple[float, float]]:
-        """(base rate of the backbone, multiple of it for the head)."""
-        return [(lr, factor) for lr in self.base_lr for factor in self.head_factor]
-
-    def only(self, pair: tuple[float, float]) -> TuneOptim:
-        """Return the same with one pair of rates."""
-        return replace(self, base_lr=[pair[0]], head_factor=[pair[1]])
-
-    def describe_rates(self) -> str:
-        """Return the rates as a part of a record's title."""
-        lr, factors = ("/".join(f"{value:g}" for value in values) for values in (self.base_lr, self.head_factor))
-        chosen = ", chosen on a held-out tenth of the labelled images" if len(self.pairs) > 1 else ""
-        return f"base lr {lr}, head × {factors}{chosen}"
 
 
 class Classifier(nn.Module):
@@ -84,6 +44,18 @@ class Classifier(nn.Module):
         """Return logits (n, C) for images (n, 3, S, S)."""
         logits: Tensor = self.head(self.backbone(x))
         return logits
+
+
+def plan(options: Namespace, seed: int, device: torch.device) -> Run:
+    """Return what is measured for a seed; nothing is computed yet."""
+    backbone = read_backbone(options, seed)
+    base, fine_print = base_config(options, backbone, device)
+    optim, crop, head = resolve_tuning(options, base["size"])
+    config = base | {"labels": describe_labels(options)[0], "optim": asdict(optim), "crop": asdict(crop), "head": head}
+    title = f"fine-tuning: SGD, {optim.describe()}, weight decay {optim.weight_decay:g}, "
+    title += f"{crop.describe()}, {optim.describe_rates()}, last epoch"
+    title += f", head from {options.head}" * bool(options.head) + fine_print
+    return Run(backbone, "finetune", title, seed, config, "top1", options.out)
 
 
 def load(run: Run, options: Namespace) -> ClassData:

@@ -8,7 +8,7 @@ import torch
 from jsonargparse import Namespace
 
 from common.distributed import limit_threads
-from transfer.options import device_kind
+from transfer.devices import device_kind
 
 
 @dataclass(frozen=True)

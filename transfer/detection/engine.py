@@ -10,8 +10,6 @@ import torch
 
 from transfer.benchmark import Measurement, Run
 
-ENGINES = ("detectron2", "mmdet")
-
 
 @dataclass(frozen=True)
 class Engine:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.utils import draw_bounding_boxes, draw_keypoints, draw_segmentation_masks
+from torchvision.ops import masks_to_boxes
+from torchvision.utils import draw_bounding_boxes, draw_keypoints, draw_segmentation_masks, make_grid
 
-from transfer.scenes import PALETTE
+from transfer.scenes import CLASSES, PALETTE, Scene
 
 SIDE = 480  # least length of the longer side of a panel, pixels
 TITLE = 30
@@ -63,6 +65,19 @@ def draw_objects(image: np.ndarray, found: Objects, side: int = SIDE) -> np.ndar
         picture = draw_keypoints(picture, points, SKELETON, colors="white", visibility=visible)
     picture = draw_bounding_boxes(picture, zoom * found.boxes, found.names, colours, width=2, fill_labels=True)
     return picture.permute(1, 2, 0).numpy()
+
+
+def contact_sheet(scenes: list[Scene], classes: Sequence[str] = CLASSES) -> np.ndarray:
+    """Return scenes with their annotations in a grid of six columns, (H, W, 3) uint8 RGB."""
+    tiles = []
+    for scene in scenes:
+        labels = [garment.label for garment in scene.garments]
+        masks = torch.from_numpy(np.stack([garment.visible for garment in scene.garments]))
+        boxes = masks_to_boxes(masks)
+        boxes[:, 2:] += 1  # right and bottom of the last pixel
+        objects = Objects(boxes, torch.tensor(labels), [classes[i] for i in labels], masks)
+        tiles.append(torch.from_numpy(draw_objects(scene.image, objects, 224)).permute(2, 0, 1))
+    return make_grid(tiles, 6, padding=3, pad_value=255).permute(1, 2, 0).numpy()
 
 
 def _titled(title: str, panel: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import torch
 from jsonargparse import Namespace
 
 from common.distributed import start, world_size
-from transfer.options import device_kind
+from transfer.devices import device_kind
 
 LAUNCHERS = ("auto", "none", "pytorch", "slurm")
 PORT = "29500"

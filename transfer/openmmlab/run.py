@@ -22,11 +22,11 @@ from common.distributed import barrier, on_first_rank, rank
 from common.files import write_text
 from common.run_folder import RunFolder
 from transfer.benchmark import Metrics, Run
+from transfer.changes import should_resume
 from transfer.openmmlab.hooks import BackboneHook, MetricsHook, ResumeHook, StopHook
 from transfer.openmmlab.quiet import quiet
 from transfer.openmmlab.resolve import Resolved
 from transfer.openmmlab.trainer import build_runner
-from transfer.options import should_resume
 
 POINTER = "last_checkpoint"  # mmengine writes the newest checkpoint's path to it once that is complete
 

@@ -11,17 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 from common.files import write_text
 from common.folders import escaped
 from transfer.own_data import coco, voc, yolo
 from transfer.own_data.coco import Annotated
 from transfer.own_data.layouts import WHOLE, Part, find_parts
-from transfer.own_data.options import add_common, describe_split, file_name
+from transfer.own_data.options import describe_split, file_name
 from transfer.own_data.overlap import find_overlap
 
-FILES = ("train_json", "train_images", "val_json", "val_images")
 Row = dict[str, Any]
 
 
@@ -60,30 +59,6 @@ class DetectionData:
     tests: list[Path]
     overlap: str = ""
     notes: list[str] = field(default_factory=list)
-
-
-def add_options(p: ArgumentParser) -> None:
-    """Add the options that name a data set of one's own."""
-    p.add_argument("--data", type=Path, help="folder of your own data set, in COCO's, YOLO's or VOC's layout")
-    for split, what in (("train", "training"), ("val", "test")):
-        p.add_argument(f"--{split}-json", type=Path, help=f"in place of --data: {what} annotations in COCO's format")
-        p.add_argument(f"--{split}-images", type=Path, help=f"folder of the {what} images")
-    add_common(p, "for YOLO's and VOC's layouts")
-
-
-def names_data(options: Namespace) -> bool:
-    """Return whether the options name a data set of one's own.
-
-    Raises:
-        ValueError: they name it twice or in part.
-    """
-    given = [name for name in FILES if options[name] is not None]
-    if given and options.data is not None:
-        raise ValueError(f"--data and --{given[0].replace('_', '-')}: give the folder or the four files and folders")
-    if given and len(given) < len(FILES):
-        missing = [f"--{name.replace('_', '-')}" for name in FILES if name not in given]
-        raise ValueError(f"{', '.join(missing)} missing: train and val each need their annotations and images")
-    return bool(given) or options.data is not None
 
 
 def load(options: Namespace) -> DetectionData:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from common.files import write_text
 from transfer.detection.data import OWN_SPLITS as SPLITS
 from transfer.own_data.detection import DetectionData, describe
 from transfer.own_data.options import epochs_for
+from transfer.own_data.protocols import PROTOCOLS, Protocol
 from transfer.tasks import DETECTION
 
 BATCH = 16  # images per iteration of the protocols, on 8 devices
@@ -20,31 +20,6 @@ COCO_IMAGES, EPOCHS = 118_287, (12, 100)  # of train2017 and of its 1x schedule;
 SHORT = (256, 800)  # least and largest short side of a test image, pixels; 800 is COCO's
 LONG = 1333 / 800  # longest side, of COCO's
 TRAINING = (0.8, 0.84, 0.88, 0.92, 0.96, 1.0)  # short sides in training, of the one in the test; COCO's 640 to 800
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How a detector is trained and built.
-
-    Attributes:
-        base: config that it extends.
-        rate: learning rate.
-        masks: whether it can predict masks.
-        settings: what differs from the base.
-    """
-
-    base: str
-    rate: float = 0.02
-    masks: bool = True
-    settings: tuple[tuple[str, Any], ...] = ()
-
-
-PROTOCOLS = {
-    "fpn": Protocol("bases/fpn-a.yaml"),
-    "c4": Protocol("bases/c4.yaml"),
-    "retinanet": Protocol("coco-retinanet-1x.yaml", 0.01, masks=False),
-    "fpn-frozen": Protocol("bases/fpn-a.yaml", settings=(("BACKBONE", {"FREEZE_AT": 5}),)),
-}
 
 
 def write_task(data: DetectionData, protocol: str, epochs: float | None) -> tuple[Path, list[str]]:

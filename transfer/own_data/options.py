@@ -1,4 +1,4 @@
-"""Options that name a user's data set, the same for detection and segmentation."""
+"""Options that name a user's data set for detection or segmentation, and what they mean."""
 
 from __future__ import annotations
 
@@ -8,10 +8,58 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
+
+FILES = ("train_json", "train_images", "val_json", "val_images")
 
 
-def add_common(p: ArgumentParser, classes: str) -> None:
+def add_detection(p: ArgumentParser) -> None:
+    """Add the options that name a data set of one's own."""
+    p.add_argument("--data", type=Path, help="folder of your own data set, in COCO's, YOLO's or VOC's layout")
+    for split, what in (("train", "training"), ("val", "test")):
+        p.add_argument(f"--{split}-json", type=Path, help=f"in place of --data: {what} annotations in COCO's format")
+        p.add_argument(f"--{split}-images", type=Path, help=f"folder of the {what} images")
+    _add_common(p, "for YOLO's and VOC's layouts")
+
+
+def names_detection(options: Namespace) -> bool:
+    """Return whether the options name a data set of one's own.
+
+    Raises:
+        ValueError: they name it twice or in part.
+    """
+    given = [name for name in FILES if options[name] is not None]
+    if given and options.data is not None:
+        raise ValueError(f"--data and --{given[0].replace('_', '-')}: give the folder or the four files and folders")
+    if given and len(given) < len(FILES):
+        missing = [f"--{name.replace('_', '-')}" for name in FILES if name not in given]
+        raise ValueError(f"{', '.join(missing)} missing: train and val each need their annotations and images")
+    return bool(given) or options.data is not None
+
+
+def add_segmentation(p: ArgumentParser) -> None:
+    """Add the options that name images and masks of one's own."""
+    p.add_argument("--images", type=Path, help="your own data: folder of images, with train/ and val/ or without")
+    p.add_argument("--masks", type=Path, help="folder of their masks: PNG with class indices, also with a palette")
+    p.add_argument("--ignore", type=int, default=255, help="label of the pixels that count nowhere, beside 255")
+    _add_common(p, "for your own data; the first is that of label 0")
+    p.add_argument("--epochs", type=float, help="schedule for your own data; default: by its number of images")
+
+
+def names_segmentation(options: Namespace) -> bool:
+    """Return whether the options name images and masks of one's own.
+
+    Raises:
+        ValueError: they name them in part.
+    """
+    names = ("images", "masks", "classes")
+    missing = [f"--{name}" for name in names if options[name] is None]
+    if 0 < len(missing) < len(names):
+        raise ValueError(f"{', '.join(missing)} missing: your own data needs --images, --masks and --classes")
+    return not missing
+
+
+def _add_common(p: ArgumentParser, classes: str) -> None:
     """Add what all kinds of data sets have; `classes` says what --classes is for."""
     p.add_argument("--classes", type=Path, help=f"file with one class name per line, {classes}")
     p.add_argument("--data-name", help="of your data set in records and tables; default: that of its folder")

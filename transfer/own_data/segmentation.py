@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from PIL import Image
 
 from common.files import listed_names, short_hash, write_text
@@ -18,7 +18,7 @@ from common.folders import escaped, walk
 from common.scan import scan_files
 from transfer.headers import read_header
 from transfer.own_data.layouts import SPLITS
-from transfer.own_data.options import add_common, describe_split, epochs_for, file_name, hold_out
+from transfer.own_data.options import describe_split, epochs_for, file_name, hold_out
 from transfer.own_data.overlap import find_overlap
 from transfer.tasks import SEGMENTATION
 
@@ -62,28 +62,6 @@ class SegmentationData:
     short: int
     overlap: str = ""
     notes: list[str] = field(default_factory=list)
-
-
-def add_options(p: ArgumentParser) -> None:
-    """Add the options that name images and masks of one's own."""
-    p.add_argument("--images", type=Path, help="your own data: folder of images, with train/ and val/ or without")
-    p.add_argument("--masks", type=Path, help="folder of their masks: PNG with class indices, also with a palette")
-    p.add_argument("--ignore", type=int, default=255, help="label of the pixels that count nowhere, beside 255")
-    add_common(p, "for your own data; the first is that of label 0")
-    p.add_argument("--epochs", type=float, help="schedule for your own data; default: by its number of images")
-
-
-def names_data(options: Namespace) -> bool:
-    """Return whether the options name images and masks of one's own.
-
-    Raises:
-        ValueError: they name them in part.
-    """
-    names = ("images", "masks", "classes")
-    missing = [f"--{name}" for name in names if options[name] is None]
-    if 0 < len(missing) < len(names):
-        raise ValueError(f"{', '.join(missing)} missing: your own data needs --images, --masks and --classes")
-    return not missing
 
 
 def load(options: Namespace) -> SegmentationData:

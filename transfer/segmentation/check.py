@@ -10,9 +10,9 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
 from common.openmmlab import prepare_mmseg
+from transfer.devices import machine
 from transfer.openmmlab.config import replace_sync_batch_norm
 from transfer.openmmlab.quiet import quiet
-from transfer.options import machine
 from transfer.segmentation.config import read_task
 from transfer.segmentation.run import PACKAGES
 

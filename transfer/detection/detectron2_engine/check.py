@@ -14,8 +14,8 @@ from tabulate import tabulate
 
 from common.extras import require
 from transfer.detection.data import CITYSCAPES
+from transfer.devices import machine
 from transfer.layouts import LAYOUTS
-from transfer.options import machine
 
 
 def report(root: Path) -> str:

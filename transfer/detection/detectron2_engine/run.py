@@ -27,6 +27,7 @@ import transfer.detection.detectron2_engine.head  # noqa: F401  registers the C4
 from common.cli import StopRequest
 from common.files import write_text
 from transfer.benchmark import Measurement, Run, read_backbone
+from transfer.changes import should_resume
 from transfer.detection.detectron2_engine import config, plan
 from transfer.detection.detectron2_engine.data import register
 from transfer.detection.detectron2_engine.data_check import check_data
@@ -37,7 +38,6 @@ from transfer.detection.devices import Devices, choose_devices
 from transfer.detection.engine import Engine
 from transfer.detection.evaluation import fractions
 from transfer.learning_curve import save_learning_curve
-from transfer.options import should_resume
 from transfer.tasks import DETECTION
 
 RESULTS = "results.json"

@@ -16,10 +16,10 @@ from common.openmmlab import check_operations
 from transfer.detection.mmdet_engine import OPERATIONS
 from transfer.detection.mmdet_engine.config import read_task
 from transfer.detection.mmdet_engine.run import PACKAGES, register
+from transfer.devices import machine
 from transfer.layouts import LAYOUTS
 from transfer.openmmlab.config import replace_sync_batch_norm
 from transfer.openmmlab.quiet import quiet
-from transfer.options import machine
 
 
 def report(root: Path) -> str:
