@@ -140,18 +140,36 @@ def test_no_file_and_no_function_is_long() -> None:
     assert not long
 
 
-# Commands that parse without torch, and one of their options.
-HELP = {"pretrain/train.py": "--optim.epochs", "converters/convert.py": "--verify", "results/study.py": "--only"}
+# Every command, one of its options, and a mistake that it finds in its options.
+HELP = {
+    "pretrain/train.py": ("--optim.epochs", "--recipe=none"),
+    "converters/convert.py": ("--verify", "none.pth --to=timm"),
+    "results/study.py": ("--only", "--onli=x"),
+    "results/tables.py": ("--check", "--chekc"),
+    "transfer/knn.py": ("--temperature", "--ckpt=none.pth"),
+    "transfer/linear.py": ("--optim.weight_decay", "--ckpt=random --mode=moco --optim.base_lr=[]"),
+    "transfer/finetune.py": ("--optim.head_factor", "--ckpt=random --head=none.pth"),
+    "transfer/svm.py": ("--costs", "--ckpt=random --costs=[0]"),
+    "transfer/detect.py": ("fashion-fpn", "--ckpt=none.pth --task=fashion-fpn"),
+    "transfer/segment.py": ("fashion-fcn", "--ckpt=random --task=none"),
+    "transfer/scenes.py": ("--fashion-root", "--out=x --size=1"),
+}
+HEAVY = ("torch", "torchvision", "timm", "sklearn", "pandas", "matplotlib", "scipy")
 
 
 @pytest.mark.parametrize("command", HELP)
-def test_help_does_not_wait_for_torch(command: str) -> None:
+def test_help_and_a_mistake_do_not_wait_for_torch(command: str) -> None:
+    option, mistake = HELP[command]
     code = (
         "import runpy, sys\n"
-        f"sys.argv = [{command!r}, '--help']\n"
-        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
-        "finally: print([name for name in ('torch', 'torchvision', 'timm', 'sklearn') if name in sys.modules])"
+        f"for words in (['--help'], {mistake.split()}):\n"
+        f"    sys.argv = [{command!r}, *words]\n"
+        "    try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "    except SystemExit as end: print(end.code)\n"
+        f"print([name for name in {HEAVY} if name in sys.modules])"
     )
     done = run(sys.executable, "-c", code)
-    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "[]"), done.stderr
-    assert HELP[command] in done.stdout
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-2:] == ["2", "[]"], done.stderr
+    assert option in done.stdout
+    assert ": error: " in done.stderr

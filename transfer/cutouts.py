@@ -15,7 +15,6 @@ from common.files import short_hash
 from common.folders import escaped, some, tell
 from common.images import UNLABELLED, CorruptImageError, ImageSet, load_images
 from common.labels import choose_balanced
-from common.scan import scan_files
 from transfer.own_data.layouts import SPLITS
 
 SOLID = 128  # least alpha, of 255, of an object's pixel
@@ -50,6 +49,8 @@ def load_cutouts(folder: Path, val_fraction: float, seed: int) -> tuple[dict[str
     found = [str(part) for part in parts if part] if all(parts) else [str(folder)]
     images = load_images(found, complete=True)
     _check_classes(images, folder)
+    from common.scan import scan_files  # here: torch takes a second, and scenes.py --help does without
+
     inspected = scan_files([path for path in images.paths if path is not None], inspect_cutout, "cut-outs")
     hashes = [digest for digest, _ in inspected]
     if full := sum(rectangle for _, rectangle in inspected):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from results import plots
 from results.frame import published
+from results.pages import ROOT
 from results.record import Record
-from results.tables import ROOT
 
 from .conftest import found_in
 

@@ -13,8 +13,8 @@ import pytest
 
 from results.contents import all_grids
 from results.frame import published
+from results.pages import ROOT, report
 from results.record import Record
-from results.tables import ROOT, report
 
 from .conftest import found_in
 

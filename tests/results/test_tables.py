@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from results import tables
+from results import pages
 from results.contents import all_grids, benchmarks, converters, mmcv_operations
 from results.frame import frame, published
 from results.grid import Grid
+from results.pages import ROOT, filled
 from results.record import Record, write
-from results.tables import ROOT, filled, main
+from results.tables import main
 
 from .conftest import found_in, record, write_all
 
@@ -52,8 +53,8 @@ def test_deleted_tables_come_back_with_the_same_bytes(tmp_path: Path, monkeypatc
     page.write_text(filled(page, {"overview": "stale", "claims": "stale"}))
     (tmp_path / "results" / "tables").mkdir()
     (tmp_path / "results" / "tables" / "no_longer_made.csv").write_text("")
-    monkeypatch.setattr(tables, "ROOT", tmp_path)
-    monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    monkeypatch.setattr(pages, "RESULTS", tmp_path / "results")
     assert main(["--check"]) == 1
     assert main([]) == 0
     assert files(tmp_path) == before
@@ -228,7 +229,7 @@ def test_tables_replace_those_between_their_markers(tmp_path: Path) -> None:
 
 def test_every_marker_of_the_pages_is_filled() -> None:
     names = {name for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
-             for name in tables.BLOCK.findall(path.read_text())}  # fmt: skip
+             for name in pages.BLOCK.findall(path.read_text())}  # fmt: skip
     assert {"summary", "overview", "claims", "benchmarks", "converters", "mmcv", "plans", "gpu"} <= names
 
 

@@ -14,6 +14,7 @@ from results.tables import main as tables
 from tests.transfer.own_sets import draw
 from transfer import knn, linear, svm
 from transfer.classification.data import load_class_data
+from transfer.classification.voc import load_multilabel
 
 from .garments import recorded
 
@@ -111,7 +112,7 @@ def test_several_labels_per_image_are_measured_by_svms(
 ) -> None:
     write_tables(pets)
     options = svm.parser().parse(words(tmp_path, pets / "train.csv", f"--test={pets / 'val.csv'}"))
-    data = svm.svms.load_multilabel(options)
+    data = load_multilabel(options)
     assert data.classes == ["big", "red", "odd"]
     np.testing.assert_array_equal(data.targets[:3], [[0, 1, 1], [1, 0, -1], [0, 0, 0]])
     assert (len(data.train), len(data.test)) == (14, 6)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import cv2
+import matplotlib
 import numpy as np
 import pytest
 import torchvision
@@ -134,6 +135,11 @@ def test_two_processes_make_it_once(tmp_path: Path) -> None:
     before = (folder / "scenes.json").stat().st_mtime_ns
     assert scenes.ensure_scenes(tmp_path, 6, 3, 48) == folder
     assert (folder / "scenes.json").stat().st_mtime_ns == before
+
+
+def test_the_palette_is_that_of_matplotlib() -> None:
+    colours = matplotlib.colormaps["tab10"].colors  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(scenes.PALETTE, np.round(255 * np.array(colours)))
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
