@@ -113,6 +113,7 @@ class ImageSet:
         classes: class names; label i is classes[i].
         read: image index -> (H, W, 3) uint8 RGB; raises CorruptImageError.
         paths: their files, N of them, or empty where all are in memory.
+        whole: the set that they were chosen from and their indices in it, (N,); None where they were not chosen.
     """
 
     names: Sequence[str]
@@ -120,6 +121,7 @@ class ImageSet:
     classes: list[str]
     read: Callable[[int], Image]
     paths: Sequence[Path | None] = ()
+    whole: tuple[ImageSet, np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -134,6 +136,7 @@ class ImageSet:
             self.classes,
             lambda i: read(int(chosen[i])),
             Paths(self.paths[i] for i in chosen) if self.paths else Paths(),
+            (self, chosen),
         )
 
     def describe(self) -> str:

@@ -181,10 +181,7 @@ class Grid:
         return f"% {self.title}\n\\noindent\n{body}{notes}"
 
     def csv(self) -> str:
-        """Return a line for each entry: row, column, numbers and keys of a measurement, else the text.
-
-        A spreadsheet runs a text that opens like a formula; it gets an apostrophe in front.
-        """
+        """Return a line for each entry: row, column, numbers and keys of a measurement, else the text."""
         lines = []
         for title, *entries in self.rows:
             for column, entry in zip(self.header[1:], entries, strict=True):
@@ -195,10 +192,17 @@ class Grid:
                 elif entry != MISSING:
                     lines.append(line | {"text": entry})
         table = pd.DataFrame(lines, columns=["row", "column", "mean", "std", "n", "runs", "text", *KEYS])
-        texts = ["row", "column", "text", *KEYS]
-        table[texts] = table[texts].map(printable, na_action="ignore").replace("^(?=[=+@-])", "'", regex=True)
-        table = table.astype({"n": "Int64", "runs": "Int64"})
+        table = spreadsheet_safe(table, ["row", "column", "text", *KEYS]).astype({"n": "Int64", "runs": "Int64"})
         return str(table.to_csv(index=False, lineterminator="\n", float_format="%.4f"))
+
+
+def spreadsheet_safe(table: pd.DataFrame, texts: Sequence[str]) -> pd.DataFrame:
+    """Return a table whose columns `texts` are printable, and open with an apostrophe where one opens like a formula.
+
+    A spreadsheet would run it.
+    """
+    shown = table[[*texts]].map(printable, na_action="ignore").replace("^(?=[=+@-])", "'", regex=True)
+    return table.assign(**shown)
 
 
 def per_image(file: str, metric: str) -> np.ndarray | None:

@@ -43,10 +43,11 @@ def draw(rows: pd.DataFrame, papers: pd.DataFrame, curves: Path | None) -> dict[
             figures[f"label_ratio_{name}"] = f"{task.title} by label ratio", label_ratio(rows, name, papers)
         if runs := sorted(curves.glob("*.jsonl")) if curves else []:
             figures["curves"] = "Pre-training: loss, and kNN on held-out images", training_curves(runs)
-        return {name: (caption, _svg(figure)) for name, (caption, figure) in figures.items() if figure}
+        return {name: (caption, svg(figure)) for name, (caption, figure) in figures.items() if figure}
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """Return a figure as SVG, and close it."""
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
     plt.close(figure)

@@ -98,13 +98,13 @@ def without_recorded(study: Study, jobs: Sequence[Job]) -> tuple[Job, ...]:
     files: dict[tuple[Any, ...], set[str]] = defaultdict(set)  # sha256 of the checkpoints that are on record
     for r in record.read_all(study.records):
         files[r.backbone["path"], r.task, r.seed, r.environment.get("job")].add(r.backbone["sha256"])
-    times = Counter((job.ckpt, job.task, job.seed) for job in study.jobs)
+    times = Counter((job.ckpt, job.task, seed) for job in study.jobs for seed in job.seeds)
     by_checkpoint: dict[str, list[set[str]]] = defaultdict(list)
     for job in jobs:
         if job.key != PRETRAIN and (is_scheme(job.ckpt) or not Path(job.ckpt).exists()):
-            key = (job.ckpt, job.task, job.seed)
-            labels = [f"{study.name}/{job.key}"] + [None] * (times[key] == 1)
-            by_checkpoint[job.checkpoint].append(set().union(*(files[*key, label] for label in labels)))
+            for key in ((job.ckpt, job.task, seed) for seed in job.seeds):
+                labels = [f"{study.name}/{job.key}"] + [None] * (times[key] == 1)
+                by_checkpoint[job.checkpoint].append(set().union(*(files[*key, label] for label in labels)))
     recorded = {checkpoint for checkpoint, sets in by_checkpoint.items() if set.intersection(*sets)}
     kept = tuple(job for job in jobs if job.checkpoint not in recorded)
     if recorded:

@@ -20,9 +20,11 @@ from jsonschema.exceptions import best_match
 from common.cli import did_you_mean
 
 PRETRAIN = "pretrain"
-STATE = Path("runs/study")  # receipts, logs and locks of a study lie in STATE/STUDY
 SCHEMA = Path(__file__).with_name("study_schema.yaml")
-DEFAULTS = {"runs": "runs", "records": "results/records", "pretrain": "bash pretrain/run.sh", "paths": {}, "after": []}
+DEFAULTS = {
+    "runs": "runs", "records": "results/records", "state": "runs/study", "pretrain": "bash pretrain/run.sh", "paths": {},
+    "after": [],
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Job:
     """One command of a study.
 
     Attributes:
-        name: pretrain/CHECKPOINT, or KEY/CHECKPOINT_seedN for the task under KEY.
+        name: pretrain/CHECKPOINT, or KEY/CHECKPOINT_seedN for the task under KEY; _seedN-M for several seeds.
         command: its words.
         key: "pretrain", or the key of its task in the study file.
         checkpoint: name of the checkpoint that it trains or measures.
@@ -38,9 +40,11 @@ class Job:
         receipt: the file that says that it is done.
         needs: the files that have to exist before it starts; a newer one makes it run again.
         task: of its records; empty for pre-training.
-        seed: of its records.
+        seeds: of its records.
         minutes: estimated wall time; None: unknown.
         gpus: number of GPUs that the estimate is for, and that Slurm is asked for.
+        title: of the checkpoint, for people.
+        options: of a pre-training's checkpoint, for the commands that measure it.
     """
 
     name: str
@@ -51,9 +55,11 @@ class Job:
     receipt: str
     needs: tuple[str, ...] = ()
     task: str = ""
-    seed: int = 0
+    seeds: tuple[int, ...] = (0,)
     minutes: float | None = None
     gpus: int = 0
+    title: str = ""
+    options: tuple[str, ...] = ()
 
     @property
     def log(self) -> Path:
@@ -70,6 +76,7 @@ class Study:
         jobs: a checkpoint's pre-training before its measurements.
         paths: folders that the commands read, by the name of their placeholder.
         records: the folder of records.
+        folder: of its receipts, logs and locks.
         after: commands that follow the jobs.
     """
 
@@ -77,12 +84,8 @@ class Study:
     jobs: tuple[Job, ...]
     paths: Mapping[str, Path]
     records: Path
+    folder: Path
     after: tuple[tuple[str, ...], ...]
-
-    @property
-    def folder(self) -> Path:
-        """The folder of its receipts, logs and locks."""
-        return STATE / self.name
 
     def select(self, patterns: Sequence[str]) -> tuple[Job, ...]:
         """Return the jobs whose name, task or checkpoint matches one of the patterns, and what they need.
@@ -143,15 +146,14 @@ def _expand(study: str, tree: dict[str, Any], replaced: Mapping[str, str]) -> St
         if key not in paths:
             raise ValueError(f"--path {key}: unknown{did_you_mean(key, paths)}; paths has {', '.join(paths) or 'none'}")
         paths[key] = folder
+    folder = Path(tree["state"], study)
     checkpoints = {
-        family: list(_checkpoints(f"checkpoints.{family}", entry, tree, paths, STATE / study))
+        family: list(_checkpoints(f"checkpoints.{family}", entry, tree, paths, folder))
         for family, entry in tree["checkpoints"].items()
     }
-    tasks = [
-        job
-        for key, entry in tree["tasks"].items()
-        for job in _measurements(study, key, entry, checkpoints, paths, tree["records"])
-    ]
+    tasks: list[Job] = []
+    for key, entry in tree["tasks"].items():
+        tasks += _measurements(folder, key, entry, checkpoints, paths, tree["records"], tasks)
     jobs: list[Job] = []
     for checkpoint in itertools.chain(*checkpoints.values()):
         jobs += [checkpoint, *(job for job in tasks if job.checkpoint == checkpoint.checkpoint)]
@@ -160,7 +162,7 @@ def _expand(study: str, tree: dict[str, Any], replaced: Mapping[str, str]) -> St
             raise ValueError(f"{name} occurs {times} times; is a placeholder missing in a name?")
     after = tuple(_words("after", entry, paths) for entry in tree["after"])
     folders = {key: Path(value) for key, value in paths.items()}
-    return Study(study, tuple(job for job in jobs if job.command), folders, Path(tree["records"]), after)
+    return Study(study, tuple(job for job in jobs if job.command), folders, Path(tree["records"]), folder, after)
 
 
 def _checkpoints(key: str, entry: Any, tree: Any, paths: Mapping[str, str], folder: Path) -> Iterator[Job]:
@@ -182,14 +184,16 @@ def _checkpoints(key: str, entry: Any, tree: Any, paths: Mapping[str, str], fold
             receipt = "" if is_scheme(ckpt) else ckpt
             if receipt and not Path(ckpt).is_file():
                 raise ValueError(f"{key}.ckpt: {ckpt}: no such file; for other weights write SCHEME:NAME")
-        cost = {name: entry[name] for name in ("minutes", "gpus") if name in entry}
-        yield Job(f"{PRETRAIN}/{name}", command, PRETRAIN, name, ckpt, receipt, **cost)
+        more = {name: entry[name] for name in ("minutes", "gpus", "title") if name in entry}
+        options = _words(f"{key}.options", entry.get("options", ""), known)
+        yield Job(f"{PRETRAIN}/{name}", command, PRETRAIN, name, ckpt, receipt, options=options, **more)
 
 
 def _measurements(
-    study: str, key: str, entry: Any, checkpoints: Mapping[str, Sequence[Job]], paths: Mapping[str, str], records: str
-) -> Iterator[Job]:
-    """Expand a task to its jobs, one for each checkpoint and seed that it is meant for."""
+    folder: Path, key: str, entry: Any, checkpoints: Mapping[str, Sequence[Job]], paths: Mapping[str, str],
+    records: str, above: Sequence[Job],
+) -> Iterator[Job]:  # fmt: skip
+    """Expand a task to its jobs, one for each checkpoint and seed, or group of seeds; `above` are those before it."""
     names = {job.checkpoint for family in checkpoints.values() for job in family} | checkpoints.keys()
     only = entry.get("only", ["*"])
     for pattern in only:
@@ -203,12 +207,20 @@ def _measurements(
         for job in jobs
         if any(fnmatch.fnmatch(name, pattern) for name in (family, job.checkpoint) for pattern in only)
     ]
+    for other in entry.get("needs", []):
+        if other not in (known := {job.key for job in above}):
+            raise ValueError(f"tasks.{key}.needs: {other}: no task above it{did_you_mean(other, known)}")
     for job, seed in itertools.product(meant, entry.get("seeds", [0])):
-        name = f"{key}/{job.checkpoint}_seed{seed}"
-        receipt = str(STATE / study / f"{name}.json")
-        command = (*words, "--ckpt", job.ckpt, "--seeds", str(seed), "--records", records, "--receipt", receipt)
-        needs = (job.receipt,) if job.receipt else ()
-        yield Job(name, command, key, job.checkpoint, job.ckpt, receipt, needs, entry.get("task", key), seed, **cost)
+        seeds = tuple(map(str, seed if isinstance(seed, list) else [seed]))
+        name = f"{key}/{job.checkpoint}_seed{'-'.join(seeds)}"
+        receipt = str(folder / f"{name}.json")
+        command = (*words, "--ckpt", job.ckpt, "--seeds", *seeds, "--records", records, "--receipt", receipt)
+        before = [o for o in above if o.checkpoint == job.checkpoint and o.key in entry.get("needs", [])]
+        needs = dict.fromkeys([job.receipt] * bool(job.receipt) + [n for o in before for n in (o.receipt, *o.needs)])
+        yield Job(
+            name, (*command, *job.options), key, job.checkpoint, job.ckpt, receipt, tuple(needs),
+            entry.get("task", key), tuple(map(int, seeds)), title=job.title, **cost,
+        )  # fmt: skip
 
 
 def is_scheme(ckpt: str) -> bool:
@@ -224,7 +236,7 @@ def _words(key: str, template: str, known: Mapping[str, str]) -> tuple[str, ...]
         raise ValueError(f"{key}: {template}: {error}") from error
     words = [_fill(key, word, known) for word in words]
     script = Path(next((word for word in words if word.endswith((".py", ".sh"))), ""))
-    if not words[0].startswith("-") and not script.exists():
+    if words and not words[0].startswith("-") and not script.exists():
         near = did_you_mean(str(script), map(str, script.parent.glob(f"*{script.suffix}")))
         raise ValueError(f"{key}: {script}: no such file{near}")
     return tuple(words)

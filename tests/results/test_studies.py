@@ -8,6 +8,7 @@ import io
 import json
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +98,12 @@ def test_the_paper_study_records_what_the_study_and_the_tables_look_for(paper: S
         plan, label = plans[job.key][0], f"paper/{job.key}"
         backbone = {"path": job.ckpt, "sha256": job.checkpoint, "format": "none", "arch": "resnet50"}
         record = Record(
-            job.checkpoint, backbone, 0, plan["task"], plan["config"], plan["title"], job.seed, {"x": 0.5}, "x", {},
+            job.checkpoint, backbone, 0, plan["task"], plan["config"], plan["title"], job.seeds[0], {"x": 0.5}, "x", {},
             {"job": label},
         )  # fmt: skip
         write_record(tmp_path, record)
     assert len(list(tmp_path.rglob("*.json"))) == len(measurements) == 9 * (10 + 5)
-    assert without_recorded(Study(paper.name, paper.jobs, {}, tmp_path, ()), paper.jobs) == ()
+    assert without_recorded(replace(paper, records=tmp_path), paper.jobs) == ()
 
 
 def test_the_scripts_take_the_commands_of_the_studies_at_small_scale() -> None:
@@ -121,7 +122,7 @@ def test_the_scripts_take_the_commands_of_the_studies_at_small_scale() -> None:
         parser = module.parser()
         parse_words = getattr(module, "parse", None) or getattr(parser, "parse", parser.parse_args)
         given = parse_words(words)
-        assert (given.ckpt, given.seeds, str(given.receipt)) == (job.ckpt, [job.seed], job.receipt)
+        assert (given.ckpt, given.seeds, str(given.receipt)) == (job.ckpt, [*job.seeds], job.receipt)
         assert given.records == Path("results/records")
         assert job.task in TASKS
     assert len(seen) > 8
@@ -149,8 +150,8 @@ def test_the_paper_study_is_the_papers(paper: Study) -> None:
         "voc07-svm", "voc07-lowshot",
     }  # fmt: skip
     for checkpoint in {job.checkpoint for job in paper.jobs}:
-        seeds = [job.seed for job in paper.jobs if (job.checkpoint, job.task) == (checkpoint, "voc-c4-24k")]
-        assert seeds == [0, 1, 2, 3, 4]
+        seeds = [job.seeds for job in paper.jobs if (job.checkpoint, job.task) == (checkpoint, "voc-c4-24k")]
+        assert seeds == [(0,), (1,), (2,), (3,), (4,)]
     # 800 epochs in MoCo's pace.
     hours = {job.minutes * job.gpus / 60 for job in paper.jobs if job.minutes and job.key == PRETRAIN}
     assert hours == {4 * 53 * 8}

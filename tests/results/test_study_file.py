@@ -43,7 +43,7 @@ def test_jobs_are_every_combination(tmp_path: Path) -> None:
         "knn/r0.1_s1_seed1",
         ("python", "measure.py", "--seconds", "0.05", "--task", "knn", "--ckpt", ckpt, "--seeds", "1",
          "--records", "records", "--receipt", receipt),
-        "knn", "r0.1_s1", ckpt, receipt, needs=(done,), task="knn", seed=1, minutes=2,
+        "knn", "r0.1_s1", ckpt, receipt, needs=(done,), task="knn", seeds=(1,), minutes=2,
     )  # fmt: skip
     assert jobs["knn/random_seed0"].needs == ()
     # A checkpoint comes before what measures it.

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -83,11 +84,11 @@ class FeatureCache:
             for start, rows in self._rows(network, images, name):
                 features[start : start + len(rows)] = rows
             return features
-        content = self.describe(backbone, images)
-        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
-        path, size = self.folder / f"{digest}.features", shape[0] * shape[1] * self.store.itemsize
-        began, reused = time.time(), path.exists() and path.stat().st_size == size
-        if not reused:
+        if (found := self._chosen(backbone, images)) is not None:
+            return found
+        content, path = self._place(backbone, images)
+        size, began = shape[0] * shape[1] * self.store.itemsize, time.time()
+        if not (reused := _holds(path, size)):
             about = {"what": name, "path": backbone.source.path, **content}
             write_atomically(path, partial(self._write, shape, network, images, name))
             write_text(path.with_suffix(".json"), json.dumps(about, indent=2) + "\n")
@@ -95,6 +96,25 @@ class FeatureCache:
             how = "reused" if reused else f"{time.time() - began:.0f} s"
             tqdm.write(f"features of {name}: {shape[0]} x {shape[1]}, {size / 2**20:.0f} MiB, {path} ({how})")
         return torch.from_file(str(path), size=shape[0] * shape[1], dtype=self.store).view(shape)
+
+    def _place(self, backbone: Backbone, images: ImageSet) -> tuple[dict[str, str | int], Path]:
+        """Return all that the features depend on, and their file."""
+        assert self.folder is not None
+        content = self.describe(backbone, images)
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+        return content, self.folder / f"{digest}.features"
+
+    def _chosen(self, backbone: Backbone, images: ImageSet) -> Tensor | None:
+        """Return the features of images from the file of a set that they were chosen from, where there is one."""
+        rows, width = np.arange(len(images)), backbone.feature_dim
+        while images.whole is not None:
+            images, chosen = images.whole
+            rows = chosen[rows]
+            _, path = self._place(backbone, images)
+            if len(images) > len(rows) and _holds(path, len(images) * width * self.store.itemsize):
+                features = torch.from_file(str(path), size=len(images) * width, dtype=self.store)
+                return features.view(-1, width)[torch.from_numpy(rows)]
+        return None
 
     def _write(self, shape: tuple[int, int], network: nn.Module, images: ImageSet, name: str, path: Path) -> None:
         """Write the features of all images; on a full disk fail before they are computed."""
@@ -125,6 +145,11 @@ class FeatureCache:
                 f"features of {name} are the same for all {start} images, so that no metric of them means "
                 "anything: the checkpoint has collapsed, or the images are all the same"
             )
+
+
+def _holds(path: Path, size: int) -> bool:
+    """Return whether a file of features exists and has its size in bytes."""
+    return path.is_file() and path.stat().st_size == size
 
 
 def fingerprint(images: ImageSet) -> str:
