@@ -129,7 +129,7 @@ def columns(rows: pd.DataFrame) -> list[Column]:
         for fraction in sorted(leading.loc[leading["task"] == task, "fraction"].unique(), reverse=True):
             part = leading[(leading["task"] == task) & (leading["fraction"] == fraction)]
             metric = part["metric"].iloc[0]
-            measured = own.measured(part)
+            measured = own.measured(part.assign(arch=""))  # names as given, without the network
             found.append(
                 Column(
                     task, float(fraction), METRICS.get(metric, metric), part["config"].iloc[0], part,
@@ -212,10 +212,10 @@ def _errorbar(
     values = [100 * float(np.mean(one.sample)) for one in measured]
     ends = [interval(one) or (np.mean(one.sample), np.mean(one.sample)) for one in measured]
     arms = np.abs(100 * np.array(ends, dtype=float).T - values)
-    bars = {"yerr" if upright else "xerr": arms}
-    axes.errorbar(
-        *((at, values) if upright else (values, at)), fmt=f"o{line}", color=color, capsize=3, label=label, **bars
-    )
+    if upright:
+        axes.errorbar(at, values, yerr=arms, fmt=f"o{line}", color=color, capsize=3, label=label)
+    else:
+        axes.errorbar(values, at, xerr=arms, fmt="o", color=color, capsize=3)
 
 
 def costs(numbers: pd.DataFrame, names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
@@ -261,7 +261,7 @@ def _run(options: Namespace) -> None:
     rows = rows_of(study)
     if rows.empty:
         raise ValueError(f"{options.study}: none of its {len(study.jobs)} jobs is done; its logs are in {study.folder}")
-    names = [name for name in dict.fromkeys(job.title or job.checkpoint for job in study.jobs)]
+    names = list(dict.fromkeys(job.title or job.checkpoint for job in study.jobs))
     found = columns(rows)
     numbers = table(found, names)
     left = sum(not Path(job.receipt).is_file() for job in study.jobs)

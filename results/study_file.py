@@ -22,8 +22,8 @@ from common.cli import did_you_mean
 PRETRAIN = "pretrain"
 SCHEMA = Path(__file__).with_name("study_schema.yaml")
 DEFAULTS = {
-    "runs": "runs", "records": "results/records", "state": "runs/study", "pretrain": "bash pretrain/run.sh", "paths": {},
-    "after": [],
+    "runs": "runs", "records": "results/records", "state": "runs/study", "pretrain": "bash pretrain/run.sh",
+    "paths": {}, "after": [],
 }  # fmt: skip
 
 
@@ -146,14 +146,14 @@ def _expand(study: str, tree: dict[str, Any], replaced: Mapping[str, str]) -> St
         if key not in paths:
             raise ValueError(f"--path {key}: unknown{did_you_mean(key, paths)}; paths has {', '.join(paths) or 'none'}")
         paths[key] = folder
-    folder = Path(tree["state"], study)
+    state = Path(tree["state"], study)
     checkpoints = {
-        family: list(_checkpoints(f"checkpoints.{family}", entry, tree, paths, folder))
+        family: list(_checkpoints(f"checkpoints.{family}", entry, tree, paths, state))
         for family, entry in tree["checkpoints"].items()
     }
     tasks: list[Job] = []
     for key, entry in tree["tasks"].items():
-        tasks += _measurements(folder, key, entry, checkpoints, paths, tree["records"], tasks)
+        tasks += _measurements(state, key, entry, checkpoints, paths, tree["records"], tasks)
     jobs: list[Job] = []
     for checkpoint in itertools.chain(*checkpoints.values()):
         jobs += [checkpoint, *(job for job in tasks if job.checkpoint == checkpoint.checkpoint)]
@@ -161,8 +161,8 @@ def _expand(study: str, tree: dict[str, Any], replaced: Mapping[str, str]) -> St
         if times > 1:
             raise ValueError(f"{name} occurs {times} times; is a placeholder missing in a name?")
     after = tuple(_words("after", entry, paths) for entry in tree["after"])
-    folders = {key: Path(value) for key, value in paths.items()}
-    return Study(study, tuple(job for job in jobs if job.command), folders, Path(tree["records"]), folder, after)
+    read = {key: Path(value) for key, value in paths.items()}
+    return Study(study, tuple(job for job in jobs if job.command), read, Path(tree["records"]), state, after)
 
 
 def _checkpoints(key: str, entry: Any, tree: Any, paths: Mapping[str, str], folder: Path) -> Iterator[Job]:

@@ -50,7 +50,7 @@ def parse(words: list[str]) -> None:
     if name in ("pretrain/run.sh", "pretrain/slurm.sh"):
         importlib.import_module("pretrain.config").parse(arguments)
     elif name.startswith("transfer/") and name != "transfer/scenes.py":
-        entry = importlib.import_module(name.removesuffix(".py").replace("/", "."))
+        entry = importlib.import_module(str(Path(name).with_suffix("")).replace("/", "."))
         (entry.parse if hasattr(entry, "parse") else entry.parser().parse)(arguments)
     elif name == "results/reproduce.sh":
         importlib.import_module("results.study").parser().parse(arguments)

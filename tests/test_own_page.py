@@ -1,6 +1,7 @@
 """docs/own_data.md: its commands and its Python code, run one after the other as they stand, on a small data set.
 
-Commands for detection and segmentation are run where their frameworks are: tests/transfer/{detectron2,mmseg}_own.py.
+Commands for detection and segmentation are run where their frameworks are: tests/transfer/{detectron2,mmseg}_own.py;
+the comparison of checkpoints in tests/results/test_compare.py.
 """
 
 from __future__ import annotations
@@ -73,7 +74,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def test_every_command_of_the_page_is_run(site: Path) -> None:
-    elsewhere = {"transfer/detect.py", "transfer/segment.py", "tests/benchmarks/real_sets.py"}
+    elsewhere = {
+        "transfer/detect.py", "transfer/segment.py", "transfer/compare.sh", "tests/benchmarks/real_sets.py",
+    }  # fmt: skip
     shown = set(re.findall(r"^(?:bash|python) (\S+)", OWN_DATA.read_text(), re.MULTILINE))
     assert shown - elsewhere == set(SMALL)
     assert {path.name for path in (site / "runs").iterdir()} >= {"birds", "birds_longer", "records", "tables"}

@@ -6,8 +6,8 @@ bash transfer/compare.sh --ckpt A.pth B.pth --label mine theirs --data DIR --qui
 bash transfer/compare.sh --ckpt A.pth B.pth --data DIR --dry-run                        its jobs
 
 What fits the data is measured: class folders or lists by knn, linear and finetune; boxes by detect; masks (images/,
-masks/ and classes.txt) by segment. Everything is checked first. Then it is a study: OUT/compare.yaml lists it, OUT/compare
-holds the logs, and the same command resumes it. OUT/index.html and OUT/compare.csv hold tables and verdicts.
+masks/ and classes.txt) by segment. Everything is checked first. Then it is a study: OUT/compare.yaml lists its jobs,
+OUT/compare holds their logs, and the same command resumes it. OUT/index.html and OUT/compare.csv hold the results.
 """
 
 from __future__ import annotations
@@ -113,14 +113,13 @@ def _run(options: Namespace) -> int:
     tree = study(options, checkpoints, found, out, about)
     text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=10_000)
     command = [sys.executable, "-m", "results.study", "--jobs", str(options.jobs), "--study"]
-    if options.dry_run:
-        with tempfile.TemporaryDirectory() as scratch:
-            file = Path(scratch, "compare.yaml")
-            file.write_text(text, encoding="utf-8")
-            return subprocess.call([*command, str(file), "--dry-run"])
-    write_text(out / "compare.yaml", text)
-    print(f"{about}; {len(checkpoints)} checkpoints; {out}/compare.yaml", flush=True)
-    os.execv(command[0], [*command, str(out / "compare.yaml")])
+    if not options.dry_run:
+        write_text(out / "compare.yaml", text)
+        print(f"{about}; {len(checkpoints)} checkpoints; logs in {out / 'compare'}", flush=True)
+        os.execv(command[0], [*command, str(out / "compare.yaml")])  # gets the signals of the user
+    with tempfile.TemporaryDirectory() as scratch:
+        write_text(Path(scratch, "compare.yaml"), text)
+        return subprocess.call([*command, f"{scratch}/compare.yaml", "--dry-run"])
 
 
 def check(options: Namespace) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,17 +16,16 @@ import numpy as np
 from jsonargparse import Namespace
 
 from common.images import source_path
-from transfer import finetune, knn, linear
-from transfer.classification import command, linear_probe, neighbours, tuning
+from transfer.classification import command
 from transfer.classification.data import ClassData, load_class_data, sources
 from transfer.own_data.layouts import find_parts
 
 KINDS = {"knn": "classes", "linear": "classes", "finetune": "classes", "detect": "boxes", "segment": "masks"}
 VAL_FRACTION = 0.2  # tested on, where the data set has no test images
 NEIGHBOURS = 20  # k of kNN: it suits small data sets, too (arXiv 2104.14294, section 4.1)
-STEPS, EPOCHS, LARGEST = 600, (20, 100), 128  # of fine-tuning: steps at least, within so many epochs; its batch
+STEPS, EPOCHS = 300, (20, 50)  # of fine-tuning: steps at least, within so many epochs
+BATCH = (16, 128)  # of fine-tuning; smaller ones diverge, as batch norm sees a few images only
 RATES = {"optim.base_lr": [0.01, 0.1], "optim.head_factor": [10.0]}  # of which fine-tuning chooses
-ENTRIES = {"knn": (knn, neighbours), "linear": (linear, linear_probe), "finetune": (finetune, tuning)}
 Words = list[str]
 
 
@@ -55,11 +55,9 @@ class Benchmark:
         given = [*self.words, *words, "--check-data"]
         at = f" at {self.fraction:.3g} of the labels" * (self.fraction < 1)
         try:
-            if self.task in ENTRIES:
-                entry, how = ENTRIES[self.task]
-                parse: Callable[[Sequence[str]], Namespace] = getattr(entry, "parse", None) or entry.parser().parse
+            if KINDS[self.task] == "classes":
                 with contextlib.redirect_stdout(io.StringIO()):
-                    command.evaluate_seeds(parse(given), entry.plan, how.load, how.evaluate)
+                    importlib.import_module(f"transfer.{self.task}").run(given)
             else:  # a process each: their frameworks do not get along in one
                 run = [sys.executable, "-m", f"transfer.{self.task}", *given]
                 done = subprocess.run(run, capture_output=True, encoding="utf-8", errors="replace", check=False)
@@ -120,12 +118,6 @@ def benchmarks(options: Namespace, tasks: Sequence[str]) -> Iterator[Benchmark]:
             yield Benchmark(task, fraction, [*common, *words])
 
 
-def describe(options: Namespace) -> str:
-    """Return the labelled images in words: their number, and classes."""
-    data = _class_data(options, 1.0)
-    return f"{len(data.train):,} training and {len(data.test):,} test images, {len(data.classes)} classes"
-
-
 def _details(task: str, images: int, options: Namespace) -> Words:
     """Return what a benchmark depends on, by the number of labelled images."""
     precision = ["--precision", "auto"] * options.quick
@@ -134,7 +126,7 @@ def _details(task: str, images: int, options: Namespace) -> Words:
     if task == "linear":
         return precision
     fitted = images - round(images / 10)
-    batch = 2 ** int(np.log2(min(LARGEST, max(1, fitted // 4))))
+    batch = min(fitted, 2 ** int(np.log2(np.clip(fitted // 4, *BATCH))))
     epochs = int(np.clip(np.ceil(STEPS * batch / images), *EPOCHS))
     words = [f"--{name}={json.dumps(values)}" for name, values in RATES.items()]
     return [*words, f"--optim.batch={batch}", f"--optim.epochs={epochs}", "--resume"]
