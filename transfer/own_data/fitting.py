@@ -16,8 +16,8 @@ import numpy as np
 from jsonargparse import Namespace
 
 from common.images import source_path
-from transfer.classification import command
 from transfer.classification.data import ClassData, load_class_data, sources
+from transfer.classification.options import classification_parser
 from transfer.own_data.layouts import find_parts
 
 KINDS = {"knn": "classes", "linear": "classes", "finetune": "classes", "detect": "boxes", "segment": "masks"}
@@ -151,7 +151,7 @@ def _class_words(options: Namespace) -> Words:
 
 
 def _class_data(options: Namespace, fraction: float) -> ClassData:
-    given = command.classification_parser("compare", None).parse(
+    given = classification_parser("compare", None).parse(
         [*_class_words(options), f"--labels.ratio={fraction!r}", f"--split-seed={options.split_seed}"]
     )
     try:
