@@ -8,7 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SIMILARITIES = 2**25  # entries computed at a time: 128 MiB
+# Similarities computed at a time: 128 and 512 MiB. Of 10,000 queries and the 1.28 M images of ImageNet an H200 needs
+# 3.2 s with the first, 1.5 s with the second and 1.3 s with four times as many.
+SIMILARITIES = {"cpu": 2**25, "cuda": 2**27}
 
 
 @torch.no_grad()
@@ -39,7 +41,7 @@ def knn_predict(
     """
     check_k(k, len(bank))
     ranked = []
-    for part in queries.split(max(1, SIMILARITIES // len(bank))):
+    for part in queries.split(max(1, SIMILARITIES[bank.device.type] // len(bank))):
         similarity, index = (part @ bank.T).topk(k, dim=1)
         ranked.append(rank_classes(similarity, bank_labels[index], classes, temperature))
     return torch.cat(ranked)
