@@ -41,6 +41,12 @@ def local_processes() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
+def ranks_on_cores() -> int:
+    """Return how many ranks share the cores of this one: torchrun's all do, and srun binds each to cores of its own."""
+    bound = "TORCHELASTIC_RUN_ID" not in os.environ and cores() <= int(os.environ.get("SLURM_CPUS_PER_TASK", "0"))
+    return 1 if bound else local_processes()
+
+
 def has_gpu() -> bool:
     """Return whether torch can use a GPU.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from common.distributed import local_processes, rank, world_size
+from common.distributed import rank, ranks_on_cores, world_size
 from common.images import CorruptImageError, ImageSet
 from common.surroundings import cores
 from common.transforms import Image, ViewConfig, ViewMaker, evaluation_view
@@ -155,13 +155,13 @@ class EvaluationViews(Dataset[Tensor]):
 
 
 def default_workers(device: torch.device, in_memory: bool = False) -> int:
-    """Return the loader processes for one rank: the cores of this process minus one, over the ranks of the machine.
+    """Return the loader processes for one rank: the cores of this process minus one, over the ranks that share them.
 
     On a CPU the network itself needs the cores, so there is one loader, and none for images `in_memory`.
     """
     if in_memory and device.type == "cpu":
         return 0
-    return 1 if device.type == "cpu" else max(1, (cores() - 1) // local_processes())
+    return 1 if device.type == "cpu" else max(1, (cores() - 1) // ranks_on_cores())
 
 
 def one_thread(_worker: int = 0) -> None:

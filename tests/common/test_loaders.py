@@ -264,5 +264,9 @@ def test_default_loader_processes_share_the_cores_among_local_ranks(monkeypatch:
     assert default_workers(torch.device("cuda")) == 32
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert default_workers(torch.device("cuda")) == 8
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "33")  # srun has given each rank cores of its own
+    assert default_workers(torch.device("cuda")) == 32
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")  # one task of srun, in which torchrun has started the ranks
+    assert default_workers(torch.device("cuda")) == 8
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     assert default_workers(torch.device("cuda")) == 1

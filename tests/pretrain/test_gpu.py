@@ -28,9 +28,10 @@ pytestmark = pytest.mark.skipif(
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 
-@pytest.fixture
-def no_waits() -> Iterator[None]:
-    """Make every operation an error for which the host waits."""
+@pytest.fixture(autouse=True)
+def own_compiler() -> Iterator[None]:
+    """Forget what was compiled before: of one function the compiler makes eight versions in a process, then no more."""
+    torch.compiler.reset()
     yield
     torch.cuda.set_sync_debug_mode("default")
 
@@ -96,18 +97,16 @@ def test_cuda_graphs_equal_eager_steps(given: list[Batch], accumulate: int, prec
     )
     assert (eager.compiled, graphs.compiled) == ("eager", "CUDA graphs")
     apart = differences(graphs, eager)
-    print(losses, expected, apart)
-    torch.testing.assert_close(losses, expected, rtol=tolerance, atol=0)
+    torch.testing.assert_close(losses, expected, rtol=tolerance, atol=0, msg=lambda m: f"{m}; {apart}")
     assert apart["queue"] < 10 * tolerance, apart
 
 
 @pytest.mark.parametrize("compile_option", [False, True])
 @pytest.mark.parametrize(("accumulate", "precision"), [(1, "bf16"), (2, "bf16"), (1, "fp16")])
-def test_no_step_waits(
-    given: list[Batch], compile_option: bool, accumulate: int, precision: str, no_waits: None
-) -> None:
+def test_no_step_waits(given: list[Batch], compile_option: bool, accumulate: int, precision: str) -> None:
     t, _ = trained(CUDA, given, compile=compile_option, precision=precision, accumulate=accumulate)
-    torch.cuda.set_sync_debug_mode("error")
+    assert t.compiled == ("CUDA graphs" if compile_option else "eager")
+    torch.cuda.set_sync_debug_mode("error")  # an operation for which the host waits is an error
     for batch in prefetch([b.pin_memory() for b in given], CUDA):
         training_step(t, batch, measure=True)
         t.step += 1

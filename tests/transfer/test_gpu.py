@@ -52,7 +52,6 @@ def test_fine_tuning_learns(garments: Path, tmp_path: Path) -> None:
         options = {"device": device, "optim__epochs": 10, "optim__batch": 16}
         assert finetune.main(arguments(garments, tmp_path / device, **options)) == 0
         (record,) = recorded(tmp_path / device)
-        print(record.metrics)
         assert record.metrics["top1"] > 0.8
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from common.distributed import local_processes
+from common.distributed import ranks_on_cores
 from common.surroundings import cores
 from transfer.changes import flat
 from transfer.openmmlab.overrides import is_count
@@ -147,8 +147,8 @@ def rescale(cfg: Config, processes: int, batch: int | None, accumulate: int, sca
 
 
 def limit_workers(cfg: Config) -> None:
-    """Limit the data workers to the cores of this process, but keep one where any are asked for."""
-    own = cores() // local_processes()
+    """Limit the data workers to the cores of this rank, but keep one where any are asked for."""
+    own = cores() // ranks_on_cores()
     for name in LOADERS:
         cfg[name].num_workers = min(cfg[name].get("num_workers", 0), max(1, own - 1))
         cfg[name].persistent_workers = cfg[name].num_workers > 0
