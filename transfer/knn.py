@@ -23,7 +23,7 @@ from jsonargparse import Namespace
 
 from common.cli import CommandParser
 from results.record import Record
-from transfer.classification.options import check, classification_parser
+from transfer.classification.options import check, classification_parser, listed
 from transfer.options import run_benchmark
 
 TEMPERATURE = 0.07  # Wu et al., section 3.4
@@ -37,32 +37,27 @@ def parser() -> CommandParser:
     return p
 
 
-def parse(arguments: list[str] | None) -> Namespace:
-    """Parse a command line; all k and all temperatures are lists.
-
-    Raises:
-        ValueError: options without a result, or with one several times.
-    """
-    options = parser().parse(arguments)
+def check_options(options: Namespace) -> None:
+    """Raise a ValueError for options without a result, or with one several times."""
     check(options)
-    for name in ("k", "temperature"):
-        options[name] = options[name] if isinstance(options[name], list) else [options[name]]
-        if not options[name]:
+    temperatures = listed(options.temperature)
+    for name, values in (("k", listed(options.k)), ("temperature", temperatures)):
+        if not values:
             raise ValueError(f"--{name} []: give one or more numbers")
-    if min(options.temperature) <= 0:
-        raise ValueError(f"--temperature {min(options.temperature)}: must be above 0")
+    if min(temperatures) <= 0:
+        raise ValueError(f"--temperature {min(temperatures)}: must be above 0")
     seeded = str(options.ckpt).partition(":")[0] == "random" and "seed=" not in str(options.ckpt)
     if len(options.seeds) > 1 and not seeded:
         raise ValueError(
             f"--seeds {' '.join(map(str, options.seeds))}: kNN draws nothing at random, so {options.ckpt} gives one "
             "result whatever the seed; give one seed, or checkpoints of several pre-trainings"
         )
-    return options
 
 
 def run(arguments: list[str] | None = None) -> list[Record]:
     """Measure, print the result and return the records."""
-    options = parse(arguments)
+    options = parser().parse(arguments)
+    check_options(options)
     from transfer.classification import command, neighbours  # here: torch takes a second, and --help does without
 
     return command.evaluate_seeds(options, neighbours.plan, neighbours.load, neighbours.evaluate)

@@ -47,9 +47,8 @@ def parser() -> CommandParser:
     return p
 
 
-def parse(arguments: list[str] | None) -> Namespace:
-    """Parse a command line; raise a ValueError for options with which no SVM can be trained."""
-    options = parser().parse(arguments)
+def check_options(options: Namespace) -> None:
+    """Raise a ValueError for options with which no SVM can be trained."""
     require_data(options)
     costs = costs_of(options)
     if not costs or min(costs) <= 0:
@@ -66,12 +65,12 @@ def parse(arguments: list[str] | None) -> Namespace:
             f"voc07-svm and voc07-lowshot go with voc07:FOLDER alone, so --data {VOC}FOLDER, VOCdevkit's VOC2007"
         )
     check(options)
-    return options
 
 
 def run(arguments: list[str] | None = None) -> list[Record]:
     """Measure, print the result and return the records."""
-    options = parse(arguments)
+    options = parser().parse(arguments)
+    check_options(options)
     from transfer.classification import command, svms  # here: torch takes a second, and --help does without
 
     return command.evaluate_seeds(options, svms.plan, svms.load, svms.evaluate, "one")

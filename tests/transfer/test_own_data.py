@@ -19,7 +19,7 @@ from transfer.detection.evaluation import coco_metrics, load_coco
 from transfer.own_data import detection
 from transfer.own_data.detection import DetectionData
 from transfer.own_data.detection_task import COCO_IMAGES, EPOCHS, write_task
-from transfer.own_data.options import epochs_for
+from transfer.own_data.options import epochs_for, names_detection
 from transfer.own_data.overlap import fingerprint
 
 LAYOUTS: dict[str, tuple[Callable[[Path], Any], tuple[int, int]]] = {
@@ -164,13 +164,13 @@ def test_four_paths_are_as_good_as_a_folder(tmp_path: Path) -> None:
     root = made(tmp_path, own_sets.write_coco)
     given = ["--train-json", root / "train.json", "--train-images", root / "images", "--val-json", root / "val.json"]
     options = parser().parse([*map(str, given), "--val-images", str(root / "images")])
-    assert detection.names_data(options)
+    assert names_detection(options)
     assert detection.load(options).identity == load(root).identity
     with pytest.raises(ValueError, match="--val-images missing: train and val each need"):
-        detection.names_data(parser().parse([*map(str, given)]))
+        names_detection(parser().parse([*map(str, given)]))
     with pytest.raises(ValueError, match="--data and --train-json"):
-        detection.names_data(parser().parse(["--data", str(root), *map(str, given)]))
-    assert not detection.names_data(parser().parse(["--task", "fashion-fpn"]))
+        names_detection(parser().parse(["--data", str(root), *map(str, given)]))
+    assert not names_detection(parser().parse(["--task", "fashion-fpn"]))
 
 
 def test_a_data_set_of_one_part_is_split_by_a_seed(tmp_path: Path) -> None:

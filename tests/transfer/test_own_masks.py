@@ -10,7 +10,7 @@ import pytest
 
 from tests.transfer.mask_sets import CLASSES, write_image, write_mask, write_set
 from transfer.own_data import segmentation
-from transfer.own_data.options import epochs_for
+from transfer.own_data.options import epochs_for, names_segmentation
 from transfer.own_data.segmentation import EPOCHS, VOC_IMAGES, SegmentationData, raw_labels, write_task
 from transfer.segment import parser
 
@@ -100,7 +100,7 @@ def test_mistakes_are_one_line(mine: Path) -> None:
     assert "--classes nowhere.txt: no such file" in refused(mine, "--classes=nowhere.txt")
     assert "is no folder" in refused(mine, "--masks=nowhere")
     with pytest.raises(ValueError, match="--masks, --classes missing"):
-        segmentation.names_data(parser().parse([f"--images={mine}"]))
+        names_segmentation(parser().parse([f"--images={mine}"]))
     (mine / "classes.txt").write_text("cat\ncat\n")
     assert "class 'cat' is listed twice" in refused(mine)
     (mine / "classes.txt").write_text("cat\n")

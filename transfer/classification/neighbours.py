@@ -23,7 +23,7 @@ from transfer.benchmark import Measurement, Run, read_backbone
 from transfer.classification import pictures
 from transfer.classification.command import base_config, feature_cache, run_folder
 from transfer.classification.data import ClassData, load_class_data
-from transfer.classification.options import describe_labels
+from transfer.classification.options import describe_labels, listed
 
 CHUNK, BLOCK, RANKED = 1024, 8192, 4096  # queries and bank images searched at a time; queries ranked at a time
 TOP = 5
@@ -114,7 +114,7 @@ def top_classes(neighbours: Neighbours, classes: int, k: int, temperature: float
 
 def plan(options: Namespace, seed: int, device: torch.device) -> Run:
     """Return what is measured for a seed; nothing is computed yet."""
-    ks, temperatures = options.k, options.temperature
+    ks, temperatures = listed(options.k), listed(options.temperature)
     backbone = read_backbone(options, seed)
     config, _ = base_config(options, backbone, device)
     bank, queries, size, precision = (config.pop(name) for name in ("data", "test", "size", "precision"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jsonargparse import Namespace
 
@@ -15,6 +15,7 @@ from transfer.classification.data import VOC, source_names
 from transfer.classification.schedules import CACHED, CropConfig, HeadOptim, TuneOptim
 from transfer.options import add_options, require_checkpoint
 
+T = TypeVar("T")
 RECIPES = Path(__file__).parents[1] / "configs" / "classification"
 STORES = ("fp32", "fp16", "bf16")  # precisions in which features are kept
 VIEW = 224  # side of the view in pixels, where neither --size nor the checkpoint names one
@@ -97,6 +98,11 @@ def resolve_tuning(options: Namespace, size: int) -> tuple[TuneOptim, CropConfig
     optim, crop = TuneOptim(**options.optim.as_dict()), CropConfig(**options.crop.as_dict())
     crop.view(size)
     return optim, crop, head_hash(options.head)
+
+
+def listed(values: T | list[T]) -> list[T]:
+    """Return one value or several as a list."""
+    return values if isinstance(values, list) else [values]
 
 
 def costs_of(options: Namespace) -> list[float]:
