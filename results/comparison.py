@@ -9,6 +9,7 @@ writes such a study and ends with this command.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -132,11 +133,16 @@ def columns(rows: pd.DataFrame) -> list[Column]:
             measured = own.measured(part.assign(arch=""))  # names as given, without the network
             found.append(
                 Column(
-                    task, float(fraction), METRICS.get(metric, metric), part["config"].iloc[0], part,
+                    task, float(fraction), _words(metric), part["config"].iloc[0], part,
                     dict(zip(part["title"].unique(), measured, strict=True)), judge(measured),
                 )
             )  # fmt: skip
     return found
+
+
+def _words(metric: str) -> str:
+    """Return the title of a metric; kNN has one for any k."""
+    return METRICS.get(metric) or re.sub(r"^knn_top(\d)_k(\d+)$", r"top-\1, k = \2", metric)
 
 
 def table(found: Sequence[Column], names: Sequence[str]) -> pd.DataFrame:

@@ -77,18 +77,15 @@ def fitting(options: Namespace) -> list[str]:
     for source in options.data:
         if not source.startswith("fashion") and not (path := source_path(source)).exists():
             raise ValueError(f"--data {source}: {path.absolute()}: no such file or folder")
-    kinds = dict.fromkeys(KINDS[task] for task in options.tasks or KINDS)
-    refused = {kind: _why_not(kind, options) for kind in kinds}
     if options.tasks:
         for task in options.tasks:
-            if refused[KINDS[task]]:
-                raise ValueError(f"--tasks {task}: {refused[KINDS[task]]}")
+            if refused := _why_not(KINDS[task], options):
+                raise ValueError(f"--tasks {task}: {refused}")
         return list(dict.fromkeys(options.tasks))
-    fits = [kind for kind in ("boxes", "masks") if not refused[kind]]  # their folders are no classes
-    fits = fits or [kind for kind in ("classes",) if not refused[kind]]
-    if not fits:
-        raise ValueError(f"{refused['classes']} (and no boxes or masks were found)")
-    return [task for task, kind in KINDS.items() if kind in fits]
+    fits = [kind for kind in ("boxes", "masks") if not _why_not(kind, options)]
+    if not fits and (refused := _why_not("classes", options)):  # else: their folders are no classes
+        raise ValueError(f"{refused} (and no boxes or masks were found)")
+    return [task for task, kind in KINDS.items() if kind in (fits or ["classes"])]
 
 
 def benchmarks(options: Namespace, tasks: Sequence[str]) -> Iterator[Benchmark]:
