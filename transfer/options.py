@@ -68,7 +68,7 @@ def training_parser(prog: str, description: str | None, tasks: Tasks, data_root:
     parser.add_argument("--no-scale", action="store_true", help="keep the published schedule whatever the devices")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
     parser.add_argument("--eval-only", action="store_true", help="evaluate the model in the run folder again")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda; CUDA_VISIBLE_DEVICES chooses among GPUs")
     parser.add_argument("--check", action="store_true", help="print versions and what works on this machine")
     return parser
 

@@ -43,7 +43,7 @@ def classification_parser(name: str, description: str | None, precision: str = "
     p.add_argument("--allow-overlap", action="store_true", help="accept test images that are training images")
     p.add_class_arguments(LabelConfig, "labels")
     p.add_argument("--size", type=int | None, help="side of the view in pixels; default: of pre-training, else 224")
-    p.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    p.add_argument("--device", default="auto", help="auto, cpu or cuda; CUDA_VISIBLE_DEVICES chooses among GPUs")
     p.add_argument("--workers", type=int | None, help="loader processes")
     p.add_argument(
         "--precision", choices=["auto", "fp32", "bf16", "fp16"], default=precision, help="of the backbone's arithmetic"
