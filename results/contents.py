@@ -249,8 +249,8 @@ def installs(path: Path) -> Grid:
         newest[row["python"], row["extras"]] = [row["python"], row["extras"], *numbers, *tests]
     grid = Grid("install", "Installation", header, [newest[key] for key in sorted(newest)])
     grid.notes = [
-        "A new environment, two busy cores, torch with CUDA; under a minute where uv had the packages in its cache. Each was also used to pre-train 20 steps, measure kNN and convert "
-        "to timm. Modules: of the project, imported."
+        "A new environment, two busy cores, torch with CUDA; under a minute where uv had the packages in its cache. "
+        "Each was also used to pre-train 20 steps, measure kNN and convert to timm. Modules: of the project, imported."
     ]
     return grid
 
