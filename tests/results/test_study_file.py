@@ -71,6 +71,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"tasks__knn__only": "r1"}, "tasks.knn.only: 'r1' is not of type 'array'"),
     ({"tasks__knn__seeds": ["0"]}, "tasks.knn.seeds[0]: '0' is not of type 'integer'"),
     ({"tasks__knn__seeds": [0, 0]}, "knn/r0_seed0 occurs 2 times"),
+    ({"tasks__knn__needs": ["linear"]}, "tasks.knn.needs: linear: no task above it"),
     ({"tasks__pretrain": {"command": "true"}}, "tasks: 'pretrain' does not match"),
     ({"tasks__k/n": {"command": "true"}}, "tasks: 'k/n' does not match"),
     ({"tasks__knn__minutes": "two"}, "tasks.knn.minutes: 'two' is not of type 'number'"),
@@ -103,6 +104,27 @@ def test_a_mistake_is_one_line(
     assert err.startswith(f"study: error: small.yaml: {message}")
     assert len(err.splitlines()) == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_one_command_for_several_seeds_after_another_task_with_options_of_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    random = {"name": "random", "ckpt": "random:resnet18", "title": "nothing learnt", "options": "--records 'my own'"}
+    file = small.write(
+        tmp_path, state="kept", checkpoints__random=random, tasks__linear__seeds=[[0, 1], 2],
+        tasks__linear__needs=["knn"],
+    )  # fmt: skip
+    study = load(file)
+    jobs = {job.name: job for job in study.jobs}
+    assert study.folder == Path("kept/small")
+    both, alone = jobs["linear/random_seed0-1"], jobs["linear/random_seed2"]
+    assert (both.seeds, alone.seeds, both.title) == ((0, 1), (2,), "nothing learnt")
+    assert both.receipt == "kept/small/linear/random_seed0-1.json"
+    assert " ".join(both.command).endswith(f"--seeds 0 1 --records records --receipt {both.receipt} --records my own")
+    assert both.needs == alone.needs == (jobs["knn/random_seed0"].receipt,)
+    assert jobs["linear/r0_seed2"].needs == (jobs["pretrain/r0"].receipt, jobs["knn/r0_seed0"].receipt)
+    assert {job.name for job in study.select(["linear/r0_seed2"])} == {"pretrain/r0", "knn/r0_seed0", "linear/r0_seed2"}
 
 
 def test_a_key_that_occurs_twice_is_a_mistake(tmp_path: Path) -> None:

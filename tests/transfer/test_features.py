@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -115,3 +116,19 @@ def test_features_that_are_not_finite_are_an_error(backbone: Backbone, garments:
         network.get_parameter("conv1.weight")[0] = torch.nan
     with pytest.raises(ValueError, match=r"features of garments are not finite in torch\.float32"):
         FeatureCache(32, CPU, workers=0)(backbone, network, load_images([str(garments / "train")]), "garments")
+
+
+def test_those_of_chosen_images_are_rows_of_the_whole(backbone: Backbone, garments: Path, tmp_path: Path) -> None:
+    """A fraction of the labels, of a part of the images, needs no features of its own where those of the part exist."""
+    images = load_images([str(garments / "train")])
+    part = images.subset(np.arange(10))
+    chosen = part.subset(np.array([7, 2, 5]))
+    cache = FeatureCache(32, CPU, folder=tmp_path / "cache", workers=0)
+    alone = cache(backbone, backbone.build(), chosen, "three")
+    assert len(kept(tmp_path / "cache")) == 1, "of the whole there is no file yet"
+    kept(tmp_path / "cache")[0].unlink()
+    whole = cache(backbone, backbone.build(), part, "ten")
+    found = cache(backbone, torch.nn.Identity(), chosen, "three")
+    assert torch.equal(found, whole[[7, 2, 5]])
+    torch.testing.assert_close(found, alone, rtol=1e-5, atol=1e-6)
+    assert len(kept(tmp_path / "cache")) == 1
