@@ -255,6 +255,19 @@ def installs(path: Path) -> Grid:
     return grid
 
 
+def help_times(path: Path) -> Grid:
+    """Return the CPU seconds of each command's --help, from the first and the newest record of bench_help.py."""
+    before = json.loads(path.read_text(encoding="utf-8").splitlines()[0])["seconds"]
+    now = newest(path)
+    rows: list[list[Entry | str]] = [
+        [f"`{name}.py`", f"{before[name]:.1f}" if name in before else MISSING, f"{seconds:.2f}"]
+        for name, seconds in now["seconds"].items()
+    ]
+    grid = Grid("help", "Start of the commands", ["`--help` of", "before, s", "now, s"], rows)
+    grid.notes = [f"CPU seconds, {now['cpu']}. Before: torch was loaded before the options were read."]
+    return grid
+
+
 def converters(path: Path) -> Grid:
     """Return the round trips of a JSON-lines file: max |Δ| of the features by layout read and framework written."""
     table = pd.read_json(path, lines=True).sort_values("arch", kind="stable")
