@@ -260,10 +260,10 @@ def help_times(path: Path) -> Grid:
     before = json.loads(path.read_text(encoding="utf-8").splitlines()[0])["seconds"]
     now = newest(path)
     rows: list[list[Entry | str]] = [
-        [f"`{name}.py`", f"{before[name]:.1f}" if name in before else MISSING, f"{seconds:.2f}"]
+        [f"{name}.py", f"{before[name]:.1f}" if name in before else MISSING, f"{seconds:.2f}"]
         for name, seconds in now["seconds"].items()
     ]
-    grid = Grid("help", "Start of the commands", ["`--help` of", "before, s", "now, s"], rows)
+    grid = Grid("help", "Start of the commands", ["--help of", "before, s", "now, s"], rows)
     grid.notes = [f"CPU seconds, {now['cpu']}. Before: torch was loaded before the options were read."]
     return grid
 
