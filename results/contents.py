@@ -264,7 +264,7 @@ def help_times(path: Path) -> Grid:
         for name, seconds in now["seconds"].items()
     ]
     grid = Grid("help", "Start of the commands", ["--help of", "before, s", "now, s"], rows)
-    grid.notes = [f"CPU seconds, {now['cpu']}. Before: torch was loaded before the options were read."]
+    grid.notes = [f"CPU seconds, {now['cpu']}. Before: torch was loaded first; those figures were entered by hand."]
     return grid
 
 
