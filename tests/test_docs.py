@@ -66,6 +66,11 @@ def test_every_command_on_a_page_can_be_run_as_it_stands(page: str, words: list[
         return
     if words[0] in ("bash", "python", "torchrun", "sbatch", "srun", *SCRIPTS):
         parse(words)
+    elif words[0] == "eval":  # eval "$(register-python-argcomplete SCRIPT …)"
+        program, *scripts = words[1].removeprefix("$(").removesuffix(")").split()
+        assert program == "register-python-argcomplete", words
+        assert scripts, words
+        assert set(scripts) <= SCRIPTS.keys(), words
     else:
         assert words[0] == "make", words
         assert all(re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE) for target in words[1:])
