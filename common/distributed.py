@@ -6,6 +6,7 @@ import datetime
 import os
 import platform
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -132,9 +133,16 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
 
 
 def stop() -> None:
-    """Leave the process group, if there is one."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    """Leave the process group, if there is one.
+
+    While an exception is raised, NCCL's pending operations are aborted first: other ranks may never take part in them,
+    and to destroy the group is to wait for them.
+    """
+    if not dist.is_initialized():
+        return
+    if sys.exc_info()[0] and dist.get_backend() == "nccl" and (group := dist.group.WORLD):
+        group.abort()
+    dist.destroy_process_group()
 
 
 def barrier() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from common import distributed
+from common.surroundings import leave_process_group
 from pretrain.batch_norm import all_to_all, shuffle
 from tests.common.gloo import WORLD, run_two
 
@@ -78,6 +80,35 @@ class TestDevices:
         assert distributed.start("cpu") == CPU
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
         assert not distributed.has_gpu()  # hidden on purpose
+
+
+class FakeNccl:
+    """NCCL's process group, as far as it is left."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[str] = []
+        monkeypatch.setattr(dist, "is_initialized", lambda: True)
+        monkeypatch.setattr(dist, "get_backend", lambda: "nccl")
+        monkeypatch.setattr(dist, "group", SimpleNamespace(WORLD=self))
+        monkeypatch.setattr(dist, "destroy_process_group", lambda: self.calls.append("destroy"))
+
+    def abort(self) -> None:
+        self.calls.append("abort")
+
+
+class TestLeaving:
+    def test_an_error_does_not_wait_for_operations_of_the_other_ranks(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        group = FakeNccl(monkeypatch)
+        try:
+            raise RuntimeError("on this rank alone")
+        except RuntimeError:
+            leave_process_group()
+        assert group.calls == ["abort", "destroy"]
+
+    def test_the_end_of_a_command_aborts_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        group = FakeNccl(monkeypatch)
+        leave_process_group()
+        assert group.calls == ["destroy"]
 
 
 class TestAlone:
