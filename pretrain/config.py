@@ -287,7 +287,7 @@ class PlanOptions:
         dry_run: print what the run would take, and train nothing. It needs neither a GPU nor the images.
         check_data: look at every image, and train nothing.
         gpus: --dry-run: number of GPUs.
-        gpu: --dry-run: h100, a100, v100 or 4090.
+        gpu: --dry-run: h200, h100, a100, v100 or 4090.
         images: --dry-run: size of the training set; default: counted, or that of the recipe's data set.
     """
 
@@ -322,7 +322,7 @@ def parse_command(arguments: list[str] | None) -> tuple[Config, PlanOptions]:
     parser.add_argument("--check-data", action="store_true", help="look at every image, and stop")
     parser.add_argument("--dry-run", action="store_true", help="print what the run would take, and train nothing")
     parser.add_argument("--gpus", type=int, default=8, help="--dry-run: number of GPUs")
-    parser.add_argument("--gpu", default="h100", help="--dry-run: h100, a100, v100 or 4090")
+    parser.add_argument("--gpu", default="h100", help="--dry-run: h200, h100, a100, v100 or 4090")
     parser.add_argument("--images", type=int | None, help="--dry-run: training images; default: counted, or known")
     values = parser.parse(arguments)
     recipe = values.pop("recipe")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from pretrain.config import parse_command
 from pretrain.plan import GIB, GPUS, Plan, make_plan, views_per_second
 from pretrain.train import main
 
+RECORD = Path(__file__).parents[2] / "results" / "benchmarks" / "gpu.jsonl"
 PAPER = ("--recipe", "imagenet_800ep")
 # Peaks of torch's CUDA allocator in a whole eager step, in GiB, measured by tests/benchmarks/bench_gpu.py.
 PEAKS = [
@@ -40,6 +42,21 @@ def test_memory_is_that_of_the_allocator(peak: float, options: tuple[str, ...]) 
 def test_time_is_near_what_nvidia_publishes_for_training(published: float, options: tuple[str, ...]) -> None:
     """Training alone is three of the four passes of a step: see the source beside `REACHED`."""
     assert plan(*options).images_per_second * 4 / 3 == pytest.approx(published, rel=0.12)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("CUDA graphs", ()),
+        ("CUDA graphs, 1024 images", ("--optim.batch", "1024")),
+        ("CUDA graphs, 32 images, one of 8 GPUs", ("--optim.batch", "32", "--model.bn_groups", "1")),
+    ],
+)
+def test_time_is_near_what_was_measured(name: str, options: tuple[str, ...]) -> None:
+    rows = [json.loads(line) for line in RECORD.read_text().splitlines()]
+    measured = [row["step_ms"] for row in rows if row["name"] == name and "H200" in row["environment"]["device"]]
+    assert measured
+    assert plan("--gpu", "h200", *options).seconds * 1000 == pytest.approx(measured[-1], rel=0.12)
 
 
 def test_operations_of_a_resnet50() -> None:
@@ -80,7 +97,7 @@ def test_supervised_training_has_one_encoder() -> None:
     [
         (("--gpus", "3"), "optim.batch=256 does not divide by 3 processes"),
         (("--gpus", "16"), "model.bn_groups=8 does not divide over 16 processes x 1 micro-batches"),
-        (("--gpu", "h200"), "--gpu h200: must be one of h100, a100, v100, 4090"),
+        (("--gpu", "h20"), "--gpu h20: must be one of h200, h100, a100, v100, 4090"),
         (("--gpus", "0"), "--gpus 0: must be 1 or more"),
         (("--images", "100"), "100 training images do not fill a batch; use --optim.batch 100 or less"),
     ],
