@@ -77,6 +77,11 @@ def config_names(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
+def complete(option: argparse.Action, names: Sequence[str]) -> None:
+    """Let the shell complete the value of an option to one of the names."""
+    option.completer = lambda **_: names  # type: ignore[attr-defined]  # argcomplete looks for it
+
+
 class _Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Keeps the line breaks of a description."""
 
@@ -89,6 +94,7 @@ class CommandParser(ArgumentParser):
         description: of the command.
         recipes: folder of YAML files for --recipe; None: the command has no recipes.
         renamed: old dotted name of an option -> its current name. The old one still works, with a line on stderr.
+        variables: names of environment variables that --help ends with, of surroundings.VARIABLES.
         **settings: of jsonargparse.ArgumentParser.
     """
 
@@ -98,13 +104,19 @@ class CommandParser(ArgumentParser):
         description: str | None,
         recipes: Path | None = None,
         renamed: Mapping[str, str] | None = None,
+        variables: Sequence[str] = (),
         **settings: Any,
     ) -> None:
-        super().__init__(prog=prog, description=description, allow_abbrev=False, formatter_class=_Formatter, **settings)
+        settings |= {"allow_abbrev": False, "formatter_class": _Formatter}
+        super().__init__(prog=prog, description=description, **settings)
+        if variables:
+            listed = "\n".join(f"  {name:22}{surroundings.VARIABLES[name]}" for name in variables)
+            self.epilog = f"{self.epilog or ''}\n\nenvironment variables:\n{listed}".lstrip()
         self.recipes, self.renamed = recipes, dict(renamed or {})
         if recipes is not None:
-            names = ", ".join(config_names(recipes))
-            self.add_argument("--recipe", type=str | None, help=f"one of {names}; or a YAML file")
+            names = config_names(recipes)
+            option = self.add_argument("--recipe", type=str | None, help=f"one of {', '.join(names)}; or a YAML file")
+            complete(option, names)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise a ValueError in place of printing the usage."""
@@ -124,6 +136,8 @@ class CommandParser(ArgumentParser):
         Raises:
             ValueError: an option is unknown or malformed; the message names it and the nearest known one.
         """
+        if "_ARGCOMPLETE" in os.environ:
+            os.environ.setdefault("COMP_TYPE", "9")  # a tab. jsonargparse reads it, and zsh does not set it
         given = [self._known(word) for word in (sys.argv[1:] if arguments is None else arguments)]
         base, recipe = None, self._recipe(given)
         if recipe is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import getpass
 import io
 import os
 import sys
@@ -12,15 +13,35 @@ from typing import TextIO
 
 import joblib
 
+# Environment variables that commands or the libraries below them obey, as --help explains them.
+VARIABLES = {
+    "CUDA_VISIBLE_DEVICES": "numbers of the GPUs that may be used, such as 0,1; empty: none",
+    "OMP_NUM_THREADS": "CPU threads of each process (default: the cores it may use)",
+    "HF_HOME": "where weights of timm:NAME are kept (default: ~/.cache/huggingface)",
+    "TORCH_HOME": "where weights of torchvision:NAME are kept (default: ~/.cache/torch)",
+    "DETECTRON2_DATASETS": "folder of the data sets where --data-root is not given (default: datasets)",
+    "NPROC": "processes on this machine, one per device (default: the number of GPUs, else 1)",
+    "NNODES": "machines (default: 1); above 1, RDZV says where they meet",
+    "RDZV": "host:port of the first machine, the same on each",
+    "DRY_RUN": "1: print the command of the training, run nothing",
+    "UNIMOCO_ENV": "folder of the Python environment (default: the active one, else .venv)",
+}
+WEIGHTS = ("HF_HOME", "TORCH_HOME")
+DEVICES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+
 
 def prepare() -> None:
-    """Make a command work without streams, without a home folder, and in any locale."""
+    """Make a command work without streams, without a home folder or a user's name, and in any locale."""
     if sys.getfilesystemencoding() != "utf-8":  # Python's C locale without its UTF-8 mode; it is fixed at the start
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     _open_streams()
     if not os.path.isdir(os.path.expanduser("~")):  # Path.expanduser fails where there is none
         os.environ["HOME"] = _temporary_home()
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # no passwd entry; torch's compiler and others name folders after the user
+        os.environ["LOGNAME"] = str(os.getuid())
 
 
 def cores() -> int:

@@ -12,6 +12,7 @@ if not __package__:  # run as a script: find the packages beside this folder
     import common  # noqa: F401  says what is to be done where the environment is not active
 
 from common.cli import CommandParser, printable, run_cli
+from common.surroundings import WEIGHTS
 from converters.errors import VerificationError
 from converters.formats import BY_NAME
 from converters.options import TARGETS, add_reading_options, require_source
@@ -19,7 +20,7 @@ from converters.options import TARGETS, add_reading_options, require_source
 
 def parser() -> CommandParser:
     """Return the parser of the command line."""
-    p = CommandParser("convert.py", __doc__)
+    p = CommandParser("convert.py", __doc__, variables=WEIGHTS)
     p.add_argument(
         "checkpoint",
         help="a checkpoint file in any format that --from names, or timm:NAME, torchvision:NAME (both pre-trained; "

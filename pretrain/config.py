@@ -13,6 +13,7 @@ from typing import Any, Literal
 from common.cli import CommandParser, flatten, nest
 from common.images import DataConfig, ImageSet
 from common.labels import KeptLabels, LabelConfig
+from common.surroundings import DEVICES
 from common.transforms import ViewConfig
 
 Stem = Literal["imagenet", "cifar"]
@@ -314,9 +315,9 @@ def parse_command(arguments: list[str] | None) -> tuple[Config, PlanOptions]:
     Raises:
         ValueError: an option or a recipe is unknown, or a value impossible.
     """
-    parser = CommandParser(
-        "pretrain/run.sh", "UniMoCo pre-training on labelled and unlabelled images.", RECIPES, RENAMED
-    )
+    about = "UniMoCo pre-training on labelled and unlabelled images."
+    variables = ("NPROC", "NNODES", "RDZV", "DRY_RUN", "UNIMOCO_ENV", *DEVICES)
+    parser = CommandParser("pretrain/run.sh", about, RECIPES, RENAMED, variables)
     parser.add_class_arguments(Config, nested_key=None, as_group=False, skip={"recipe", "skip_check"})
     parser.add_argument("--skip-check", action="store_true", help="do not look at every image before the training")
     parser.add_argument("--check-data", action="store_true", help="look at every image, and stop")

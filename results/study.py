@@ -41,6 +41,7 @@ from jsonargparse.typing import PositiveInt
 from tabulate import tabulate
 
 from common.cli import CommandParser, find_config, run_cli
+from common.surroundings import DEVICES
 from results import record, slurm
 from results.study_file import PRETRAIN, Job, Study, is_scheme, load
 
@@ -70,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parser() -> CommandParser:
     """Return the parser of the options."""
-    p = CommandParser("results/reproduce.sh", __doc__)
+    p = CommandParser("results/reproduce.sh", __doc__, variables=("UNIMOCO_ENV", *DEVICES))
     many: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
     p.add_argument("--study", default="desk", help="a name in results/studies, or a YAML file (default: desk)")
     p.add_argument("--dry-run", action="store_true", help="list the jobs and their cost, run nothing")

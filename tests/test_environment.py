@@ -172,4 +172,5 @@ def test_help_and_a_mistake_do_not_wait_for_torch(command: str) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-2:] == ["2", "[]"], done.stderr
     assert option in done.stdout
+    assert ("\nenvironment variables:\n" in done.stdout) == (command not in ("results/tables.py", "transfer/scenes.py"))
     assert ": error: " in done.stderr

@@ -36,6 +36,7 @@ from jsonargparse.typing import PositiveInt
 from common.cli import CommandParser, printable, run_cli
 from common.extras import require
 from common.files import write_text
+from common.surroundings import DEVICES, WEIGHTS
 
 TASKS = ("knn", "linear", "finetune", "detect", "segment")
 QUICK, QUICK_SIZE = ("knn", "linear"), 128  # views of so many pixels take a third of the time of 224
@@ -53,7 +54,7 @@ def fraction(text: str | float) -> float:
 
 def parser() -> CommandParser:
     """Return the parser of the command line."""
-    p = CommandParser("transfer/compare.sh", __doc__)
+    p = CommandParser("transfer/compare.sh", __doc__, variables=("UNIMOCO_ENV", *DEVICES, *WEIGHTS))
     p.add_argument(
         "--ckpt", nargs="+", default=[], metavar="CKPT",
         help="what is compared: files in any format that converters read, random (of the first one's network), "

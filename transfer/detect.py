@@ -39,7 +39,8 @@ SETTING = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+")  # a key of detectron2's
 
 def parser() -> CommandParser:
     """Return the parser of the options."""
-    p = training_parser("transfer/detect.py", __doc__, DETECTION, "data for fashion tasks, else $DETECTRON2_DATASETS")
+    data_root = "data for fashion tasks, else $DETECTRON2_DATASETS"
+    p = training_parser("transfer/detect.py", __doc__, DETECTION, data_root, ("DETECTRON2_DATASETS",))
     add_detection(p)
     p.add_argument("--protocol", choices=[*PROTOCOLS], default="fpn", help="detector for your own data")
     p.add_argument("--epochs", type=float, help="schedule for your own data; default: by its number of images")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from common.cli import CommandParser, run_cli
-from common.surroundings import leave_process_group
+from common.cli import CommandParser, complete, run_cli
+from common.surroundings import DEVICES, WEIGHTS, leave_process_group
 from converters.errors import VerificationError
 from converters.options import add_reading_options, require_source
 from results.record import Record
@@ -50,7 +50,9 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--skip-check", action="store_true", help="do not check the data; the record says so")
 
 
-def training_parser(prog: str, description: str | None, tasks: Tasks, data_root: str) -> CommandParser:
+def training_parser(
+    prog: str, description: str | None, tasks: Tasks, data_root: str, variables: tuple[str, ...] = ()
+) -> CommandParser:
     """Return a parser with the options of benchmarks that train in a framework.
 
     Args:
@@ -58,11 +60,12 @@ def training_parser(prog: str, description: str | None, tasks: Tasks, data_root:
         description: of the command.
         tasks: listed at the end of --help.
         data_root: describes the default of --data-root.
+        variables: environment variables of this command alone.
     """
     listed = "\n".join(f"  {task:24} {tasks.describe(task)}" for task in tasks.names())
-    parser = CommandParser(prog, description, epilog=f"tasks:\n{listed}")
+    parser = CommandParser(prog, description, variables=(*variables, *DEVICES, *WEIGHTS), epilog=f"tasks:\n{listed}")
     add_options(parser)
-    parser.add_argument("--task", type=str, help="what to measure; see below")
+    complete(parser.add_argument("--task", type=str, help="what to measure; see below"), tasks.names())
     parser.add_argument("--data-root", type=str, help=f"folder of the data sets; default: {data_root}")
     parser.add_argument("--batch", type=int, help="images per iteration over all devices; the schedule is scaled to it")
     parser.add_argument("--no-scale", action="store_true", help="keep the published schedule whatever the devices")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -111,6 +113,34 @@ class TestOptions:
         assert parser.parse(["--seed", "2"]).seed == 2
         with pytest.raises(ValueError, match="--recipe: unknown option"):
             parser.parse(["--recipe=x"])
+
+
+def test_help_ends_with_the_environment_variables() -> None:
+    parser = CommandParser("tool", "A\ntool.", variables=["NPROC", "OMP_NUM_THREADS"], epilog="tasks:\n  a")
+    lines = parser.format_help().splitlines()
+    assert lines[-6:-2] == ["tasks:", "  a", "", "environment variables:"]
+    assert [line.split()[0] for line in lines[-2:]] == ["NPROC", "OMP_NUM_THREADS"]
+
+
+# What is typed, with and without what bash says of the key and zsh does not.
+COMPLETIONS = {
+    "pretrain.train --recipe ": ["fashion", "moco_v2", "my_folder"],
+    "transfer.detect --task voc": ["voc-c4-24k"],
+    "transfer.knn --recipe=x --temp": ["--temperature"],
+}
+
+
+@pytest.mark.parametrize(("typed", "names"), COMPLETIONS.items())
+@pytest.mark.parametrize("key", [{}, {"COMP_TYPE": "9"}], ids=["zsh", "bash"])
+def test_the_shell_completes(typed: str, names: list[str], key: dict[str, str], tmp_path: Path) -> None:
+    pytest.importorskip("argcomplete")
+    words = {"COMP_LINE": typed, "COMP_POINT": str(len(typed)), "_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n", **key}
+    written = tmp_path / "completions"
+    env = {**os.environ, **words, "_ARGCOMPLETE_STDOUT_FILENAME": str(written)}
+    code = f"import sys; from {typed.split()[0]} import main; sys.exit(main())"
+    subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True, timeout=60)
+    found = [line.strip() for line in written.read_text().splitlines()]
+    assert set(names) <= set(found)
 
 
 def test_a_config_is_found_by_name_or_path(tmp_path: Path) -> None:

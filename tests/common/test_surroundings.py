@@ -99,6 +99,16 @@ def test_a_user_without_home(command: str, data: Path, tmp_path: Path) -> None:
     assert (tmp_path / "tmp" / "home-of-12345").stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="becomes another user")
+def test_a_user_without_a_name() -> None:
+    """torch 2.11 asks at its import."""
+    if subprocess.run([*NOBODY, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this container has no such capability")
+    code = "import getpass; from common.cli import run_cli; run_cli('it', lambda: print(getpass.getuser()))"
+    done = run("-c", code, prefix=NOBODY, env={"PATH": os.environ["PATH"]})
+    assert done.stdout == "12345\n", done.stderr
+
+
 PRINTS = "import sys; from common.cli import run_cli; sys.exit(run_cli('it', lambda: print(sys.argv[1] * 99999)))"
 # The error comes at the end, when the buffer is written; or at once.
 TEXT = pytest.mark.parametrize(("text", "unbuffered"), [("", ""), ("x", ""), ("", "1")])

@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 from common.cli import CommandParser
 from common.files import sha256, text_lines
 from common.labels import LabelConfig
+from common.surroundings import DEVICES, WEIGHTS
 from transfer.classification.data import VOC, source_names
 from transfer.classification.schedules import CACHED, CropConfig, HeadOptim, TuneOptim
 from transfer.options import add_options, require_checkpoint
@@ -27,7 +28,7 @@ VOC_COSTS = [1.0, 10.0, 100.0, *(0.5**power for power in range(4, 20))]
 
 def classification_parser(name: str, description: str | None, precision: str = "fp32") -> CommandParser:
     """Return the parser of a command, with the options of all classification benchmarks; `precision` is a default."""
-    p = CommandParser(f"transfer/{name}.py", description, RECIPES)
+    p = CommandParser(f"transfer/{name}.py", description, RECIPES, variables=(*DEVICES, *WEIGHTS))
     add_options(p)
     p.add_argument(
         "--data", type=str | list[str] | None, default="fashion",
