@@ -27,7 +27,7 @@ def read_rows(path: Path, lines: list[str]) -> Iterator[tuple[int, str, str]]:
         if len(header) > 2 and labels[0].lower() not in LABELS:
             raise ValueError(
                 f"{path}: its header has {len(header) - 1} columns beside {header[0]} and none of them is "
-                f"{' or '.join(LABELS)}: several labels per image are for transfer/svm.py"
+                f"{' or '.join(LABELS)}: several labels per image are for transfer/svm.py and linear.py"
             )
         at = header.index(labels[0]) if labels else None
         yield from ((number, row[0], "" if at is None else row[at]) for number, row in rows)

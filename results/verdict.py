@@ -5,8 +5,10 @@
 
 A difference is claimed only where it is larger than chance by both tests that the measurements allow, at 5 %,
 Holm-corrected over all pairs: Welch's t-test over repeated measurements, of which each side needs three, and the paired
-bootstrap over the test images. The measurements of a side are its pre-trainings, where it has several; else the
-benchmark seeds of its one checkpoint, and the verdict says that other pre-trainings are unknown.
+bootstrap over the test images. The bootstrap trusts few images too much: where d of them tell two checkpoints apart, p
+is at least 2^(1 - d), the chance that all of these favour one side. The measurements of a side are its pre-trainings,
+where it has several; else the benchmark seeds of its one checkpoint, and the verdict says that other pre-trainings are
+unknown.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from results.stats import LEVEL, MIN_PRETRAININGS, Comparison, Interval, compare, correct, paired_bootstrap
+
+FEWEST = 6  # test images that must differ: 2^(1 - 5) is above 5 %
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class Verdict:
         error: standard error of the difference over repeated measurements; None where none of the two has a spread.
         p: the larger of the p-values of both tests; None where there are too few measurements.
         images: the difference over test images; None where there are no values per image.
+        apart: number of test images with different values.
     """
 
     first: Measured
@@ -81,6 +86,7 @@ class Verdict:
     error: float | None
     p: float | None
     images: Interval | None
+    apart: int = 0
 
     @property
     def differs(self) -> bool:
@@ -97,6 +103,8 @@ class Verdict:
             low, high = (f"{100 * end:.1f}".replace("-", "−") for end in (self.images.low, self.images.high))
             images = len(one.per_image if one.per_image is not None else ())
             facts.append(f"paired bootstrap over {images} test images: 95 % {low} to {high}")
+            if 0 < self.apart < FEWEST:
+                facts.append(f"they differ in {self.apart} test images, and fewer than {FEWEST} can never tell")
         if self.p is None:
             few = f"each side needs {MIN_PRETRAININGS} measurements"
             text = f"n too small to compare {one.name} and {other.name}: {points} points apart ({few}; "
@@ -123,17 +131,24 @@ def judge(measured: Sequence[Measured]) -> list[Verdict]:
 
 def _compare(first: Measured, second: Measured) -> Verdict:
     difference = float(np.mean(first.sample) - np.mean(second.sample))
-    images = None
+    images, apart = None, 0
     if first.per_image is not None and second.per_image is not None:
         images = paired_bootstrap(first.per_image, second.per_image)
+        apart = int(np.count_nonzero(first.per_image != second.per_image))
     repeated = max(len(first.sample), len(second.sample)) > 1
     error = math.sqrt(sum(_variance(side) for side in (first, second))) if repeated else None
     p = None
     if first.enough and second.enough:
         p = max(_welch(first, second) if repeated else 0.0, images.p if images else 0.0)
+        p = max(p, _chance(apart)) if images else p
         if not repeated and images is None:
             p = None  # two numbers, and nothing that says how certain they are
-    return Verdict(first, second, difference, error, p, images)
+    return Verdict(first, second, difference, error, p, images, apart)
+
+
+def _chance(apart: int) -> float:
+    """Return the p-value of the sign test where all images that differ favour one side; no other case has less."""
+    return min(1.0, 2.0 ** (1 - apart))
 
 
 def _variance(side: Measured) -> float:

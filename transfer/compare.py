@@ -37,6 +37,7 @@ from common.cli import CommandParser, printable, run_cli
 from common.extras import require
 from common.files import write_text
 from common.surroundings import DEVICES, WEIGHTS
+from transfer.options import Distinct
 
 TASKS = ("knn", "linear", "finetune", "detect", "segment")
 QUICK, QUICK_SIZE = ("knn", "linear"), 128  # views of so many pixels take a third of the time of 224
@@ -73,10 +74,12 @@ def parser() -> CommandParser:
     p.add_argument("--allow-overlap", action="store_true", help="accept test images that are training images")
     p.add_argument("--tasks", nargs="+", choices=TASKS, default=[], help="default: all that fit the data")
     p.add_argument(
-        "--fractions", type=fraction, nargs="+", default=[1.0],
+        "--fractions", type=fraction, nargs="+", default=[1.0], action=Distinct,
         help="of the training labels: class-balanced, and a smaller one is part of a larger one",
     )  # fmt: skip
-    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the benchmarks and of random weights")
+    p.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], action=Distinct, help="of benchmarks and random weights",
+    )  # fmt: skip
     p.add_argument("--size", type=int | None, help="side of views in pixels; default: the largest of pre-training")
     p.add_argument("--device", default="auto", help="auto, cpu or cuda")
     p.add_argument("--jobs", type=PositiveInt, default=1, help="jobs at a time")
@@ -139,9 +142,6 @@ def check(options: Namespace) -> None:
         raise ValueError("--data is missing: your images, boxes or masks")
     if options.quick and {*options.tasks} - {*QUICK}:
         raise ValueError(f"--quick is {' and '.join(QUICK)}: leave out --tasks {' '.join(options.tasks)}")
-    for name in ("fractions", "seeds"):
-        if len({*options[name]}) < len(options[name]):
-            raise ValueError(f"--{name} {' '.join(map(str, options[name]))}: one of them is given twice")
     if min(options.seeds) < 0:
         raise ValueError(f"--seeds {min(options.seeds)}: must not be negative")
 

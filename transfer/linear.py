@@ -9,7 +9,8 @@ train. `moco`: SGD on random crops, base learning rate 30 per 256 images, 100 ep
 are not normalised, MoCo's are small, and so are the gradients of its head; larger features need less.) `lars`:
 SimSiam's, for batches of thousands. `sweep`: many heads with different rates and weight decays on one pass of the
 backbone, chosen on a held-out tenth of train. Metrics are of the last epoch on the test images; afterwards every tensor
-of the backbone is compared with the checkpoint.
+of the backbone is compared with the checkpoint. A CSV file with a column per class, as for svm.py, gets one logistic
+regression per class, and mAP.
 """
 
 from __future__ import annotations
@@ -53,10 +54,12 @@ def run(arguments: list[str] | None = None) -> list[Record]:
     options = parse(arguments)
     check(options)
     resolve_linear(options, options.size or VIEW)
-    from transfer.classification import command, linear_probe  # here: torch takes a second, and --help does without
+    from transfer.classification import command, linear_probe, several_labels  # here: torch, and --help does without
+    from transfer.own_data.multilabel import is_table
 
     processes: command.Processes = "one" if options.mode == CACHED else "many"
-    return command.evaluate_seeds(options, linear_probe.plan, linear_probe.load, linear_probe.evaluate, processes)
+    probe = several_labels if is_table(options.data) else linear_probe
+    return command.evaluate_seeds(options, linear_probe.plan, probe.load, probe.evaluate, processes)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser
 
@@ -29,6 +30,16 @@ def seed(text: str | int) -> int:
     return value
 
 
+class Distinct(argparse.Action):
+    """Stores several values, none of them twice."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
+        """Store the values; raise a ValueError where one comes twice."""
+        if len({*values}) < len(values):
+            raise ValueError(f"{option} {' '.join(map(str, values))}: one of them is given twice")
+        setattr(namespace, self.dest, values)
+
+
 def add_options(parser: ArgumentParser) -> None:
     """Add the options of every benchmark."""
     parser.add_argument(
@@ -38,7 +49,7 @@ def add_options(parser: ArgumentParser) -> None:
     add_reading_options(parser)
     parser.add_argument("--label", help="name of the checkpoint in tables; default: what it says of itself")
     parser.add_argument(
-        "--seeds", type=seed, nargs="+", default=[0],
+        "--seeds", type=seed, nargs="+", default=[0], action=Distinct,
         help="seeds of the benchmark, one run each; they also initialise random weights that name no seed",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("runs/transfer"), help="folder of the run folders")

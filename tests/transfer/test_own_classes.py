@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 
 from common.images import load_images
 from pretrain.monitor import data_hint
 from results.tables import main as tables
 from tests.transfer.own_sets import draw
 from transfer import knn, linear, svm
+from transfer.benchmark import read_checkpoint
+from transfer.classification import several_labels
 from transfer.classification.data import load_class_data
-from transfer.classification.voc import load_multilabel
+from transfer.classification.features import FeatureCache
+from transfer.classification.voc import average_precision, load_multilabel
 
 from .garments import recorded
 
@@ -123,6 +130,46 @@ def test_several_labels_per_image_are_measured_by_svms(
     capsys.readouterr()
     assert knn.main(words(tmp_path, pets / "train.csv", f"--test={pets / 'val.csv'}")) == 2
     assert "several labels per image are for transfer/svm.py" in capsys.readouterr().err
+
+
+def test_several_labels_per_image_are_measured_by_linear_classification(
+    pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The AP of each class is that of scikit-learn's logistic regression on the images whose label is known."""
+    write_tables(pets)
+    given = words(tmp_path, pets / "train.csv", f"--test={pets / 'val.csv'}")
+    assert linear.main([*given, "--penalties=[0.01]"]) == 0
+    assert "one logistic regression per class" in capsys.readouterr().out
+    (record,) = recorded(tmp_path)
+    assert (record.headline, record.task) == ("mAP", "linear")
+    data = load_multilabel(linear.parse(given))
+    backbone = read_checkpoint("random:resnet18", 0)
+    cache = FeatureCache(32, torch.device("cpu"), folder=tmp_path / "cache")
+    x, x_test = (cache(backbone, backbone.build(), images, "").numpy() for images in (data.train, data.test))
+    scaler = StandardScaler().fit(x)
+    expected = {}
+    for name, y, y_test in zip(data.classes, data.targets.T, data.test_targets.T, strict=True):
+        known, tested = y != -1, y_test != -1
+        model = LogisticRegression(C=1 / (0.01 * len(x)), tol=1e-8, max_iter=10_000)
+        model.fit(scaler.transform(x[known]), y[known])
+        scores = model.decision_function(scaler.transform(x_test[tested]))
+        expected[f"AP {name}"] = average_precision(y_test[tested], scores)
+    assert {name: value for name, value in record.metrics.items() if name != "mAP"} == pytest.approx(expected)
+    assert record.metrics["mAP"] == pytest.approx(np.mean([*expected.values()]))
+    assert linear.main(given) == 2, "the tenth is one image, on which no class has an AP"
+    assert "14 training images are too few to hold out 10% of them for choosing the pen" in capsys.readouterr().err
+    big = replace(data, targets=np.tile(data.targets, (3, 1)))
+    held = several_labels.held_out(big, 0)
+    assert len(held) == 4
+    assert {1} <= {*big.targets[held, 0]}
+    assert linear.main([*given, "--mode=moco"]) == 2
+    assert "--mode moco: one label per image; several labels go with --mode cached" in capsys.readouterr().err
+    table = (pets / "train.csv").read_text().replace(",0,", ",1,")
+    (pets / "train.csv").write_text(table)
+    assert linear.main([*given, "--penalties=[0.01]", "--force"]) == 2
+    assert "is shown by none or by all of the training images" in capsys.readouterr().err
+    assert tables(["--records", str(tmp_path / "records"), "--out", str(tmp_path / "tables")]) == 0
+    assert "mAP" in next((tmp_path / "tables").glob("data-*.md")).read_text()
 
 
 @pytest.mark.fault("a newcomer's mistakes", "svm", "a table of several labels that is malformed")

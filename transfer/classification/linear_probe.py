@@ -43,6 +43,7 @@ from transfer.classification.heads import (
 from transfer.classification.options import resolve_linear
 from transfer.classification.schedules import CACHED, CropConfig, HeadOptim
 from transfer.classification.training import ResumableLoop, Setting, remove_states
+from transfer.own_data.multilabel import is_table
 
 KNOWN_RATES = (0.01, 100.0)  # base rates seen in the literature for heads on pooled ResNet features
 
@@ -54,7 +55,9 @@ def plan(options: Namespace, seed: int, device: torch.device) -> Run:
     details, how = resolve_linear(options, base["size"])
     config = base | {"mode": options.mode, "store": options.store} | details
     title = f"linear, {options.mode}: {how}{fine_print}"
-    return Run(backbone, "linear", title, seed, config, "top1", options.out, ("scikit-learn",))
+    several = is_table(options.data)
+    title += ", several labels per image: one logistic regression per class" * several
+    return Run(backbone, "linear", title, seed, config, "mAP" if several else "top1", options.out, ("scikit-learn",))
 
 
 def load(run: Run, options: Namespace) -> ClassData:
@@ -133,7 +136,7 @@ def online_head(
     tried = {pair: accuracy(predict(head, features, 1), labels) for pair, head in zip(optim.heads, heads, strict=True)}
     if rank() == 0:
         for (lr, decay), value in tried.items():
-            tqdm.write(f"base lr {lr:g}, weight decay {decay:g}: {value:.2%} of held-out images")
+            tqdm.write(f"base lr {lr:g}, weight decay {decay:g}: {value:.2%} of {len(images)} held-out images")
     best = best_of(tried)
     head = heads[optim.heads.index(best)]
     return head, {"held_out_top1": tried[best], "base_lr": best[0], "weight_decay": best[1]}

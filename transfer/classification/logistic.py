@@ -84,12 +84,19 @@ class Problem:
         x, y, used = (t[start : start + CHUNK].to(self.device) for t in (self.features, self.labels, self.used))
         return x.float(), y, used
 
+    def terms(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss of each image (n,) and its gradient by the logits (n, C): softmax - one-hot."""
+        log_p = logits.log_softmax(1)
+        error = log_p.exp()
+        error[torch.arange(len(labels), device=self.device), labels] -= 1
+        return -log_p.gather(1, labels[:, None])[:, 0], error
+
     @torch.no_grad()
     def loss(self, penalty: float, cores: Cores) -> Tensor:
         """Return the objective; put its gradient into weight.grad and bias.grad.
 
         The logits of standardised features are x W' + b' with W' = W / std and b' = b - W' mean, so features are used
-        as they are. With G = softmax - one-hot, summed over images, dW = (G x - sum(G) mean) / std.
+        as they are. With G, the gradient by the logits, summed over images, dW = (G x - sum(G) mean) / std.
         """
         raw = self.weight / self.std
         shift = self.bias - raw @ self.mean
@@ -97,12 +104,9 @@ class Problem:
         @torch.no_grad()
         def of_chunk(start: int) -> tuple[Tensor, Tensor, Tensor]:
             x, y, used = self.chunk(start)
-            log_p = torch.addmm(shift, x, raw.T).log_softmax(1)
-            error = log_p.exp()
-            error[torch.arange(len(y), device=self.device), y] -= 1
+            losses, error = self.terms(torch.addmm(shift, x, raw.T), y)
             error *= used[:, None]
-            loss = -(log_p.gather(1, y[:, None])[:, 0] * used).sum()
-            return loss, error.T @ x, error.sum(0)
+            return (losses * used).sum(), error.T @ x, error.sum(0)
 
         sums: Sequence[Tensor] = ()
         for first in range(0, len(self.starts), cores.count):  # no more than one gradient per core at a time
@@ -182,6 +186,8 @@ def fit(
     device: torch.device,
     penalties: Sequence[float] = PENALTIES,
     log: Callable[[str], None] = print,
+    problem_type: type[Problem] = Problem,
+    score: Callable[[nn.Linear], float] | None = None,
 ) -> tuple[nn.Linear, float, dict[float, float]]:
     """Choose the penalty on held-out images, then fit on all, starting from the best solution there.
 
@@ -195,30 +201,36 @@ def fit(
         device: where to compute.
         penalties: one or more, 0 or above; a single one is used without a choice.
         log: called with a line for each penalty.
+        problem_type: what is minimised.
+        score: of a head on the held-out images, higher for better; default: top-1 accuracy.
 
     Returns:
-        The head, its penalty, and the top-1 accuracy on the held-out images of each penalty that was tried.
+        The head, its penalty, and the score of each penalty that was tried.
     """
     features = near(features, device)
+
+    def top1(head: nn.Linear) -> float:
+        return accuracy(predict(head, features[held.to(features.device)], 1), labels[held])
+
     tried: dict[float, float] = {}
     heads: dict[float, nn.Linear] = {}
     falling = sorted(penalties, reverse=True)
     everything = torch.ones(len(features), dtype=torch.bool)
     if len(falling) > 1:
-        problem = Problem(features, labels, everything.index_fill(0, held, False), classes, device)
+        problem = problem_type(features, labels, everything.index_fill(0, held, False), classes, device)
         for penalty in falling:
             solution = problem.solve(penalty)
             heads[penalty] = problem.head()
-            tried[penalty] = accuracy(predict(heads[penalty], features[held.to(features.device)], 1), labels[held])
+            tried[penalty] = (score or top1)(heads[penalty])
             how = f"{solution.evaluations} evaluations" + ", not converged" * (not solution.converged)
-            log(f"penalty {penalty:g}: {tried[penalty]:.2%} of held-out images ({how})")
+            log(f"penalty {penalty:g}: {tried[penalty]:.2%} of {len(held)} held-out images ({how})")
     best = max(tried, key=lambda penalty: (tried[penalty], penalty)) if tried else falling[0]
     if tried and best in (falling[0], falling[-1]):
         end, more, beyond = (
             ("smallest", "smaller", best / 10) if best == falling[-1] else ("largest", "larger", 10 * best)
         )
         log(f"penalty {best:g} is the {end} of --penalties: a {more} one may be better, e.g. {beyond:g}")
-    complete = Problem(features, labels, everything, classes, device)
+    complete = problem_type(features, labels, everything, classes, device)
     if best in heads:
         complete.start_from(heads[best])
     solution = complete.solve(best)

@@ -122,7 +122,7 @@ def try_pairs(
         else:
             images = data.train.subset(held)
             tried[pair] = accuracy(predict_all(model, images, setting), torch.from_numpy(images.labels))
-            outcome = f"{tried[pair]:.2%} of held-out images"
+            outcome = f"{tried[pair]:.2%} of {len(images)} held-out images"
         if rank() == 0:
             print(f"lr {pair[0]:g}, head x {pair[1]:g}: {outcome}", flush=True)
     if diverged == len(tried):

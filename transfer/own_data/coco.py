@@ -55,7 +55,7 @@ def read(part: Part) -> Annotated:
 
 
 def split(whole: Annotated, fraction: float, seed: int) -> tuple[Annotated, Annotated]:
-    """Return training and test images, chosen at random.
+    """Return training and test images, chosen at random by `hold_out`.
 
     Args:
         whole: of all images.
@@ -65,7 +65,12 @@ def split(whole: Annotated, fraction: float, seed: int) -> tuple[Annotated, Anno
     Raises:
         ValueError: one part would be empty.
     """
-    held = hold_out(whole.names(), fraction, seed)
+    shown: dict[object, set[str]] = {image.get("id"): set() for image in whole.content["images"]}
+    for row in whole.content["annotations"]:
+        if row.get("image_id") in shown and not row.get("iscrowd"):
+            shown[row["image_id"]].add(str(row.get("category_id")))
+    ids = {str(image.get("file_name")): image.get("id") for image in whole.content["images"]}
+    held = hold_out(whole.names(), fraction, seed, [shown[ids[name]] for name in whole.names()])
 
     def part(tested: bool) -> Annotated:
         images = [image for image in whole.content["images"] if (str(image.get("file_name")) in held) == tested]

@@ -14,7 +14,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from common.files import write_text
-from common.folders import escaped
+from common.folders import escaped, some
 from transfer.own_data import coco, voc, yolo
 from transfer.own_data.coco import Annotated
 from transfer.own_data.layouts import WHOLE, Part, find_parts
@@ -72,6 +72,7 @@ def load(options: Namespace) -> DetectionData:
     overlap, hashes = find_overlap(train.paths(), val.paths(), options.allow_overlap)
     texts = [p.file.read_bytes() if p.file else json.dumps(p.content).encode() for p in (train, val)]
     identity = hashlib.sha256(b"\0".join([*texts, "".join(hashes).encode()])).hexdigest()[:12]
+    notes += _check_classes(train, val)
     masks = _with_masks([row for content in contents for row in content["annotations"]], notes)
     name = file_name(options.data_name, options.data or options.train_json.absolute().parent)
     objects = [Counter(row.get("image_id") for row in c["annotations"] if not row.get("iscrowd")) for c in contents]
@@ -130,6 +131,30 @@ def _files(train: Annotated, val: Annotated, folder: Path, texts: Sequence[bytes
 def _classes(train: Annotated) -> list[str]:
     rows = sorted(train.content["categories"], key=lambda row: str(row.get("id")).zfill(20))
     return [str(row.get("name")) for row in rows]
+
+
+def _check_classes(train: Annotated, val: Annotated) -> list[str]:
+    """Return notes on classes without a test object, and on keypoints.
+
+    Raises:
+        ValueError: a class has test objects and no training object.
+    """
+    trained, tested = (
+        {row.get("category_id") for row in part.content["annotations"] if not row.get("iscrowd")}
+        for part in (train, val)
+    )
+    names = {row.get("id"): str(row.get("name")) for row in train.content["categories"]}
+    if new := [name for i, name in names.items() if i in tested - trained]:
+        raise ValueError(
+            f"{some(new)}: objects in the test images and none in the training images, so AP would be 0 whatever the "
+            "checkpoint: move images with such objects to the training images, or leave the class out"
+        )
+    left = [name for i, name in names.items() if i not in tested]
+    notes = [f"{len(left)} of {len(names)} classes have no test object and so no AP: {some(left)}"] * bool(left)
+    keypoints = sum(bool(row.get("keypoints")) for part in (train, val) for row in part.content["annotations"])
+    return notes + [f"keypoints of {keypoints:,} objects are left out: boxes and masks are trained on"] * bool(
+        keypoints
+    )
 
 
 def _sides(images: list[Row]) -> tuple[int, int]:

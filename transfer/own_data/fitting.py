@@ -23,7 +23,7 @@ from transfer.own_data.layouts import find_parts
 KINDS = {"knn": "classes", "linear": "classes", "finetune": "classes", "detect": "boxes", "segment": "masks"}
 VAL_FRACTION = 0.2  # tested on, where the data set has no test images
 NEIGHBOURS = 20  # k of kNN: it suits small data sets, too (arXiv 2104.14294, section 4.1)
-STEPS, EPOCHS = 300, (20, 50)  # of fine-tuning: steps at least, within so many epochs
+STEPS, EPOCHS = 300, 20  # of fine-tuning, at least: few images need many epochs (arXiv 1910.04867 counts steps, too)
 BATCH = (16, 128)  # of fine-tuning; smaller ones diverge, as batch norm sees a few images only
 RATES = {"optim.base_lr": [0.01, 0.1], "optim.head_factor": [10.0]}  # of which fine-tuning chooses
 Words = list[str]
@@ -65,7 +65,8 @@ class Benchmark:
                     last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
                     raise ValueError(last[0].removeprefix(f"{self.task}: error: "))
         except ValueError as error:
-            raise ValueError(f"{self.task}{at}: {error}") from error
+            smaller = f"; --fractions {self.fraction:g} is too small" * (self.fraction < 1)
+            raise ValueError(f"{self.task}{at}: {error}{smaller}") from error
 
 
 def fitting(options: Namespace) -> list[str]:
@@ -124,7 +125,7 @@ def _details(task: str, images: int, options: Namespace) -> Words:
         return precision
     fitted = images - round(images / 10)
     batch = min(fitted, 2 ** int(np.log2(np.clip(fitted // 4, *BATCH))))
-    epochs = int(np.clip(np.ceil(STEPS * batch / images), *EPOCHS))
+    epochs = max(EPOCHS, -(-STEPS // (fitted // batch)))
     words = [f"--{name}={json.dumps(values)}" for name, values in RATES.items()]
     return [*words, f"--optim.batch={batch}", f"--optim.epochs={epochs}", "--resume"]
 

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from jsonargparse import Namespace
 from PIL import Image
 
 from common.files import listed_names, short_hash, write_text
-from common.folders import escaped, walk
+from common.folders import escaped, some, walk
 from common.scan import scan_files
 from transfer.headers import read_header
 from transfer.own_data.layouts import SPLITS
@@ -47,6 +48,7 @@ class SegmentationData:
         short: median short side of the training images, pixels.
         overlap: test images that are training images, in words; "" where there are none.
         notes: what was assumed, in words.
+        absent: classes that no test mask shows.
     """
 
     name: str
@@ -62,6 +64,7 @@ class SegmentationData:
     short: int
     overlap: str = ""
     notes: list[str] = field(default_factory=list)
+    absent: list[int] = field(default_factory=list)
 
 
 def load(options: Namespace) -> SegmentationData:
@@ -73,7 +76,7 @@ def load(options: Namespace) -> SegmentationData:
     classes = _class_names(options.classes)
     if not 0 <= options.ignore <= 255:
         raise ValueError(f"--ignore {options.ignore}: must be a label, 0 to 255")
-    train, val, notes = _pairs(options)
+    train, val, notes, absent = _pairs(options, classes)
     paths = [[options.images / image for image, _ in pairs] for pairs in (train, val)]
     overlap, hashes = find_overlap(paths[0], paths[1], options.allow_overlap)
     masks = scan_files([options.masks / mask for _, mask in (*train, *val)], content_hash, "masks")
@@ -85,13 +88,22 @@ def load(options: Namespace) -> SegmentationData:
         name, options.out / "data" / f"{name}-{identity}", identity, options.images.absolute(),
         options.masks.absolute(), train, val, classes, options.ignore,
         _palette(options.masks / train[0][1], raw_labels(len(classes), options.ignore)),
-        int(statistics.median(min(size) for size in sizes)), overlap, notes,
+        int(statistics.median(min(size) for size in sizes)), overlap, notes, absent,
     )  # fmt: skip
 
 
 def content_hash(path: Path) -> str:
     """Return a hash of a file's bytes."""
     return short_hash(path.read_bytes())
+
+
+def shown_labels(path: Path) -> list[str]:
+    """Return the labels in a mask; none where it cannot be read, which the check of the data tells."""
+    try:
+        with Image.open(path) as mask:
+            return np.unique(np.asarray(mask)).astype(str).tolist()
+    except (OSError, SyntaxError):  # all that PIL raises for a broken file
+        return []
 
 
 def raw_labels(classes: int, ignore: int) -> list[int]:
@@ -112,8 +124,8 @@ def _class_names(file: Path) -> list[str]:
     return names
 
 
-def _pairs(options: Namespace) -> tuple[list[Pair], list[Pair], list[str]]:
-    """Return the pairs of train and val, and notes."""
+def _pairs(options: Namespace, classes: Sequence[str]) -> tuple[list[Pair], list[Pair], list[str], list[int]]:
+    """Return the pairs of train and val, notes, and the classes that a part chosen here leaves without a test mask."""
     found = [_listed(folder, name) for folder, name in ((options.images, "images"), (options.masks, "masks"))]
     images, masks = ({Path(name).with_suffix("").as_posix(): name for name in names} for names in found)
     for names, stems, option in zip(found, (images, masks), ("--images", "--masks"), strict=True):
@@ -135,10 +147,19 @@ def _pairs(options: Namespace) -> tuple[list[Pair], list[Pair], list[str]]:
         parts[split] = [pair for pair in pairs if first and pair[0].startswith(f"{first}/")]
     if parts["train"] and parts["val"]:
         left = len(pairs) - len(parts["train"]) - len(parts["val"])
-        return parts["train"], parts["val"], [f"{left} images are in neither part and are not used"] * (left > 0)
-    held = hold_out([image for image, _ in pairs], options.val_fraction, options.split_seed)
-    note = describe_split(options.val_fraction, options.split_seed)
-    return [p for p in pairs if p[0] not in held], [p for p in pairs if p[0] in held], [note]
+        return parts["train"], parts["val"], [f"{left} images are in neither part and are not used"] * (left > 0), []
+    labels = {str(label) for label in raw_labels(len(classes), options.ignore)}
+    shown = scan_files([options.masks / mask for _, mask in pairs], shown_labels, "masks")
+    drawn = {image: labels & {*one} for (image, _), one in zip(pairs, shown, strict=True)}
+    held = hold_out([*drawn], options.val_fraction, options.split_seed, [*drawn.values()])
+    tested = set[str]().union(*(drawn[image] for image in held))
+    learned = set[str]().union(*drawn.values())  # all of them, as no class loses its last training image
+    absent = [i for i, label in enumerate(raw_labels(len(classes), options.ignore)) if str(label) in learned - tested]
+    notes = [describe_split(options.val_fraction, options.split_seed)]
+    if absent:
+        few = f"{len(absent)} of {len(classes)} classes are in no test mask and have no IoU: "
+        notes.append(few + some([classes[i] for i in absent]))
+    return [p for p in pairs if p[0] not in held], [p for p in pairs if p[0] in held], notes, absent
 
 
 def _listed(folder: Path, option: str) -> list[str]:
@@ -228,6 +249,7 @@ def _settings(data: SegmentationData, iterations: int, side: int) -> dict[str, A
     return {
         "_base_": [str(SEGMENTATION.folder / "bases" / f"{name}.yaml") for name in bases],
         "reference_processes": 4,
+        **({"absent_classes": data.absent} if data.absent else {}),
         "data_root": data.name,
         "own": {
             "name": data.name, "identity": data.identity, "folder": str(data.folder.absolute()),
