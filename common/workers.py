@@ -20,6 +20,8 @@ from common.faults import ENLARGE, SHARED, describe_shared
 
 PREFETCH = 2  # batches that each loader process prepares ahead: DataLoader's default
 STOPS = (signal.SIGTERM, signal.SIGINT)
+LEAVE = signal.SIGURG  # ignored by a process that has not begun to run
+PATIENCE = 1  # seconds
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 Loader = TypeVar("Loader", bound=DataLoader[Any])
@@ -33,12 +35,21 @@ class _Process(ForkProcess):
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
         try:
             super().start()
-            self._popen.terminate = self._popen.kill  # type: ignore[attr-defined]  # Python's sends a blocked signal
+            self._popen.terminate = self._terminate  # type: ignore[attr-defined]  # Python's sends a blocked signal
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
+    def _terminate(self) -> None:
+        """Ask the process to leave with status 0, for torch reports one that was killed; kill it where it is stuck."""
+        popen = self._popen  # type: ignore[attr-defined]
+        if popen.poll() is None:
+            os.kill(popen.pid, LEAVE)
+            if popen.wait(PATIENCE) is None:
+                popen.kill()
+
     def run(self) -> None:
         """Load batches until the run ends, however it ends."""
+        signal.signal(LEAVE, lambda *_: os._exit(0))
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         Queue._on_queue_feeder_error = staticmethod(_end)  # type: ignore[attr-defined]
