@@ -79,8 +79,6 @@ def check_options(options: Namespace) -> None:
     tasks = MMDET if options.engine == "mmdet" else DETECTION
     if not names_detection(options):
         tasks.find(options.task)
-    elif options.engine == "mmdet":
-        raise ValueError("--data has no protocol for --engine mmdet: name the files in a config of mmdet, --task my.py")
     elif options.task:
         raise ValueError(f"--task {options.task}: your own data has --protocol in its place")
     if options.engine == "mmdet":

@@ -224,18 +224,18 @@ def test_images_that_differ_do_not_look_the_same(tmp_path: Path) -> None:
 
 def test_a_task_is_set_by_the_data(tmp_path: Path) -> None:
     data = load(made(tmp_path, lambda root: own_sets.write_coco(root, masks=True)))
-    path, said = write_task(data, "fpn", None)
+    path, said = write_task(data, "fpn", None, "detectron2")
     settings = yaml.safe_load(path.read_text())
     assert "5 training images with objects" in " ".join(said)
     assert settings["MODEL"]["MASK_ON"] is True
     assert settings["INPUT"]["MIN_SIZE_TEST"] == 256
     assert settings["SOLVER"]["MAX_ITER"] == round(100 * 5 / 16)
-    assert yaml.safe_load(write_task(data, "fpn", 32)[0].read_text())["SOLVER"]["MAX_ITER"] == 10
-    retinanet = yaml.safe_load(write_task(data, "retinanet", None)[0].read_text())
+    assert yaml.safe_load(write_task(data, "fpn", 32, "detectron2")[0].read_text())["SOLVER"]["MAX_ITER"] == 10
+    retinanet = yaml.safe_load(write_task(data, "retinanet", None, "detectron2")[0].read_text())
     assert retinanet["MODEL"]["MASK_ON"] is False
     assert retinanet["MODEL"]["RETINANET"]["NUM_CLASSES"] == 3
     with pytest.raises(ValueError, match="--epochs 0: must be above 0"):
-        write_task(data, "fpn", 0)
+        write_task(data, "fpn", 0, "detectron2")
     assert epochs_for(118_287, COCO_IMAGES, EPOCHS, None) == 12
     assert epochs_for(10, COCO_IMAGES, EPOCHS, None) == 100
     assert 20 < epochs_for(16_551, COCO_IMAGES, EPOCHS, None) < 40, "VOC's 24,000 iterations are 23 epochs"

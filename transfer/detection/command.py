@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from common.distributed import rank
+from common.distributed import on_first_rank, rank
 from common.run_folder import exclusive
 from common.seen import find_seen
 from results.record import Record
@@ -23,10 +23,14 @@ from transfer.own_data.options import names_detection
 
 def own_task(options: Namespace) -> tuple[str, list[Path]]:
     """Return the task that is made for the user's data set and its test images, after printing what was found."""
-    data = own.load(options)
-    path, said = write_task(data, options.protocol, options.epochs)
-    print("\n".join(said), file=sys.stderr if options.dry_run else sys.stdout, flush=True)
-    return str(path), data.tests
+
+    def make() -> tuple[str, list[Path]]:
+        data = own.load(options)
+        path, said = write_task(data, options.protocol, options.epochs, options.engine)
+        print("\n".join(said), file=sys.stderr if options.dry_run else sys.stdout, flush=True)
+        return str(path), data.tests
+
+    return on_first_rank(make)
 
 
 def start_engine(options: Namespace, root: Path) -> Engine:
@@ -51,10 +55,10 @@ def detect(options: Namespace, root: Path) -> list[Record]:
         options: of the command, checked; the task of the user's own data is still to be made.
         root: folder of the data sets.
     """
+    engine = start_engine(options, root)
     tests: list[Path] = []  # test images of the user
     if names_detection(options):
         options.task, tests = own_task(options)
-    engine = start_engine(options, root)
     runs = map(engine.plan, options.seeds)
 
     def work(run: Run) -> Measurement:

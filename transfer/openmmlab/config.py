@@ -24,6 +24,7 @@ LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 # Names in `recorded` -> keys of the config, where they differ
 KEYS = {"max_iters": "train_cfg.max_iters", "batch": "train_dataloader.batch_size"}
 SECTIONS = (*LOADERS, "model", "optim_wrapper", "param_scheduler", "train_cfg", "default_hooks", "val_evaluator")
+OWN_FACTS = {"data": "name", "data_identity": "identity", "overlap": "overlap"}  # in records -> in `own`
 WARM_UPS = ("LinearLR", "ConstantLR")
 
 
@@ -138,7 +139,9 @@ def rescale(cfg: Config, processes: int, batch: int | None, accumulate: int, sca
     for scheduler in cfg.param_scheduler:
         for key in ("begin", "end"):
             if key in scheduler:
-                scheduler[key] = round(scheduler[key] * stretch)
+                scheduler[key] = max(
+                    int(key == "end"), round(scheduler[key] * stretch)
+                )  # mmengine refuses an empty one
         if "milestones" in scheduler:
             scheduler.milestones = [step * accumulate for step in after.steps]
         if "eta_min" in scheduler:
@@ -174,12 +177,18 @@ def recorded(cfg: Config, batch: int, loader: Sequence[str] = ("sampler", "datas
         batch: images per optimiser step, over all processes.
         loader: what is recorded of a loader.
     """
-    kept = ("model", "optim_wrapper", "param_scheduler", "val_evaluator", "scenes", "images")
+    kept = ("model", "optim_wrapper", "param_scheduler", "val_evaluator", "scenes", "images", "identity")
     config = {name: value for name, value in cfg.to_dict().items() if name in kept}
     config["max_iters"] = cfg.train_cfg.max_iters
     for name in LOADERS[:2]:
         config[name] = {key: value for key, value in cfg[name].to_dict().items() if key in loader}
     return {**config, "batch": batch}
+
+
+def own_facts(cfg: Config) -> dict[str, str]:
+    """Return what a record says of a user's data set (`own` in the task); nothing of another."""
+    own = cfg.get("own") or {}
+    return {name: own[key] for name, key in OWN_FACTS.items() if own.get(key)}
 
 
 def by_option(config: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from converters import Backbone, backbone_state
 from converters.targets import TARGETS
 
+FROZEN = {"frozen_stages": 4, "norm_eval": True}  # of a task with `freeze_backbone`
+
 
 @dataclass(frozen=True)
 class ModelBackbone:
@@ -52,7 +54,11 @@ class ModelBackbone:
 
     def fit(self, cfg: Config) -> None:
         """Set this network in a task's config."""
-        cfg.model.backbone.update(self.settings["backbone"])
+        cfg.model.backbone.update(self._wanted(cfg)["backbone"])
+
+    def _wanted(self, cfg: Config) -> dict[str, dict[str, Any]]:
+        frozen = FROZEN if cfg.get("freeze_backbone") else {}
+        return {**self.settings, "backbone": self.settings["backbone"] | frozen}
 
     def check(self, cfg: Config) -> None:
         """Compare a config with the settings.
@@ -62,7 +68,7 @@ class ModelBackbone:
         """
         if cfg.model.get("pretrained") or cfg.model.backbone.get("init_cfg"):
             raise ValueError("model.pretrained, model.backbone.init_cfg: the weights come from --ckpt; leave them out")
-        for part, wanted in self.settings.items():
+        for part, wanted in self._wanted(cfg).items():
             for name, value in wanted.items():
                 found = cfg.model[part].get(name)
                 if (list(found) if isinstance(found, tuple) else found) != value:

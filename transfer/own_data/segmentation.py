@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from jsonargparse import Namespace
 from PIL import Image
 
@@ -19,6 +18,7 @@ from common.folders import escaped, some, walk
 from common.scan import scan_files
 from transfer.headers import read_header
 from transfer.own_data.layouts import SPLITS
+from transfer.own_data.mmengine_yaml import dump
 from transfer.own_data.options import describe_split, epochs_for, file_name, hold_out
 from transfer.own_data.overlap import find_overlap
 from transfer.tasks import SEGMENTATION
@@ -215,17 +215,8 @@ def write_task(data: SegmentationData, epochs: float | None) -> tuple[Path, list
         write_text(data.folder / f"{split}.tsv", "".join(f"{image}\t{mask}\n" for image, mask in pairs))
     path = data.folder / f"own-{data.name}-fcn.yaml"  # no name of a task of this project
     head = f"# python transfer/segment.py --ckpt CHECKPOINT --task {path}\n# FCN-D8 on {describe(data)}\n"
-    settings = _settings(data, iterations, side)
-    write_text(path, head + yaml.dump(settings, sort_keys=False, width=120, allow_unicode=True, Dumper=_Dumper))
+    write_text(path, head + dump(_settings(data, iterations, side)))
     return path, said
-
-
-class _Dumper(yaml.Dumper):
-    """Writes no anchors, and tuples as such: mmcv's transforms take no lists."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        """Return True: nothing is written as a reference to an earlier value."""
-        return True
 
 
 def _settings(data: SegmentationData, iterations: int, side: int) -> dict[str, Any]:

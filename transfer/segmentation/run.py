@@ -12,7 +12,7 @@ from mmseg.utils import register_all_modules
 
 from transfer.benchmark import Measurement, read_backbone
 from transfer.learning_curve import save_learning_curve
-from transfer.openmmlab.config import LOADERS
+from transfer.openmmlab.config import LOADERS, own_facts
 from transfer.openmmlab.hooks import SampleHook
 from transfer.openmmlab.quiet import quiet
 from transfer.openmmlab.run import ResolvedRun, announce, train, with_data, with_data_on_all
@@ -23,7 +23,6 @@ from transfer.segmentation.data_check import check_data
 from transfer.tasks import SEGMENTATION
 
 HEADLINE = "mIoU"  # main metric of every task
-DATA_FACTS = {"data": "name", "data_identity": "identity", "overlap": "overlap"}  # in records -> in `own`
 PACKAGES = ("onedl-mmcv", "onedl-mmengine", "onedl-mmsegmentation")  # whose versions are recorded
 
 
@@ -78,10 +77,9 @@ def measure_run(run: SegmentationRun, root: Path, options: Namespace) -> Measure
     announce(run, images, tested)
     shown = SampleHook(take_sample)
     runner, metrics, cost = train(run, cfg, images, options, [shown])
-    metainfo, own = runner.val_dataloader.dataset.metainfo, cfg.get("own") or {}
+    metainfo = runner.val_dataloader.dataset.metainfo
     return Measurement(
-        metrics, cost, draw=lambda: draw_pictures(run.folder, shown, metainfo),
-        data={name: own[key] for name, key in DATA_FACTS.items() if own.get(key)},
+        metrics, cost, draw=lambda: draw_pictures(run.folder, shown, metainfo), data=own_facts(cfg)
     )  # fmt: skip
 
 

@@ -25,14 +25,14 @@ class Part:
     Attributes:
         name: of its annotations, for people.
         config: in the task's config, its folder found.
+        loader: that it is of, one of LOADERS.
         classes: names of its classes.
-        images: number of images that mmdet reads.
     """
 
     name: str
     config: Any
+    loader: str
     classes: tuple[str, ...]
-    images: int
 
     @property
     def annotations(self) -> Path:
@@ -48,6 +48,8 @@ class Part:
 def find_data(cfg: Config, root: Path) -> None:
     """Set the folder of every data set of a config, below --data-root; Fashion Scenes are made if missing.
 
+    Those of a user's data set (`own`) are set whatever --data-root is.
+
     Raises:
         ValueError: names what is missing and where to get it.
     """
@@ -59,6 +61,10 @@ def find_data(cfg: Config, root: Path) -> None:
             dataset.data_root = str(scenes or root / (dataset.get("data_root") or ""))
             if scenes:
                 dataset.metainfo = {"classes": CLASSES}
+            if own := cfg.get("own"):
+                i = 0 if name == LOADERS[0] else 2
+                dataset.update(ann_file=own.files[i], data_prefix={"img": own.files[i + 1]}, data_root="")
+                dataset.metainfo = {"classes": tuple(own.classes)}
     tested = next(datasets(cfg.val_dataloader))
     cfg.val_evaluator = cfg.test_evaluator = {
         **cfg.val_evaluator, "data_root": tested.data_root, "ann_file": tested.get("ann_file", ""),
@@ -67,30 +73,21 @@ def find_data(cfg: Config, root: Path) -> None:
 
 
 def list_parts(cfg: Config, name: str) -> list[Part]:
-    """Build the data sets of a loader; check that their class names are those of the files, and fit the heads.
+    """Return the data sets of a loader; check that their class names are those of the files, and fit the heads.
 
     Args:
         cfg: with its data found.
         name: of the loader, one of LOADERS.
 
     Raises:
-        ValueError: names what mmdet cannot read, or what does not fit.
+        ValueError: names what does not fit.
     """
     parts = []
     for config in datasets(cfg[name]):
-        classes = _class_names(config)
         file = Path(config.data_root, config.get("ann_file", ""))
+        parts.append(Part(f"{config.type} {file.stem}", config, name, _class_names(config)))
         if config.type == "CocoDataset":
-            _compare_names(file, classes)
-        try:
-            with quiet(prints=False):  # pycocotools prints
-                dataset = DATASETS.build({**config, "serialize_data": False})  # an empty one cannot be serialized
-        except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise ValueError(f"{file}: mmdet cannot read it: {reason}; --check-data may say more") from error
-        if not len(dataset):
-            raise ValueError(f"{file}: no image for {name} is left after {name}.dataset.filter_cfg={config.filter_cfg}")
-        parts.append(Part(f"{config.type} {file.stem}", config, classes, len(dataset)))
+            _compare_names(file, parts[-1].classes)
     for key, number in class_settings(cfg).items():
         if number != len(parts[0].classes):
             raise ValueError(f"{key}={number}: the data have {len(parts[0].classes)} classes; set it to that")
@@ -100,12 +97,12 @@ def list_parts(cfg: Config, name: str) -> list[Part]:
 
 
 def count_images(cfg: Config, train: Sequence[Part], val: Sequence[Part]) -> tuple[int, int]:
-    """Return the number of training images and of test images.
+    """Return the number of training images and of test images that mmdet reads.
 
     Raises:
-        ValueError: they are not those that the config states.
+        ValueError: mmdet cannot read them, none is left, or they are not those that the config states.
     """
-    found = sum(part.images for part in train), sum(part.images for part in val)
+    found = sum(map(_images, train)), sum(map(_images, val))
     stated = cfg.get("images")
     if stated and found != (stated.train, stated.val):
         raise ValueError(
@@ -113,6 +110,22 @@ def count_images(cfg: Config, train: Sequence[Part], val: Sequence[Part]) -> tup
             f"config, from which its iterations follow: correct `images` in {cfg.filename}"
         )
     return found
+
+
+def _images(part: Part) -> int:
+    """Return the number of images that mmdet reads of a data set, after building it."""
+    try:
+        with quiet(prints=False):  # pycocotools prints
+            dataset = DATASETS.build({**part.config, "serialize_data": False})  # an empty one cannot be serialized
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{part.annotations}: mmdet cannot read it: {reason}; --check-data may say more") from error
+    if not len(dataset):
+        raise ValueError(
+            f"{part.annotations}: no image for {part.loader} is left after "
+            f"{part.loader}.dataset.filter_cfg={part.config.filter_cfg}"
+        )
+    return len(dataset)
 
 
 def _class_names(config: Any) -> tuple[str, ...]:

@@ -29,8 +29,8 @@ def check_data(cfg: Config) -> str:
         ValueError: names the file that is wrong and how to mend it.
     """
     train, test = (list_parts(cfg, name) for name in LOADERS[:2])
-    count_images(cfg, train, test)
     checked = [[_check(cfg, part, test=scored) for part in parts] for parts, scored in ((train, False), (test, True))]
+    count_images(cfg, train, test)
     return describe_checks(*checked)
 
 

@@ -29,11 +29,12 @@ def takes(cfg: Config) -> dict[str, Any]:
         model = MODELS.build(copy.deepcopy(cfg.model)).eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model.extract_feat(torch.empty(1, 3, *sides))
-    data = cfg.get("layout") or ""
+    data, own = cfg.get("layout") or "", cfg.get("own")
+    looked_for = [*own.files] if own else ["scenes, made from Fashion-MNIST"]
     return {
         "parameters": sum(p.numel() for p in model.parameters()), "backbone_flops": counter.get_total_flops(),
         "image": sides, "iterations": cfg.train_cfg.max_iters, "batch": cfg.train_dataloader.batch_size,
-        "data": LAYOUTS[data].patterns if data in LAYOUTS else ["scenes, made from Fashion-MNIST"],
+        "data": LAYOUTS[data].patterns if data in LAYOUTS else looked_for,
     }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from transfer.detection.mmdet_engine.config import read_task, resolve
 from transfer.detection.mmdet_engine.data import count_images, find_data, list_parts
 from transfer.detection.mmdet_engine.data_check import check_data
 from transfer.detection.mmdet_engine.pictures import draw_pictures, take_sample
-from transfer.openmmlab.config import LOADERS
+from transfer.openmmlab.config import LOADERS, own_facts
 from transfer.openmmlab.devices import choose_devices
 from transfer.openmmlab.hooks import SampleHook
 from transfer.openmmlab.quiet import quiet
@@ -83,7 +83,7 @@ def measure_run(run: MmdetRun, root: Path, options: Namespace) -> Measurement:
     _, metrics, cost = train(run, cfg, images, options, [shown], check_operations)
     classes = parts[1][0].classes
     draw = partial(draw_pictures, run.folder, shown.samples, classes, run.headline)
-    return Measurement(metrics, cost, draw=draw)
+    return Measurement(metrics, cost, draw=draw, data=own_facts(cfg))
 
 
 def start(options: Namespace, root: Path) -> Engine:

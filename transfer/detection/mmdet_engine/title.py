@@ -27,13 +27,14 @@ def compose_title(cfg: Config, batch: int, own_statistics: bool, changes: Sequen
     }
     kinds = {kind: [part for part, other in norms.items() if other == kind] for kind in norms.values()}
     accumulate = wrapper.get("accumulative_counts", 1)
-    unusual = [AUTOCAST[wrapper.type]] if wrapper.type in AUTOCAST else []
+    unusual = ["frozen backbone"] if cfg.get("freeze_backbone") else []
+    unusual += [AUTOCAST[wrapper.type]] if wrapper.type in AUTOCAST else []
     unusual += [f"gradients of {accumulate} batches accumulated"] if accumulate > 1 else []
     unusual += ["batch norm of each process"] if own_statistics else []
     line = (
         f"mmdet: {model.type} on {network.type}-{network.depth}, {parts}, "
         f"{', '.join(f'{kind} in {chr(32).join(where)}' for kind, where in kinds.items())}, "
-        f"{cfg.get('layout') or 'scenes' if cfg.get('scenes') else cfg.get('layout', 'own data')}, "
+        f"{cfg.get('layout') or ('scenes' if cfg.get('scenes') else 'own data')}, "
         f"{cfg.train_cfg.max_iters // accumulate} iterations of {batch}, "
         f"{optimizer.type} lr {optimizer.lr:g} wd {optimizer.get('weight_decay', 0):g}, {OPERATIONS}'s operations"
     )
