@@ -93,6 +93,7 @@ def of_repository() -> dict[Path, str | None]:
     tables["tasks"] = contents.task_plans(RESULTS / "benchmarks" / "plans.json").markdown()
     tables["gpu"] = contents.gpu_steps(RESULTS / "benchmarks" / "gpu.jsonl").markdown()
     tables["install"] = contents.installs(RESULTS / "benchmarks" / "install.jsonl").markdown()
+    tables["readme"] = contents.readme_runs(RESULTS / "benchmarks" / "readme.jsonl").markdown()
     tables["help"] = contents.help_times(RESULTS / "benchmarks" / "help.jsonl").markdown()
     tables["converters"] = contents.converters(RESULTS / "converters.jsonl").markdown()
     tables["mmcv"] = contents.mmcv_operations(RESULTS / "mmcv_operations.jsonl").markdown()

@@ -126,9 +126,9 @@ def main() -> None:
     p.add_argument("--logs", type=Path, default=Path("runs/install"), help="folder of the logs")
     p.add_argument("--record", type=Path, default=Path("results/benchmarks/install.jsonl"), help="JSON lines to add to")
     options = p.parse_args()
-    for python in options.pythons:
+    for number, python in enumerate(options.pythons):
         for extras in options.extras:
-            folder = (options.logs / f"{Path(python).name}-{extras.replace(',', '-')}").absolute()
+            folder = (options.logs / f"{number}-{extras.replace(',', '-')}").absolute()
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             try:

@@ -62,7 +62,7 @@ def test_tensors_on_a_file_that_may_not_grow_are_an_os_error(tmp_path: Path) -> 
 
 
 def test_an_error_of_torch_that_is_no_disk_passes(tmp_path: Path) -> None:
-    with pytest.raises(AttributeError, match="pickle"):
+    with pytest.raises(AttributeError, match="local object"):
         write_tensors(tmp_path / "a.pth", {"a": lambda: None})
     assert list(tmp_path.iterdir()) == []
 
