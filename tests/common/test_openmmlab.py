@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 INSIDE = Path(__file__).with_name("mmcv_operations.py")
-pytestmark = pytest.mark.skipif(find_spec("mmdet") is None, reason="mmdet is not installed: bash setup.sh")
+# Not importlib.util.find_spec: a test module that imports mmseg hides mmdet from it.
+pytestmark = pytest.mark.skipif(PathFinder.find_spec("mmdet") is None, reason="mmdet is not installed: bash setup.sh")
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -98,7 +98,7 @@ def test_what_trainers_save_beside_the_weights(write: Callable[..., Path], tmp_p
         "generator": "numpy.random._pickle.__generator_ctor",
         "legacy generator": "numpy.random._pickle.__randomstate_ctor",
         "counts": "collections.Counter",
-        "path": "pathlib.PosixPath",
+        "path": f"{pathlib.PosixPath.__module__}.PosixPath",  # pathlib._local in Python 3.13
         "dtype": "torch.float16",
         "device": "torch.device",
         "object": f"{__name__}._made",

@@ -3,12 +3,12 @@
 import json
 import subprocess
 import sys
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
 from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.skipif(find_spec("mmdet") is None, reason="mmdet is not installed: bash setup.sh")
+pytestmark = pytest.mark.skipif(PathFinder.find_spec("mmdet") is None, reason="mmdet is not installed: bash setup.sh")
 SCRIPT = """
 import json, sys
 from pathlib import Path
