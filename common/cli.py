@@ -29,7 +29,7 @@ from common.folders import escape
 USER_ERROR, NON_FINITE, UNREAD = 2, 3, 141  # exit statuses; a stop by a signal is 128 + its number: 143, 130
 STOPS = {signal.SIGTERM: "terminated", signal.SIGINT: "interrupted", signal.SIGHUP: "hung up"}
 REPEAT = 1.0  # seconds in which a second signal is the same stop: torchrun and Slurm send it both
-PATIENCE = 60.0  # seconds without a batch after which the wait is told
+PATIENCE = 60.0  # seconds without a batch after which the wait is reported
 
 # What jsonargparse says of a value that is of none of several types
 _UNION = re.compile(r'Parser key "([^"]+)": Does not validate against any of the Union .*Given value: (.+)')

@@ -1,4 +1,4 @@
-"""The one walk over folders of images: what is an image, what is left out and told, what is an error.
+"""The one walk over folders of images: what is an image, what is left out and reported, what is an error.
 
 Links to folders are followed, except to one that encloses the link; no folder is read twice. Hidden files, and what
 systems and editors leave behind, are no images. A folder that cannot be read and a broken link are errors: images would

@@ -183,13 +183,13 @@ def _file_bytes(path: Path) -> bytes:
 def load_images(
     sources: Iterable[str], root: str = "data", classes: str | None = None, complete: bool = False
 ) -> ImageSet:
-    """Read the lists of images (not yet the images) of all sources. What is left out of folders is told on stderr.
+    """Read the lists of images (not yet the images) of all sources. What is left out of folders is reported on stderr.
 
     Args:
         sources: see the head of this file.
         root: folder of Fashion-MNIST.
         classes: text file with one class name per line that fixes the class map; None: the sorted names found.
-        complete: whether a class folder without images is an error, in place of being told.
+        complete: whether a class folder without images is an error, in place of being reported.
 
     Raises:
         ValueError: a source is missing, empty, ambiguous or malformed; or `classes` lacks a label.

@@ -10,7 +10,7 @@ from torch.optim.sgd import sgd
 class HostSGD(torch.optim.SGD):
     """torch's fused SGD for a CPU without its copies: it clones every gradient in channels-last format.
 
-    The update is elementwise, so it may be told of the dimensions in the order in which they lie in memory. Weights and
+    The update is elementwise, so it may see the dimensions in the order in which they lie in memory. Weights and
     state equal those of torch's, bit for bit. The momentum must exist before the first step, as zeros.
     """
 
