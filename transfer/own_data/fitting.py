@@ -112,7 +112,11 @@ def benchmarks(options: Namespace, tasks: Sequence[str]) -> Iterator[Benchmark]:
                 words += [f"--labels.ratio={fraction!r}"] * (fraction < 1)
                 words += _details(task, len(labels[fraction].train), options)
             else:
-                words = [*_given(options, ("val_fraction",)), *_annotated_words(KINDS[task], options), "--resume"]
+                words = [
+                    *_given(options, ("val_fraction", "epochs")),
+                    *_annotated_words(KINDS[task], options),
+                    "--resume",
+                ]
             yield Benchmark(task, fraction, [*common, *words])
 
 
@@ -125,7 +129,7 @@ def _details(task: str, images: int, options: Namespace) -> Words:
         return precision
     fitted = images - round(images / 10)
     batch = min(fitted, 2 ** int(np.log2(np.clip(fitted // 4, *BATCH))))
-    epochs = max(EPOCHS, -(-STEPS // (fitted // batch)))
+    epochs = max(EPOCHS, -(-STEPS // (fitted // batch))) if options.epochs is None else max(1, round(options.epochs))
     words = [f"--{name}={json.dumps(values)}" for name, values in RATES.items()]
     return [*words, f"--optim.batch={batch}", f"--optim.epochs={epochs}", "--resume"]
 
