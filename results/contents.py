@@ -292,6 +292,22 @@ def help_times(path: Path) -> Grid:
     return grid
 
 
+def quick_times(path: Path) -> Grid:
+    """Return what compare.sh --quick took, from the newest record of each network of bench_quick.py."""
+    rows = {row["arch"]: row for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
+    cells: list[list[Entry | str]] = [
+        [arch, f"{row['seconds']:.0f}", f"{row['cpu_seconds']:.0f}", f"{row['load']:.1f}"] for arch, row in rows.items()
+    ]
+    grid = Grid("quick", "compare.sh --quick", ["network", "seconds", "CPU seconds", "load"], cells)
+    last = [*rows.values()][-1]
+    grid.notes = [
+        f"{last['checkpoints']} checkpoints, {last['images']:,} images of 224 px, {last['cores']} cores of "
+        f"{last['cpu']}, which other work shared. Load: processes that wanted a core at the "
+        "end, those of the comparison included."
+    ]
+    return grid
+
+
 def converters(path: Path) -> Grid:
     """Return the round trips of a JSON-lines file: max |Δ| of the features by layout read and framework written."""
     table = pd.read_json(path, lines=True).sort_values("arch", kind="stable")

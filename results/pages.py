@@ -95,6 +95,7 @@ def of_repository() -> dict[Path, str | None]:
     tables["install"] = contents.installs(RESULTS / "benchmarks" / "install.jsonl").markdown()
     tables["readme"] = contents.readme_runs(RESULTS / "benchmarks" / "readme.jsonl").markdown()
     tables["help"] = contents.help_times(RESULTS / "benchmarks" / "help.jsonl").markdown()
+    tables["quick"] = contents.quick_times(RESULTS / "benchmarks" / "quick.jsonl").markdown()
     tables["converters"] = contents.converters(RESULTS / "converters.jsonl").markdown()
     tables["mmcv"] = contents.mmcv_operations(RESULTS / "mmcv_operations.jsonl").markdown()
     tables["mmdet_tasks"] = engines.mmdet_tasks(RESULTS / "benchmarks" / "mmdet_tasks.jsonl").markdown()
