@@ -60,7 +60,7 @@ def test_boxes(tmp_path: Path) -> None:
         data = load_boxes(root, f"--split-seed={seed}")
         for file in data.files[::2]:
             assert {row["category_id"] for row in json.loads(Path(file).read_text())["annotations"]} == {3, 7, 40}
-    path, said = detection_task.write_task(data, "fpn", None)
+    path, said = detection_task.write_task(data, "fpn", None, "detectron2")
     settings = yaml.safe_load(path.read_text())
     images = data.trained
     assert settings["SOLVER"]["MAX_ITER"] == round(100 * images / 16)
