@@ -53,6 +53,9 @@ for room in ("common", "pretrain", "converters", "results", "transfer"):
         except ModuleNotFoundError as error:
             assert (error.name or "").partition(".")[0] in {*EXTRAS, "fvcore", "iopath", "mmengine"}, error
             count["of other extras"] += 1
+        except ValueError as error:  # of common.extras.require
+            assert "is not installed" in str(error), error
+            count["of other extras"] += 1
 print(count["imported"], count["of other extras"])
 """
 
