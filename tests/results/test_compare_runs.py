@@ -1,4 +1,4 @@
-"""Comparisons that are run as a user starts them: stopped and continued, and of boxes and masks."""
+"""A comparison that is started as a user does it, stopped, and continued."""
 
 from __future__ import annotations
 
@@ -9,13 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pandas as pd
 import pytest
 
-from results.record import read_all
-from tests.transfer import own_sets
 from tests.transfer.garments import write_garments
 
 pytestmark = pytest.mark.nightly
@@ -83,29 +79,7 @@ def test_a_stopped_comparison_goes_on_and_ends_with_the_same_numbers(tmp_path: P
     ]
     pd.testing.assert_frame_equal(*tables)
     assert len(tables[0]) == 8, "two checkpoints, two benchmarks, two fractions"
-    numbers = [len(read_all(tmp_path / name / "runs/compare/garments/records")) for name in ("stopped", "whole")]
-    assert numbers[0] == numbers[1]
-
-
-def test_boxes_and_masks_are_compared(tmp_path: Path) -> None:
-    """One folder with both, of 30 images in all: two engines run in one study, and the page shows either."""
-    root = own_sets.write_coco(tmp_path / "scenes", counts={"train": 24, "val": 6})
-    for image in sorted((root / "images").iterdir()):
-        pixels = cv2.imread(str(image))
-        labels = np.zeros(pixels.shape[:2], np.uint8)
-        for colour in range(3):
-            labels[(pixels[..., colour] == 255) & (np.delete(pixels, colour, 2).max(2) == 0)] = colour + 1
-        target = root / "masks" / image.name
-        target.parent.mkdir(exist_ok=True)
-        assert cv2.imwrite(str(target), labels)
-    (root / "classes.txt").write_text("ground\nant\nbee\ncat\n")
-    said = finish(start(tmp_path, "--data", "scenes", "--seeds", "0", "--epochs", "0.5"))
-    numbers = pd.read_csv(tmp_path / "runs/compare/scenes/compare.csv")
-    assert sorted(zip(numbers["checkpoint"], numbers["task"], strict=True)) == [
-        (name, f"own-scenes-{end}") for name in ("random:resnet18", "random:resnet18?seed=1") for end in ("fcn", "fpn")
+    counts = [
+        len([*(tmp_path / name / "runs/compare/garments/records").rglob("*.json")]) for name in ("stopped", "whole")
     ]
-    assert numbers["mean"].between(0, 100).all()
-    assert said.count("n too small to compare") == 2
-    page = (tmp_path / "runs/compare/scenes/index.html").read_text()
-    assert "mIoU" in page
-    assert "AP" in page
+    assert counts[0] == counts[1] > 0
