@@ -25,7 +25,7 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "transfer.compare", *CKPTS, *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8"}
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, cwd=folder, env=environment, **pipes)  # type: ignore[call-overload, no-any-return]
+    return subprocess.Popen(command, cwd=folder, env=environment, **pipes)  # type: ignore[call-overload]
 
 
 def finish(process: subprocess.Popen[str], status: int = 0) -> str:
@@ -77,7 +77,7 @@ def test_a_stopped_comparison_goes_on_and_ends_with_the_same_numbers(tmp_path: P
     tables = [
         pd.read_csv(tmp_path / name / "runs/compare/garments/compare.csv")[MEASURED] for name in ("stopped", "whole")
     ]
-    pd.testing.assert_frame_equal(*tables)
+    pd.testing.assert_frame_equal(tables[0], tables[1])
     assert len(tables[0]) == 8, "two checkpoints, two benchmarks, two fractions"
     counts = [
         len([*(tmp_path / name / "runs/compare/garments/records").rglob("*.json")]) for name in ("stopped", "whole")
