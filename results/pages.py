@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from results import contents, engines, own, plots
+from results import contents, engines, installs, own, plots
 from results.frame import frame, load, published
 from results.grid import Grid
 
@@ -92,8 +92,8 @@ def of_repository() -> dict[Path, str | None]:
     tables["plans"] = contents.plans(RESULTS / "benchmarks" / "plans.json").markdown()
     tables["tasks"] = contents.task_plans(RESULTS / "benchmarks" / "plans.json").markdown()
     tables["gpu"] = contents.gpu_steps(RESULTS / "benchmarks" / "gpu.jsonl").markdown()
-    tables["install"] = contents.installs(RESULTS / "benchmarks" / "install.jsonl").markdown()
-    tables["readme"] = contents.readme_runs(RESULTS / "benchmarks" / "readme.jsonl").markdown()
+    tables["install"] = installs.installs(RESULTS / "benchmarks" / "install.jsonl").markdown()
+    tables["readme"] = installs.readme_runs(RESULTS / "benchmarks" / "readme.jsonl").markdown()
     tables["help"] = contents.help_times(RESULTS / "benchmarks" / "help.jsonl").markdown()
     tables["quick"] = contents.quick_times(RESULTS / "benchmarks" / "quick.jsonl").markdown()
     tables["converters"] = contents.converters(RESULTS / "converters.jsonl").markdown()
