@@ -75,7 +75,7 @@ def _read_kind(path: Path, head: bytes, trust: bool) -> Any:
             return pickle.load(file, encoding="latin1")
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # torch wants memory that may be written
     records = _check_zip(mapped, path) if zipped else {}
-    if trust:
+    if trust:  # --trust: the user answers for the code in the file
         return torch.load(path, map_location="cpu", mmap=zipped, weights_only=False)
     budget = Budget(len(mapped))
     if zipped:

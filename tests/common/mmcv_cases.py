@@ -191,7 +191,7 @@ def output_difference(case: Case, dtype: torch.dtype) -> float:
 
 def largest(found: Sequence[Any], wanted: Sequence[Any]) -> float:
     """Return the largest |difference| of tensors or lists of numbers; infinity where their shapes differ."""
-    lists = zip(found, wanted, strict=False)
+    lists = zip(found, wanted, strict=False)  # their lengths are compared below
     pairs = [(torch.as_tensor(a, dtype=torch.double), torch.as_tensor(b, dtype=torch.double)) for a, b in lists]
     if len(found) != len(wanted) or any(a.shape != b.shape for a, b in pairs):
         return float("inf")

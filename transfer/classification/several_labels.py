@@ -88,20 +88,13 @@ def evaluate(run: Run, options: Namespace, device: torch.device) -> Measurement:
     )
     held = held_out(data, run.seed) if len(options.penalties) > 1 else np.arange(0)
     targets = torch.from_numpy(data.targets)
+    classes, indices = len(data.classes), torch.from_numpy(held)
 
     def score(head: nn.Linear) -> float:
-        return mean(aps(head, features[torch.from_numpy(held)], data.targets[held], data.classes))
+        return mean(aps(head, features[indices], data.targets[held], data.classes))
 
     head, penalty, tried = logistic.fit(
-        features,
-        targets,
-        len(data.classes),
-        torch.from_numpy(held),
-        device,
-        options.penalties,
-        tqdm.write,
-        Binary,
-        score,
+        features, targets, classes, indices, device, options.penalties, tqdm.write, Binary, score
     )
     compared = run.backbone.compare(network.state_dict())
     print(f"the backbone is unchanged: {compared} tensors equal those of the checkpoint")
